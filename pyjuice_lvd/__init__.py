@@ -1,0 +1,1 @@
+"""Tractable density models of images: probabilistic circuits by latent variable distillation."""

@@ -1,0 +1,126 @@
+"""Colour transforms between 8-bit RGB and the 8-bit channels that are modelled (DESIGN section 4, "bpd")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.errors import InputError
+
+UInt8 = npt.NDArray[np.uint8]
+Float64 = npt.NDArray[np.float64]
+
+# BT.709 luma weights of R, G, B (ITU-R BT.709-6, item 3.2); chroma is scaled to the full 8-bit range around 128.
+_KR, _KG, _KB = 0.2126, 0.7152, 0.0722
+_YCC709 = np.array(
+    [
+        [_KR, _KG, _KB],
+        [-_KR / (2 * (1 - _KB)), -_KG / (2 * (1 - _KB)), 0.5],
+        [0.5, -_KG / (2 * (1 - _KR)), -_KB / (2 * (1 - _KR))],
+    ]
+)
+_YCC709_INVERSE = np.linalg.inv(_YCC709)
+_YCC709_OFFSET = np.array([0.0, 128.0, 128.0])
+_BLOCK = 1 << 18  # pixels converted at once in float64: memory stays a few MB however many images there are
+
+
+@dataclass(frozen=True)
+class ColorTransform:
+    """One colour transform: two maps uint8 (..., C) -> uint8 (..., C).
+
+    If `lossless`, `inverse` undoes `forward` exactly and `forward` is one-to-one, so that a bpd of the transformed channels
+    is the bpd of the pixels. Otherwise `inverse` is approximate and such a bpd compares with no lossless one.
+    """
+
+    name: str
+    lossless: bool
+    forward: Callable[[UInt8], UInt8]
+    inverse: Callable[[UInt8], UInt8]
+
+
+def color_transform(name: str, channels: int) -> ColorTransform:
+    """Look up a colour transform by name for images of 1 (grey) or 3 (RGB) channels.
+
+    Grey images have no colour to transform: every name gives the identity, which is lossless.
+
+    Raises:
+        InputError: unknown name, or neither 1 nor 3 channels.
+    """
+    if name not in COLORS:
+        raise InputError(f"color: found {name!r}, wanted one of {', '.join(COLORS)}")
+    if channels not in (1, 3):
+        raise InputError(f"color: found images of {channels} channels, wanted 1 (grey) or 3 (RGB)")
+    return COLORS[name] if channels == 3 else replace(COLORS["rgb"], name=name)
+
+
+def _identity(images: UInt8) -> UInt8:
+    return images
+
+
+def _halved(stored: UInt8) -> UInt8:
+    """floor(x / 2) of the signed chroma x that is stored as x + 128, as a residue mod 256."""
+    # floor((s - 128) / 2) = (s >> 1) - 64 holds for each s in 0..255, so no signed copy is needed.
+    return np.subtract(stored >> 1, np.uint8(64))  # the ufunc: scalars' own `-` would warn of the wrap-around
+
+
+def _rgb_to_ycocg(images: UInt8) -> UInt8:
+    """Lifting steps of YCoCg-R (Malvar and Sullivan 2003) in arithmetic mod 256: channels Y, Co + 128, Cg + 128.
+
+    Each step adds to one channel a function of the others, which can be subtracted again: one-to-one on all 2^24 colours.
+    The differences R - B and G - t wrap around mod 256; their residues are read as signed numbers in -128..127, the ones
+    nearest to grey, before they are halved. They are stored with 128 added (mod 256): natural images have them around 0, and
+    the stored channel then has one mode at 128 in place of two at the ends of the range.
+    """
+    out = np.empty_like(images)
+    r, g, b = (images[..., c] for c in range(3))
+    y, co, cg = (out[..., c] for c in range(3))
+    np.subtract(r, b, out=co)
+    co += 128
+    t = np.add(b, _halved(co))
+    np.subtract(g, t, out=cg)
+    cg += 128
+    np.add(t, _halved(cg), out=y)
+    return out
+
+
+def _ycocg_to_rgb(images: UInt8) -> UInt8:
+    """Undo the lifting steps of `_rgb_to_ycocg` in reverse order."""
+    out = np.empty_like(images)
+    y, co, cg = (images[..., c] for c in range(3))
+    r, g, b = (out[..., c] for c in range(3))
+    t = np.subtract(y, _halved(cg))
+    np.add(cg, t, out=g)
+    g += 128  # takes away the stored 128: -128 = +128 mod 256
+    np.subtract(t, _halved(co), out=b)
+    np.add(co, b, out=r)
+    r += 128
+    return out
+
+
+def _rgb_to_ycc709(images: UInt8) -> UInt8:
+    """Full-range BT.709 Y'CbCr, channels Y', Cb + 128, Cr + 128, rounded and clamped to 0..255: loses information."""
+    return _in_blocks(images, lambda rgb: rgb @ _YCC709.T + _YCC709_OFFSET)
+
+
+def _ycc709_to_rgb(images: UInt8) -> UInt8:
+    """Nearest RGB to the real-valued inverse of BT.709 Y'CbCr, clamped to 0..255: within a few levels of the original."""
+    return _in_blocks(images, lambda ycc: (ycc - _YCC709_OFFSET) @ _YCC709_INVERSE.T)
+
+
+def _in_blocks(images: UInt8, function: Callable[[Float64], Float64]) -> UInt8:
+    pixels = images.reshape(-1, 3)
+    out = np.empty_like(pixels)
+    for start in range(0, len(pixels), _BLOCK):
+        values = function(pixels[start : start + _BLOCK].astype(np.float64))
+        out[start : start + _BLOCK] = np.clip(np.rint(values), 0, 255)
+    return out.reshape(images.shape)
+
+
+COLORS: dict[str, ColorTransform] = {
+    "ycocg": ColorTransform("ycocg", lossless=True, forward=_rgb_to_ycocg, inverse=_ycocg_to_rgb),
+    "rgb": ColorTransform("rgb", lossless=True, forward=_identity, inverse=_identity),
+    "ycc709": ColorTransform("ycc709", lossless=False, forward=_rgb_to_ycc709, inverse=_ycc709_to_rgb),
+}

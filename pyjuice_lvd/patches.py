@@ -1,0 +1,57 @@
+"""Images as patches: position i of the grid, in row-major order, holds the pixels that one latent z_i generates."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.errors import InputError
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patch positions on a height x width image.
+
+    Raises:
+        InputError: a patch side is below 1, or the image is not a whole number of patches.
+    """
+    ph, pw = patch
+    if ph < 1 or pw < 1:
+        raise InputError(f"patch: found {ph}x{pw}, wanted sides of at least 1 pixel")
+    if height % ph or width % pw:
+        raise InputError(
+            f"patch: found {ph}x{pw} for images of {height}x{width}, wanted a patch whose sides divide the image's"
+        )
+    return height // ph, width // pw
+
+
+def to_patches(images: UInt8, patch: tuple[int, int]) -> UInt8:
+    """Cut images (N, H, W, C) into patches: uint8 (N, P, ph*pw*C), C-contiguous.
+
+    The P positions are in row-major order; within a patch the order is row, column, channel.
+
+    Raises:
+        InputError: as `position_grid`.
+    """
+    n, height, width, channels = images.shape
+    rows, cols = position_grid(height, width, patch)
+    ph, pw = patch
+    tiles = images.reshape(n, rows, ph, cols, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(tiles).reshape(n, rows * cols, ph * pw * channels)
+
+
+def from_patches(patches: UInt8, image_shape: tuple[int, int, int], patch: tuple[int, int]) -> UInt8:
+    """Put patches (N, P, ph*pw*C) together again: images uint8 (N, H, W, C), where `image_shape` is (H, W, C).
+
+    Raises:
+        InputError: as `position_grid`, or the patches' shape is not that of such images.
+    """
+    height, width, channels = image_shape
+    rows, cols = position_grid(height, width, patch)
+    ph, pw = patch
+    wanted = (rows * cols, ph * pw * channels)
+    if patches.ndim != 3 or patches.shape[1:] != wanted:
+        raise InputError(f"patches: found shape {patches.shape}, wanted (N, {wanted[0]}, {wanted[1]})")
+    tiles = patches.reshape(-1, rows, cols, ph, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(tiles).reshape(-1, height, width, channels)

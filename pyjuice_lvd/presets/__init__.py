@@ -1,0 +1,1 @@
+"""The shipped presets: TOML files of settings that differ from the defaults."""
