@@ -31,8 +31,8 @@ _BLOCK = 1 << 18  # pixels converted at once in float64: memory stays a few MB h
 class ColorTransform:
     """One colour transform: two maps uint8 (..., C) -> uint8 (..., C).
 
-    If `lossless`, `inverse` undoes `forward` exactly and `forward` is one-to-one, so that a bpd of the transformed channels
-    is the bpd of the pixels. Otherwise `inverse` is approximate and such a bpd compares with no lossless one.
+    If `lossless`, `forward` is one-to-one and `inverse` undoes it exactly: the bpd of the transformed channels is the
+    bpd of the pixels. Otherwise `inverse` is approximate, and such a bpd compares with no lossless one.
     """
 
     name: str
@@ -44,10 +44,8 @@ class ColorTransform:
 def color_transform(name: str, channels: int) -> ColorTransform:
     """Look up a colour transform by name for images of 1 (grey) or 3 (RGB) channels.
 
-    Grey images have no colour to transform: every name gives the identity, which is lossless.
-
-    Raises:
-        InputError: unknown name, or neither 1 nor 3 channels.
+    Grey images have no colour to transform: every name gives the identity, which is lossless. Raises InputError for an
+    unknown name and for any other number of channels.
     """
     if name not in COLORS:
         raise InputError(f"color: found {name!r}, wanted one of {', '.join(COLORS)}")
@@ -61,18 +59,20 @@ def _identity(images: UInt8) -> UInt8:
 
 
 def _halved(stored: UInt8) -> UInt8:
-    """floor(x / 2) of the signed chroma x that is stored as x + 128, as a residue mod 256."""
-    # floor((s - 128) / 2) = (s >> 1) - 64 holds for each s in 0..255, so no signed copy is needed.
-    return np.subtract(stored >> 1, np.uint8(64))  # the ufunc: scalars' own `-` would warn of the wrap-around
+    """Return floor(x / 2), mod 256, of the signed chroma x that is stored as x + 128."""
+    # floor((s - 128) / 2) = (s >> 1) - 64 holds for each s in 0..255, so no signed copy is needed. The ufunc, because
+    # the `-` of numpy's scalars (a single colour's channel) would warn of the intended wrap-around.
+    half: UInt8 = np.subtract(stored >> 1, np.uint8(64))
+    return half
 
 
 def _rgb_to_ycocg(images: UInt8) -> UInt8:
     """Lifting steps of YCoCg-R (Malvar and Sullivan 2003) in arithmetic mod 256: channels Y, Co + 128, Cg + 128.
 
-    Each step adds to one channel a function of the others, which can be subtracted again: one-to-one on all 2^24 colours.
-    The differences R - B and G - t wrap around mod 256; their residues are read as signed numbers in -128..127, the ones
-    nearest to grey, before they are halved. They are stored with 128 added (mod 256): natural images have them around 0, and
-    the stored channel then has one mode at 128 in place of two at the ends of the range.
+    Each step adds a function of the other channels to one channel and so can be undone by subtraction: one-to-one on
+    all 2^24 colours. The differences Co = R - B and Cg = G - t wrap around mod 256; before they are halved, their
+    residues are read as signed numbers in -128..127. They are stored with 128 added (mod 256): natural images have
+    them around 0, and the stored channel then has one mode, at 128, instead of one at each end of the range.
     """
     out = np.empty_like(images)
     r, g, b = (images[..., c] for c in range(3))
@@ -106,7 +106,7 @@ def _rgb_to_ycc709(images: UInt8) -> UInt8:
 
 
 def _ycc709_to_rgb(images: UInt8) -> UInt8:
-    """Nearest RGB to the real-valued inverse of BT.709 Y'CbCr, clamped to 0..255: within a few levels of the original."""
+    """RGB nearest to the real-valued inverse of BT.709 Y'CbCr, clamped to 0..255: within 2 levels of the original."""
     return _in_blocks(images, lambda ycc: (ycc - _YCC709_OFFSET) @ _YCC709_INVERSE.T)
 
 

@@ -13,8 +13,8 @@ UInt8 = npt.NDArray[np.uint8]
 def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of patch positions on a height x width image.
 
-    Raises:
-        InputError: a patch side is below 1, or the image is not a whole number of patches.
+    Raises InputError if the image is not a
+    whole number of patches or a patch side is below 1.
     """
     ph, pw = patch
     if ph < 1 or pw < 1:
@@ -29,10 +29,8 @@ def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int,
 def to_patches(images: UInt8, patch: tuple[int, int]) -> UInt8:
     """Cut images (N, H, W, C) into patches: uint8 (N, P, ph*pw*C), C-contiguous.
 
-    The P positions are in row-major order; within a patch the order is row, column, channel.
-
-    Raises:
-        InputError: as `position_grid`.
+    The P positions are in row-major order; within a patch the order is row, column, channel. Raises InputError as
+    `position_grid` does.
     """
     n, height, width, channels = images.shape
     rows, cols = position_grid(height, width, patch)
@@ -44,8 +42,7 @@ def to_patches(images: UInt8, patch: tuple[int, int]) -> UInt8:
 def from_patches(patches: UInt8, image_shape: tuple[int, int, int], patch: tuple[int, int]) -> UInt8:
     """Put patches (N, P, ph*pw*C) together again: images uint8 (N, H, W, C), where `image_shape` is (H, W, C).
 
-    Raises:
-        InputError: as `position_grid`, or the patches' shape is not that of such images.
+    Raises InputError as `position_grid` does, and if the patches' shape is not that of such images.
     """
     height, width, channels = image_shape
     rows, cols = position_grid(height, width, patch)

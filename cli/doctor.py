@@ -1,0 +1,80 @@
+"""`lvd-juice doctor`: what this machine offers, which bridge to Julia is taken and why, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+import pyjuice_lvd.julia as julia
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Say what is found, which bridge runs Julia and why, and what is missing; status 1 if Julia cannot run."""
+    found = examine()
+    click.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))
+    if not found["usable"]:
+        context.exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """All findings, in the form that `--json` prints; starts Julia if it can."""
+    diagnosis = julia.diagnose()
+    info = diagnosis.info
+    started = None
+    if info is not None:
+        started = {name: value if isinstance(value, int) else str(value) for name, value in vars(info).items()}
+    return {
+        "usable": info is not None,
+        "problem": diagnosis.problem,
+        "bridges": diagnosis.bridges,
+        "julia": started,
+        "prefix": str(diagnosis.prefix),
+        "prefix_filled": diagnosis.prefix_filled,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("lvd-juice", "torch", "numpy", "scikit-learn", "juliacall")},
+        "torch_devices": _torch_devices(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch_devices() -> list[str]:
+    import torch  # seconds, and only this command's own business
+
+    names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return ["cpu", *names]
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    rows = [(f"bridge {name}", what) for name, what in found["bridges"].items()]
+    if found["julia"] is not None:
+        started = found["julia"]
+        rows += [
+            ("chosen", f"{started['bridge']}: {started['why']}"),
+            ("Julia", f"{started['version']}, {started['executable']}"),
+            ("threads", f"{started['threads']} (LVD_THREADS or --threads sets them)"),
+            ("CPU target", f"{started['cpu_target']} ({started['cpu_name']})"),
+            ("system image", started["sysimage"]),
+            ("LVDJuice", started["sources"]),
+            ("depot", started["depot"]),
+        ]
+    rows += [
+        ("private prefix", f"{found['prefix']} ({'filled' if found['prefix_filled'] else 'empty'})"),
+        ("Python", found["python"]),
+        ("packages", ", ".join(f"{name} {number or 'missing'}" for name, number in found["packages"].items())),
+        ("torch devices", ", ".join(found["torch_devices"])),
+        ("missing", found["problem"] or "nothing"),
+    ]
+    return [f"{label:<16} {text}" for label, text in rows]

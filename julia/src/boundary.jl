@@ -1,0 +1,166 @@
+"""
+The C boundary of LVDJuice: one C function, `invoke`, through which another language (Python) calls any function of the
+package by name. Arrays cross by pointer, in both directions, without a copy; what is neither a number, a string nor an
+array stays here and crosses as a handle.
+
+An argument array is borrowed: its memory belongs to the caller, and is promised only until the call returns. A result
+stays in `REGISTRY` until the caller releases it.
+"""
+module Boundary
+
+using LinearAlgebra: BLAS
+
+const MAX_DIMS = 6
+
+"One argument or result, tagged by `kind`. `_Value` in pyjuice_lvd/julia/values.py has the same layout."
+struct Value
+    kind::Int32
+    eltype::Int32                   # ARRAY: index into ELTYPES. ERROR: 1 if the caller's input is to blame
+    ndims::Int32
+    payload::UInt64                 # the bits of a number, or an address
+    dims::NTuple{MAX_DIMS,Int64}    # of an array, in Julia's order; of a string: (bytes, 0, ...)
+    owner::Int64                    # a key of REGISTRY, 0 if none
+end
+
+const NOTHING = Int32(0)
+const BOOL = Int32(1)
+const INT = Int32(2)
+const FLOAT = Int32(3)
+const STRING = Int32(4)
+const ARRAY = Int32(5)
+const HANDLE = Int32(6)
+const ERROR = Int32(7)
+const ARGUMENT = Int32(8)           # the result is the argument number `payload` itself
+
+const ELTYPES = (Bool, UInt8, Int8, UInt16, Int16, UInt32, Int32, UInt64, Int64, Float32, Float64)
+const NO_DIMS = ntuple(_ -> Int64(0), MAX_DIMS)
+
+const REGISTRY = Dict{Int64,Any}()
+const LAST_KEY = Ref{Int64}(0)
+const STRINGS = String[]            # those that the last call's results point into
+
+function register(x)
+    LAST_KEY[] += 1
+    REGISTRY[LAST_KEY[]] = x
+    return LAST_KEY[]
+end
+
+"Forget results. Keys are never used twice, so that releasing one again does no harm."
+function release(keys::Vector{Int64})
+    foreach(key -> delete!(REGISTRY, key), keys)
+    return nothing
+end
+
+"How many results the caller still holds."
+registered() = length(REGISTRY)
+
+function decode(v::Value)
+    v.kind == NOTHING && return nothing
+    v.kind == BOOL && return v.payload != 0
+    v.kind == INT && return reinterpret(Int64, v.payload)
+    v.kind == FLOAT && return reinterpret(Float64, v.payload)
+    v.kind == STRING && return unsafe_string(Ptr{UInt8}(UInt(v.payload)), v.dims[1])
+    v.kind == HANDLE && return REGISTRY[v.owner]
+    v.kind == ARRAY || throw(ArgumentError("the boundary knows no argument of kind $(v.kind)"))
+    dims = ntuple(i -> Int(v.dims[i]), Int(v.ndims))
+    return unsafe_wrap(Array, Ptr{ELTYPES[v.eltype]}(UInt(v.payload)), dims)
+end
+
+scalar(kind, bits) = Value(kind, 0, 0, bits, NO_DIMS, 0)
+
+function text(kind, s::String; eltype = 0, owner = 0)
+    push!(STRINGS, s)
+    dims = ntuple(i -> i == 1 ? Int64(sizeof(s)) : Int64(0), MAX_DIMS)
+    return Value(kind, eltype, 0, UInt64(UInt(pointer(s))), dims, owner)
+end
+
+"Encode one result; `arguments` are those of the call, whose memory is the caller's own."
+function encode(x, arguments)
+    if x isa Array && eltype(x) in ELTYPES && ndims(x) <= MAX_DIMS
+        position = findfirst(a -> a === x, arguments)
+        position === nothing || return scalar(ARGUMENT, UInt64(position))
+        dims = ntuple(i -> i <= ndims(x) ? Int64(size(x, i)) : Int64(0), MAX_DIMS)
+        code = findfirst(T -> T === eltype(x), ELTYPES)
+        return Value(ARRAY, code, ndims(x), UInt64(UInt(pointer(x))), dims, register(x))
+    elseif x === nothing
+        return scalar(NOTHING, UInt64(0))
+    elseif x isa Bool
+        return scalar(BOOL, UInt64(x))
+    elseif x isa Integer && typemin(Int64) <= x <= typemax(Int64)
+        return scalar(INT, reinterpret(UInt64, Int64(x)))
+    elseif x isa Union{Float16,Float32,Float64}
+        return scalar(FLOAT, reinterpret(UInt64, Float64(x)))
+    elseif x isa AbstractString
+        return text(STRING, String(x))
+    end
+    return text(HANDLE, string(typeof(x)); owner = register(x))
+end
+
+"The exception that a task, a composite or `include_string` wrapped."
+function root_cause(e)
+    e isa TaskFailedException && return root_cause(e.task.exception)
+    e isa CompositeException && !isempty(e.exceptions) && return root_cause(first(e.exceptions))
+    e isa LoadError && return root_cause(e.error)
+    return e
+end
+
+is_input_error(e) = e isa Union{ArgumentError,DimensionMismatch,DomainError}
+
+function message(e)
+    e isa Union{ArgumentError,DimensionMismatch} && return string(e.msg)
+    e isa DomainError && return isdefined(e, :msg) ? "$(e.msg): found $(e.val)" : "$(e.val) is outside the domain"
+    return sprint(showerror, e)
+end
+
+function encode_error(e)
+    cause = root_cause(e)
+    line = try
+        message(cause)
+    catch
+        string(typeof(cause))       # an exception whose own `showerror` fails
+    end
+    return text(ERROR, line; eltype = is_input_error(cause) ? 1 : 0)
+end
+
+"`name` in LVDJuice; a dotted name goes through submodules."
+lookup(name) = foldl(getfield, Symbol.(split(name, '.')); init = parentmodule(@__MODULE__))
+
+"Evaluate `code` in Main; the value of its last expression."
+evaluate(code::String) = include_string(Main, code, "evaluate")
+
+"Call a function by name. Returns the length of the tuple written to `results`, or -1 for a single result or error."
+function invoke(name::Cstring, nargs::Int32, args::Ptr{Value}, results::Ptr{Value}, capacity::Int32)::Int32
+    try
+        empty!(STRINGS)
+        arguments = Any[decode(unsafe_load(args, i)) for i in 1:nargs]
+        # The function may be younger than this code: look it up and call it in the newest world.
+        result = Base.invokelatest(() -> lookup(unsafe_string(name))(arguments...))
+        if result isa Tuple
+            length(result) <= capacity || error("$(length(result)) results, the boundary carries $capacity")
+            for (i, x) in enumerate(result)
+                unsafe_store!(results, encode(x, arguments), i)
+            end
+            return length(result)
+        end
+        unsafe_store!(results, encode(result, arguments), 1)
+        return -1
+    catch e
+        unsafe_store!(results, Base.invokelatest(encode_error, e), 1)
+        return -1
+    end
+end
+
+"The address of `invoke` as a C function. BLAS gets one thread, because the package's own threads share out the samples."
+function open_door()
+    BLAS.set_num_threads(1)
+    return UInt(@cfunction(invoke, Int32, (Cstring, Int32, Ptr{Value}, Ptr{Value}, Int32)))
+end
+
+"(Julia's version, threads, CPU target, CPU name, folder of the executable, system image, depot)."
+function describe()
+    options = Base.JLOptions()
+    target, image = unsafe_string(options.cpu_target), unsafe_string(options.image_file)
+    return string(VERSION), Threads.nthreads(), target, Sys.CPU_NAME, Sys.BINDIR, image, first(DEPOT_PATH)
+end
+
+end

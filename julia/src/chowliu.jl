@@ -1,0 +1,171 @@
+# Chow-Liu trees: pairwise mutual information in bounded memory, its maximum spanning tree, and the tree's centre.
+
+"""
+    MutualInformationJob(X; categories, pseudocount = 0.1)
+
+Pairwise mutual information of the rows of `X`, integers 0..categories-1, `(variables, samples)`. `advance!` works through
+the variables; the matrix, `(V, V)` in nats, is in `.mi` when it is done.
+
+With pseudocount a: P_ij = (N_ij + a / C^2) / (N + a) and P_i = (N_i + a / C) / (N + a). Memory is one column-wise copy of X
+and, for each thread, one table of C^2 counts (for C > $(2^12) a sorted list of the pairs instead); time is linear
+in the samples for each pair, whatever C: cells without a count are never visited.
+"""
+mutable struct MutualInformationJob
+    columns::Matrix{UInt32}       # (samples, variables)
+    categories::Int
+    pseudocount::Float64
+    mi::Matrix{Float64}
+    entropy::Vector{Float64}
+    joint_terms::Vector{Float64}  # p log p of a cell that holds n samples, n = 0..N
+    tables::Vector{Vector{UInt32}}
+    next::Int
+end
+
+const LARGEST_TABLE = 2^24  # cells of a thread's joint table: 64 MB
+
+function MutualInformationJob(X::AbstractMatrix{<:Integer}; categories::Integer, pseudocount::Real=0.1)
+    V, N = size(X)
+    check_data(X, fill(Int32(categories), V))
+    N >= 1 || throw(ArgumentError("X has no samples"))
+    columns = Matrix{UInt32}(undef, N, V)
+    Threads.@threads for i in 1:V
+        for n in 1:N
+            @inbounds columns[n, i] = X[i, n]
+        end
+    end
+    cells = categories^2
+    marginal_terms = terms(N, categories, pseudocount)
+    entropy = zeros(V)
+    Threads.@threads for i in 1:V
+        counts = zeros(Int, categories)
+        for n in 1:N
+            counts[columns[n, i] + 1] += 1
+        end
+        entropy[i] = -sum(marginal_terms[count + 1] for count in counts)
+    end
+    table_size = cells <= LARGEST_TABLE ? cells : N
+    tables = [zeros(UInt32, table_size) for _ in 1:Threads.nthreads()]
+    return MutualInformationJob(columns, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount),
+                                tables, 1)
+end
+
+"p log p for p = (n + a / cells) / (N + a), n = 0..N."
+function terms(N, cells, a)
+    p = [(n + a / cells) / (N + a) for n in 0:N]
+    return [q > 0 ? q * log(q) : 0.0 for q in p]
+end
+
+"Advances for about `seconds`; returns `(done, variables finished, variables)`."
+function advance!(job::MutualInformationJob, seconds::Real=Inf)
+    V = size(job.columns, 2)
+    started = time()
+    while job.next <= V
+        i = job.next
+        # Static shares: pair (i, j) costs the same for every j.
+        Threads.@threads for t in 1:length(job.tables)
+            for j in i + t:length(job.tables):V
+                mi = job.entropy[i] + job.entropy[j] + joint_sum(job, i, j, job.tables[t])
+                job.mi[i, j] = job.mi[j, i] = max(mi, 0.0)
+            end
+        end
+        job.next += 1
+        time() - started > seconds && break
+    end
+    return job.next > V, job.next - 1, V
+end
+
+"Sum over all cells of P_ij log P_ij."
+function joint_sum(job, i, j, table)
+    C, N = job.categories, size(job.columns, 1)
+    x, y = view(job.columns, :, i), view(job.columns, :, j)
+    occupied, total = C^2 <= LARGEST_TABLE ? counted(x, y, C, table, job.joint_terms) : sorted(x, y, C, job.joint_terms)
+    return total + (Float64(C)^2 - occupied) * job.joint_terms[1]
+end
+
+function counted(x, y, C, table, terms)
+    @inbounds for n in eachindex(x)
+        table[x[n] * C + y[n] + 1] += UInt32(1)
+    end
+    occupied, total = 0, 0.0
+    @inbounds for n in eachindex(x)  # a second pass over the samples visits occupied cells only, and clears them
+        cell = x[n] * C + y[n] + 1
+        count = table[cell]
+        if count > 0
+            occupied += 1
+            total += terms[count + 1]
+            table[cell] = 0
+        end
+    end
+    return occupied, total
+end
+
+function sorted(x, y, C, terms)
+    cells = sort!([UInt64(x[n]) * C + y[n] for n in eachindex(x)])
+    occupied, total, run = 0, 0.0, 0
+    for n in eachindex(cells)
+        run += 1
+        if n == length(cells) || cells[n + 1] != cells[n]
+            occupied += 1
+            total += terms[run + 1]
+            run = 0
+        end
+    end
+    return occupied, total
+end
+
+"""
+    chow_liu_tree(mi) -> parent
+
+Maximum spanning tree of a symmetric `(V, V)` matrix (Prim's algorithm, Chow and Liu 1968), rooted at its centre:
+`parent[i]` is the parent of variable i, 0 for the root. Ties go to the lower index.
+"""
+function chow_liu_tree(mi::AbstractMatrix{<:Real})
+    V = size(mi, 1)
+    neighbours = [Int[] for _ in 1:V]
+    best, link, outside = fill(-Inf, V), zeros(Int, V), trues(V)
+    next = 1
+    for _ in 1:V
+        outside[next] = false
+        if link[next] != 0
+            push!(neighbours[next], link[next])
+            push!(neighbours[link[next]], next)
+        end
+        candidate = 0
+        for i in 1:V
+            outside[i] || continue
+            if mi[next, i] > best[i]
+                best[i], link[i] = mi[next, i], next
+            end
+            if candidate == 0 || best[i] > best[candidate]
+                candidate = i
+            end
+        end
+        next = candidate
+    end
+    return rooted(neighbours, centre(neighbours))
+end
+
+"Parents of all nodes of the tree when it hangs from `root`, and the nodes in the order of their distance from it."
+function hang(neighbours, root)
+    parent, order = zeros(Int, length(neighbours)), [root]
+    for i in order, j in neighbours[i]  # `order` grows while it is walked: breadth first
+        if j != parent[i]
+            parent[j] = i
+            push!(order, j)
+        end
+    end
+    return parent, order
+end
+
+rooted(neighbours, root) = hang(neighbours, root)[1]
+
+"The middle of a longest path."
+function centre(neighbours)
+    one_end = hang(neighbours, 1)[2][end]
+    parent, order = hang(neighbours, one_end)
+    path = [order[end]]
+    while parent[path[end]] != 0
+        push!(path, parent[path[end]])
+    end
+    return path[(length(path) + 1) ÷ 2]
+end

@@ -1,0 +1,164 @@
+# The circuit: units, edges and parameters as plain arrays. How it is evaluated is the plan's business (plan.jl).
+
+const INPUT = 0x01
+const PRODUCT = 0x02
+const SUM = 0x03
+
+"""
+    Circuit(num_vars, kind, variable, categories, param_start, param_stride, child_start, child, weight, leaf, heads)
+
+A smooth, decomposable circuit of `n` units (children before parents) with one or more heads.
+
+| field | type, length | meaning |
+|---|---|---|
+| `num_vars` | Int | variables 1..num_vars |
+| `kind` | UInt8, n | `INPUT`, `PRODUCT` or `SUM` |
+| `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories; else 0 |
+| `param_start`, `param_stride` | Int64, n | category c (from 0) of an input unit has probability `leaf[param_start + c * param_stride]` |
+| `child_start` | Int64, n + 1 | the children of unit u are `child[child_start[u]:child_start[u + 1] - 1]` |
+| `child` | Int32, edges | unit indices |
+| `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
+| `leaf` | Float32 | parameters of the categorical input units, linear |
+| `heads` | Int32 | the heads' unit indices |
+
+Structure is fixed; `weight` and `leaf` are learned in place. Throws an `ArgumentError` that names the unit and the reason
+where the arrays are no valid circuit; `Plan` checks smoothness and decomposability.
+"""
+struct Circuit
+    num_vars::Int
+    kind::Vector{UInt8}
+    variable::Vector{Int32}
+    categories::Vector{Int32}
+    param_start::Vector{Int64}
+    param_stride::Vector{Int64}
+    child_start::Vector{Int64}
+    child::Vector{Int32}
+    weight::Vector{Float32}
+    leaf::Vector{Float32}
+    heads::Vector{Int32}
+
+    function Circuit(num_vars, kind, variable, categories, param_start, param_stride, child_start, child, weight, leaf,
+                     heads)
+        c = new(num_vars, kind, variable, categories, param_start, param_stride, child_start, child, weight, leaf, heads)
+        check(c)
+        return c
+    end
+end
+
+num_units(c::Circuit) = length(c.kind)
+num_heads(c::Circuit) = length(c.heads)
+num_sum_edges(c::Circuit) = sum(Int[length(children(c, u)) for u in 1:num_units(c) if c.kind[u] == SUM])
+num_edges(c::Circuit) = length(c.child)
+num_params(c::Circuit) = num_sum_edges(c) + sum(Int, c.categories)
+
+"The range of edge indices of unit `u`."
+@inline edges(c::Circuit, u) = c.child_start[u]:c.child_start[u + 1] - 1
+children(c::Circuit, u) = view(c.child, edges(c, u))
+
+invalid(u, reason) = throw(ArgumentError("invalid circuit: unit $(u - 1): $reason"))  # ids count from 0, as in .jpc
+
+const WEIGHT_TOLERANCE = 1e-3  # of a sum's total weight: Float32 sums over thousands of edges, decimal files
+
+function check(c::Circuit)
+    n = num_units(c)
+    for (name, array) in (("variable", c.variable), ("categories", c.categories), ("param_start", c.param_start),
+                          ("param_stride", c.param_stride))
+        length(array) == n || throw(ArgumentError("invalid circuit: $name has $(length(array)) entries for $n units"))
+    end
+    length(c.child_start) == n + 1 && c.child_start[1] == 1 && c.child_start[end] == length(c.child) + 1 ||
+        throw(ArgumentError("invalid circuit: child_start does not cover the $(length(c.child)) edges"))
+    length(c.weight) == length(c.child) ||
+        throw(ArgumentError("invalid circuit: $(length(c.weight)) weights for $(length(c.child)) edges"))
+    isempty(c.heads) && throw(ArgumentError("invalid circuit: no head"))
+    for u in 1:n
+        c.child_start[u + 1] >= c.child_start[u] || invalid(u, "its children end before they begin")
+        for v in children(c, u)
+            1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
+        end
+        if c.kind[u] == INPUT
+            check_input(c, u)
+        elseif c.kind[u] == PRODUCT || c.kind[u] == SUM
+            isempty(children(c, u)) && invalid(u, "no children")
+            c.kind[u] == SUM && check_weights(u, view(c.weight, edges(c, u)))
+        else
+            invalid(u, "unknown kind $(c.kind[u])")
+        end
+    end
+    for h in c.heads
+        1 <= h <= n || throw(ArgumentError("invalid circuit: head $(h - 1) is no unit of 0..$(n - 1)"))
+    end
+end
+
+function check_input(c, u)
+    1 <= c.variable[u] <= c.num_vars || invalid(u, "variable $(c.variable[u]) is outside 1..$(c.num_vars)")
+    c.categories[u] >= 1 || invalid(u, "no categories")
+    isempty(children(c, u)) || invalid(u, "an input with children")
+    last_param = c.param_start[u] + (c.categories[u] - 1) * c.param_stride[u]
+    c.param_start[u] >= 1 && c.param_stride[u] >= 1 && last_param <= length(c.leaf) ||
+        invalid(u, "its parameters lie outside the leaf array")
+    check_weights(u, view(c.leaf, c.param_start[u]:c.param_stride[u]:last_param))
+end
+
+function check_weights(u, weights)
+    total = 0.0
+    for w in weights
+        0 <= w < Inf || invalid(u, "parameter $w is no probability")
+        total += w
+    end
+    abs(total - 1) <= WEIGHT_TOLERANCE || invalid(u, "its parameters sum to $total, not 1")
+end
+
+"Grows a circuit's arrays unit by unit; `Circuit(builder, heads)` finishes it."
+struct Builder
+    num_vars::Int
+    kind::Vector{UInt8}
+    variable::Vector{Int32}
+    categories::Vector{Int32}
+    param_start::Vector{Int64}
+    param_stride::Vector{Int64}
+    child_start::Vector{Int64}
+    child::Vector{Int32}
+    weight::Vector{Float32}
+    leaf::Vector{Float32}
+end
+
+Builder(num_vars) = Builder(num_vars, UInt8[], Int32[], Int32[], Int64[], Int64[], Int64[1], Int32[], Float32[], Float32[])
+
+Circuit(b::Builder, heads) = Circuit(b.num_vars, b.kind, b.variable, b.categories, b.param_start, b.param_stride,
+                                     b.child_start, b.child, b.weight, b.leaf, Vector{Int32}(heads))
+
+function add_unit!(b::Builder, kind, variable=0, categories=0, param_start=0, param_stride=0)
+    push!(b.kind, kind)
+    push!(b.variable, variable)
+    push!(b.categories, categories)
+    push!(b.param_start, param_start)
+    push!(b.param_stride, param_stride)
+    push!(b.child_start, length(b.child) + 1)
+    return length(b.kind)
+end
+
+"""
+    add_inputs!(b, variable, probabilities) -> range of units
+
+One categorical input unit for each row of `probabilities`, a `(units, categories)` matrix. Laid out so that one category's
+probabilities of all these units are neighbours: an observed value picks one contiguous vector.
+"""
+function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix)
+    count, categories = size(probabilities)
+    first_param = length(b.leaf) + 1
+    append!(b.leaf, vec(probabilities))
+    units = [add_unit!(b, INPUT, variable, categories, first_param + k - 1, count) for k in 1:count]
+    return first(units):last(units)
+end
+
+function add_product!(b::Builder, children)
+    append!(b.child, children)
+    append!(b.weight, ones(Float32, length(children)))
+    return add_unit!(b, PRODUCT)
+end
+
+function add_sum!(b::Builder, children, weights)
+    append!(b.child, children)
+    append!(b.weight, weights)
+    return add_unit!(b, SUM)
+end

@@ -1,0 +1,339 @@
+# Evaluation of a circuit, tile by tile: values upward, flows downward; likelihoods of whole data sets on all threads.
+
+"""
+    SoftEvidence(scores)
+
+Soft evidence on every variable: `scores`, Float32 `(categories, variables, samples)`, are log-likelihoods of the evidence
+given each category (DESIGN 4: leaf_h = sum over k of theta_{h,k} p(x_i | k)). They are replaced **in place** by
+likelihoods whose largest is 1 for each variable and sample; `offset`, Float64 `(samples,)`, is what that took out, in nats.
+"""
+struct SoftEvidence
+    likelihood::Array{Float32,3}
+    offset::Vector{Float64}
+end
+
+function SoftEvidence(scores::Array{Float32,3})
+    K, V, N = size(scores)
+    offset = zeros(N)
+    Threads.@threads for n in 1:N
+        for i in 1:V
+            top = -Inf32
+            for k in 1:K
+                top = max(top, scores[k, i, n])
+            end
+            # Evidence that no category allows stays all zeros: the sample's likelihood is zero.
+            shift = isfinite(top) ? top : 0f0
+            for k in 1:K
+                scores[k, i, n] = exp(scores[k, i, n] - shift)
+            end
+            offset[n] += shift
+        end
+    end
+    return SoftEvidence(scores, offset)
+end
+
+const Data = Union{AbstractMatrix{<:Integer},SoftEvidence}  # hard data: (variables, samples)
+
+num_samples(X::AbstractMatrix) = size(X, 2)
+num_samples(X::SoftEvidence) = size(X.likelihood, 3)
+
+"Throws an `ArgumentError` that names the variable and the sample of the first value that is no category."
+function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32})
+    size(X, 1) == length(limits) || throw(ArgumentError("X has $(size(X, 1)) variables, the circuit $(length(limits))"))
+    top = [limit == 0 ? typemax(Int32) : limit - Int32(1) for limit in limits]
+    faulty = zeros(Int, Threads.nthreads())
+    Threads.@threads for t in 1:length(faulty)
+        for n in t:length(faulty):size(X, 2)
+            sound = true
+            @inbounds for i in 1:size(X, 1)
+                sound &= (zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])
+            end
+            if !sound
+                faulty[t] = n
+                break
+            end
+        end
+    end
+    all(iszero, faulty) && return
+    n = minimum(f for f in faulty if f > 0)
+    i = findfirst(i -> !(0 <= X[i, n] <= top[i]), axes(X, 1))
+    throw(ArgumentError("X: row $(n - 1), variable $(i - 1): value $(X[i, n]) is outside 0..$(top[i])"))
+end
+
+function check_data(X::SoftEvidence, limits::Vector{Int32})
+    K, V, _ = size(X.likelihood)
+    V == length(limits) || throw(ArgumentError("the evidence has $V variables, the circuit $(length(limits))"))
+    all(==(K), limits) || throw(ArgumentError("the evidence has $K categories, the circuit's inputs $(extrema(limits))"))
+end
+
+"One thread's buffers for one tile of samples."
+struct Workspace
+    values::Vector{Float32}
+    flows::Vector{Float32}
+    exponents::Vector{Int32}    # (TILE, groups)
+    factors::Vector{Float32}    # (TILE, groups): what normalisation multiplied a sum group's values by
+    x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised
+    evidence::Vector{Float32}   # (categories, TILE) of one variable
+    scratch::Vector{Float32}    # (TILE, widest) twice
+    samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
+    pointers::Vector{Ptr{Int32}}
+end
+
+function Workspace(plan::Plan; flows::Bool)
+    groups = length(plan.groups)
+    most_blocks = maximum(length(g.blocks) for g in plan.groups)
+    categories = plan.soft ? maximum(plan.limits) : 0
+    return Workspace(zeros(Float32, TILE * plan.value_columns), zeros(Float32, flows ? TILE * plan.flow_columns : 0),
+                     zeros(Int32, TILE * groups), zeros(Float32, TILE * groups),
+                     zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
+                     zeros(Float32, TILE * (2 * plan.widest + most_blocks)), zeros(Int, TILE),
+                     Vector{Ptr{Int32}}(undef, most_blocks))
+end
+
+@inline value_columns(ws::Workspace, g::Group) = pointer(ws.values) + 4 * TILE * g.value
+@inline flow_columns(ws::Workspace, g::Group) = pointer(ws.flows) + 4 * TILE * g.flow
+@inline exponents(ws::Workspace, g::Int) = pointer(ws.exponents) + 4 * TILE * (g - 1)
+@inline factors(ws::Workspace, g::Int) = pointer(ws.factors) + 4 * TILE * (g - 1)
+
+"Puts samples `order[first], order[first + 1], ...` (at most a tile, up to `last`) in the lanes; returns how many."
+function load_samples!(ws::Workspace, order, first::Int, last::Int)
+    count = min(TILE, last - first + 1)
+    for s in 1:TILE
+        ws.samples[s] = order[first + min(s, count) - 1]
+    end
+    return count
+end
+
+load_tile!(ws::Workspace, X::SoftEvidence) = nothing
+
+function load_tile!(ws::Workspace, X::AbstractMatrix)
+    V = size(X, 1)
+    @inbounds for s in 1:TILE
+        n = ws.samples[s]
+        for i in 1:V
+            ws.x[(i - 1) * TILE + s] = X[i, n]
+        end
+    end
+end
+
+"Gathers one variable's evidence for the tile into `ws.evidence`."
+function gather_evidence!(ws::Workspace, X::SoftEvidence, i::Int)
+    K = size(X.likelihood, 1)
+    for s in 1:TILE
+        copyto!(ws.evidence, (s - 1) * K + 1, X.likelihood, ((ws.samples[s] - 1) * size(X.likelihood, 2) + i - 1) * K + 1, K)
+    end
+    return matrix(pointer(ws.evidence), K, TILE)
+end
+
+table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
+
+function input_values!(ws::Workspace, plan::Plan, g::Group, X::AbstractMatrix)
+    look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
+             pointer(ws.x) + 4 * TILE * (g.variable - 1))
+end
+
+function input_values!(ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)
+    evidence = gather_evidence!(ws, X, g.variable)
+    gemm!('T', 'T', 1f0, evidence, table(plan, g), 0f0, matrix(value_columns(ws, g), TILE, width(g)))
+end
+
+# A product over more groups than this is normalised on the way: its units' children may peak in different places.
+const FACTORS_BETWEEN_SCALING = 8
+
+function product_values!(ws::Workspace, plan::Plan, gi::Int)
+    g = plan.groups[gi]
+    out, exponent = value_columns(ws, g), exponents(ws, gi)
+    started = any(f -> plan.groups[f.child].shares_value, g.factors)
+    factors_in = started ? 1 : 0
+    for f in g.factors
+        child = plan.groups[f.child]
+        child.shares_value && continue
+        (factors_in == 0 ? copy_units! : multiply_units!)(out, value_columns(ws, child), width(g), f)
+        factors_in += 1
+        child_exponent = exponents(ws, f.child)
+        for v in 0:VECTORS - 1
+            store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), load_lanes(child_exponent + 64 * v)))
+        end
+        factors_in % FACTORS_BETWEEN_SCALING == 0 && normalise!(out, width(g), exponent, factors(ws, gi))
+    end
+end
+
+function sum_values!(ws::Workspace, plan::Plan, gi::Int)
+    g, c = plan.groups[gi], plan.circuit
+    out = value_columns(ws, g)
+    if length(g.blocks) == 1
+        block_values!(out, ws, plan, g, g.blocks[1])
+        copyto!(ws.exponents, TILE * (gi - 1) + 1, ws.exponents, TILE * (g.blocks[1].child - 1) + 1, TILE)
+    else
+        scratch, scales = pointer(ws.scratch), block_scales!(ws, plan, g, exponents(ws, gi))
+        for (b, block) in enumerate(g.blocks)
+            block_values!(scratch, ws, plan, g, block)
+            scale_units!(out, scratch, width(g), column(scales, b - 1), b > 1)
+        end
+    end
+    normalise!(out, width(g), exponents(ws, gi), factors(ws, gi))
+end
+
+function block_values!(out, ws, plan, g, b::Block)
+    c, child = plan.circuit, plan.groups[b.child]
+    in = value_columns(ws, child)
+    isdense(b) ? multiply!(out, in, pointer(c.weight, b.first), b.stride, width(child), width(g)) :
+                 multiply_sparse!(out, in, c.weight, b)
+end
+
+"The factors that bring the child groups of a sum group to one scale, whose exponent goes to `common`."
+function block_scales!(ws, plan, g, common::Ptr{Int32})
+    scales = pointer(ws.scratch) + 4 * TILE * 2 * plan.widest
+    for (b, block) in enumerate(g.blocks)
+        ws.pointers[b] = exponents(ws, block.child)
+    end
+    common_scale!(common, scales, ws.pointers, length(g.blocks))
+    return scales
+end
+
+"Values of all units for the tile in `ws`."
+function forward!(ws::Workspace, plan::Plan, X::Data)
+    load_tile!(ws, X)
+    fill!(ws.exponents, 0)
+    for gi in eachindex(plan.groups)
+        kind = plan.groups[gi].kind
+        if kind == INPUT
+            input_values!(ws, plan, plan.groups[gi], X)
+        elseif kind == PRODUCT
+            product_values!(ws, plan, gi)
+        else
+            sum_values!(ws, plan, gi)
+        end
+    end
+end
+
+offset(X::AbstractMatrix, n) = 0.0
+offset(X::SoftEvidence, n) = X.offset[n]
+
+"log p(x | head) of lane `s`, in nats; -Inf where the value vanished, which may be an underflow."
+@inline function head_log_value(ws::Workspace, plan::Plan, X::Data, head::Int, s::Int)
+    gi = plan.head_group[head]
+    value = ws.values[TILE * (plan.groups[gi].value + plan.head_place[head] - 1) + s]
+    return log(Float64(value)) + ws.exponents[TILE * (gi - 1) + s] * log(2.0) + offset(X, ws.samples[s])
+end
+
+"""
+    log_likelihood(plan, X; heads = 1:num_heads) -> Matrix{Float64}
+
+log p(x | head) in nats, `(heads, samples)`. `X`: integers `(variables, samples)`, -1... not allowed, or `SoftEvidence`.
+Samples whose value underflows are evaluated again, exactly, in the log domain.
+"""
+function log_likelihood(plan::Plan, X::Data; heads=1:num_heads(plan.circuit))
+    out = Matrix{Float64}(undef, length(heads), num_samples(X))
+    return log_likelihood!(out, plan, X, heads)
+end
+
+log_likelihood(c::Circuit, X::Data; kwargs...) = log_likelihood(Plan(c; soft=X isa SoftEvidence), X; kwargs...)
+
+function log_likelihood!(out::AbstractMatrix{Float64}, plan::Plan, X::Data, heads)
+    check_data(X, plan.limits)
+    N = num_samples(X)
+    tiles, threads = cld(N, TILE), Threads.nthreads()
+    underflows = [Int[] for _ in 1:threads]
+    Threads.@threads for t in 1:threads
+        ws = Workspace(plan; flows=false)
+        GC.@preserve ws plan X for tile in t:threads:tiles
+            count = load_samples!(ws, 1:N, (tile - 1) * TILE + 1, N)
+            forward!(ws, plan, X)
+            for s in 1:count
+                n = ws.samples[s]
+                for (i, head) in enumerate(heads)
+                    out[i, n] = head_log_value(ws, plan, X, head, s)
+                end
+                any(i -> !isfinite(out[i, n]), axes(out, 1)) && push!(underflows[t], n)
+            end
+        end
+    end
+    for n in reduce(vcat, underflows)
+        values = log_values(plan.circuit, X, n)
+        for (i, head) in enumerate(heads)
+            out[i, n] = values[plan.circuit.heads[head]] + offset(X, n)
+        end
+    end
+    return out
+end
+
+# Flows (DESIGN 4), from the heads down. Statistics are flows summed over samples; those of dense and sparse blocks leave out
+# the factor theta of every edge, which is the same for all samples, until they are used.
+
+"""
+Statistics of one thread: `weight` (edge flows divided by the edge's weight) and `leaf` (flows of the categories), in the
+layout of the circuit's parameters.
+"""
+struct Statistics
+    weight::Vector{Float32}
+    leaf::Vector{Float32}
+end
+
+Statistics(c::Circuit) = Statistics(zeros(Float32, length(c.weight)), zeros(Float32, length(c.leaf)))
+
+"Adds the flows of the tile in `ws` to `stat`. `head_of[n]` is the head of sample n; only the first `count` lanes carry flow."
+function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, head_of, count::Int)
+    fill!(ws.flows, 0f0)
+    for s in 1:count
+        head = head_of[ws.samples[s]]
+        group = plan.groups[plan.head_group[head]]
+        ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] = 1f0
+    end
+    for gi in reverse(eachindex(plan.groups))
+        g = plan.groups[gi]
+        if g.kind == SUM
+            sum_flows!(stat, ws, plan, gi)
+        elseif g.kind == PRODUCT
+            for f in g.factors
+                child = plan.groups[f.child]
+                child.shares_flow || scatter_units!(flow_columns(ws, child), flow_columns(ws, g), width(g), f)
+            end
+        else
+            input_statistics!(stat, ws, plan, g, X)
+        end
+    end
+end
+
+function sum_flows!(stat, ws, plan, gi)
+    g, c = plan.groups[gi], plan.circuit
+    r = value_columns(ws, g)  # the values are not needed again: the ratios take their place
+    ratios!(r, flow_columns(ws, g), width(g), factors(ws, gi))
+    scaled = pointer(ws.scratch) + 4 * TILE * plan.widest
+    length(g.blocks) > 1 && (scales = block_scales!(ws, plan, g, Ptr{Int32}(pointer(ws.scratch))))
+    for (b, block) in enumerate(g.blocks)
+        if length(g.blocks) > 1
+            scale_units!(scaled, r, width(g), column(scales, b - 1), false)
+        end
+        ratio = length(g.blocks) > 1 ? scaled : r
+        child = plan.groups[block.child]
+        value, flow = value_columns(ws, child), flow_columns(ws, child)
+        if isdense(block)
+            edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
+            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), true,
+                       pointer(ws.scratch))
+        else
+            flow_down_sparse!(flow, value, ratio, c.weight, stat.weight, block)
+        end
+    end
+end
+
+function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::AbstractMatrix)
+    input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, g), g.param_stride, width(g),
+                 pointer(ws.x) + 4 * TILE * (g.variable - 1))
+end
+
+function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)
+    evidence = gather_evidence!(ws, X, g.variable)
+    K, count = g.categories, width(g)
+    value, flow = value_columns(ws, g), flow_columns(ws, g)
+    for k in 0:count - 1, v in 0:VECTORS - 1  # inputs are not normalised: flow / value needs no factor
+        p = column(value, k) + 64 * v
+        store_lanes(p, ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)))
+    end
+    posterior = Matrix{Float32}(undef, count, K)
+    gemm!('T', 'T', 1f0, matrix(value, TILE, count), evidence, 0f0, posterior)
+    theta = table(plan, g)
+    target = view(matrix(pointer(stat.leaf, g.param_start), g.param_stride, K), 1:count, :)
+    target .+= theta .* posterior
+end

@@ -1,0 +1,332 @@
+# The kernels on one tile of samples. A tile's buffers are (TILE, columns): a unit's samples are neighbours, in SIMD lanes.
+
+const TILE = 64
+const VECTORS = TILE ÷ LANES
+
+# A block of this many outputs keeps BLOCK * VECTORS = 16 accumulators in registers. Products larger than SGEMM_FROM
+# multiply-adds a sample go to BLAS, whose packing pays from there on.
+const BLOCK = 4
+const SGEMM_FROM = 96 * 96
+
+@inline column(buffer::Ptr{Float32}, j) = buffer + j * (TILE * sizeof(Float32))
+
+"A Julia matrix over memory that the caller keeps alive."
+@inline matrix(p::Ptr{Float32}, rows, columns) = unsafe_wrap(Array, p, (Int(rows), Int(columns)))
+
+"out[:, k] = sum over j of in[:, j] w[j, k], for an (inputs, outputs) matrix of weights with the given stride."
+function multiply!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
+    if inputs * outputs >= SGEMM_FROM
+        weights = view(matrix(w, stride, outputs), 1:inputs, :)
+        gemm!('N', 'N', 1f0, matrix(in, TILE, inputs), weights, 0f0, matrix(out, TILE, outputs))
+        return
+    end
+    k = 0
+    while k + BLOCK <= outputs
+        multiply_block!(Val(BLOCK), column(out, k), in, w + 4 * k * stride, stride, inputs)
+        k += BLOCK
+    end
+    while k < outputs
+        multiply_block!(Val(1), column(out, k), in, w + 4 * k * stride, stride, inputs)
+        k += 1
+    end
+end
+
+"The unrolled kernel: `B` outputs, all vectors of the tile, over all inputs."
+@generated function multiply_block!(::Val{B}, out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int,
+                                    inputs::Int) where {B}
+    acc(b, v) = Symbol(:acc, b, :_, v)
+    zero_all = [:($(acc(b, v)) = splat(0f0)) for b in 1:B for v in 1:VECTORS]
+    loads = [:($(Symbol(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]
+    steps = [quote
+                 weight = splat(unsafe_load(w, j + $(b - 1) * stride))
+                 $([:($(acc(b, v)) = muladd_lanes($(Symbol(:x, v)), weight, $(acc(b, v)))) for v in 1:VECTORS]...)
+             end for b in 1:B]
+    stores = [:(store_lanes(column(out, $(b - 1)) + $(64 * (v - 1)), $(acc(b, v)))) for b in 1:B for v in 1:VECTORS]
+    return quote
+        $(zero_all...)
+        for j in 1:inputs
+            source = column(in, j - 1)
+            $(loads...)
+            $(steps...)
+        end
+        $(stores...)
+        return
+    end
+end
+
+"flow[:, j] (+)= value[:, j] * sum over k of w[j, k] r[:, k]: the flow that a dense block sends to its children."
+function flow_down!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int,
+                    outputs::Int, accumulate::Bool, scratch::Ptr{Float32})
+    if inputs * outputs >= SGEMM_FROM
+        weights = view(matrix(w, stride, outputs), 1:inputs, :)
+        gemm!('N', 'T', 1f0, matrix(r, TILE, outputs), weights, 0f0, matrix(scratch, TILE, inputs))
+        for j in 0:inputs - 1, v in 0:VECTORS - 1
+            p = column(flow, j) + 64 * v
+            x = mul(load_lanes(column(value, j) + 64 * v), load_lanes(column(scratch, j) + 64 * v))
+            store_lanes(p, accumulate ? add(x, load_lanes(p)) : x)
+        end
+        return
+    end
+    j = 0
+    while j + BLOCK <= inputs
+        flow_down_block!(Val(BLOCK), column(flow, j), column(value, j), r, w + 4 * j, stride, outputs, accumulate)
+        j += BLOCK
+    end
+    while j < inputs
+        flow_down_block!(Val(1), column(flow, j), column(value, j), r, w + 4 * j, stride, outputs, accumulate)
+        j += 1
+    end
+end
+
+@generated function flow_down_block!(::Val{B}, flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32},
+                                     stride::Int, outputs::Int, accumulate::Bool) where {B}
+    acc(b, v) = Symbol(:acc, b, :_, v)
+    zero_all = [:($(acc(b, v)) = splat(0f0)) for b in 1:B for v in 1:VECTORS]
+    loads = [:($(Symbol(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]
+    steps = [quote
+                 weight = splat(unsafe_load(w, $b + (k - 1) * stride))
+                 $([:($(acc(b, v)) = muladd_lanes($(Symbol(:x, v)), weight, $(acc(b, v)))) for v in 1:VECTORS]...)
+             end for b in 1:B]
+    place(b, v) = :(column(flow, $(b - 1)) + $(64 * (v - 1)))
+    result(b, v) = :(mul(load_lanes(column(value, $(b - 1)) + $(64 * (v - 1))), $(acc(b, v))))
+    sums = [:(store_lanes($(place(b, v)), add(load_lanes($(place(b, v))), $(result(b, v))))) for b in 1:B for v in 1:VECTORS]
+    stores = [:(store_lanes($(place(b, v)), $(result(b, v)))) for b in 1:B for v in 1:VECTORS]
+    return quote
+        $(zero_all...)
+        for k in 1:outputs
+            source = column(r, k - 1)
+            $(loads...)
+            $(steps...)
+        end
+        if accumulate
+            $(sums...)
+        else
+            $(stores...)
+        end
+        return
+    end
+end
+
+"stat[j, k] += sum over the tile of value[:, j] r[:, k]: a dense block's edge flows, divided by its weights."
+function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
+    if inputs * outputs >= SGEMM_FROM
+        stats = view(matrix(stat, stride, outputs), 1:inputs, :)
+        gemm!('T', 'N', 1f0, matrix(value, TILE, inputs), matrix(r, TILE, outputs), 1f0, stats)
+        return
+    end
+    whole_j, whole_k = inputs - inputs % BLOCK, outputs - outputs % BLOCK
+    for k in 0:BLOCK:whole_k - 1, j in 0:BLOCK:whole_j - 1
+        edge_flows_block!(stat + 4 * (j + k * stride), column(value, j), column(r, k), stride)
+    end
+    for k in 0:outputs - 1, j in (k < whole_k ? whole_j : 0):inputs - 1
+        e = 1 + j + k * stride
+        unsafe_store!(stat, unsafe_load(stat, e) + dot_tile(column(value, j), column(r, k)), e)
+    end
+end
+
+"The sum over the tile of a[:] b[:]."
+@inline function dot_tile(a::Ptr{Float32}, b::Ptr{Float32})
+    acc = mul(load_lanes(a), load_lanes(b))
+    for v in 1:VECTORS - 1
+        acc = muladd_lanes(load_lanes(a + 64 * v), load_lanes(b + 64 * v), acc)
+    end
+    return horizontal_sum(acc)
+end
+
+@generated function edge_flows_block!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int)
+    acc(j, k) = Symbol(:acc, j, :_, k)
+    body = []
+    for v in 1:VECTORS
+        append!(body, [:($(Symbol(:x, j)) = load_lanes(column(value, $(j - 1)) + $(64 * (v - 1)))) for j in 1:BLOCK])
+        append!(body, [:($(Symbol(:y, k)) = load_lanes(column(r, $(k - 1)) + $(64 * (v - 1)))) for k in 1:BLOCK])
+        for k in 1:BLOCK, j in 1:BLOCK
+            x, y = Symbol(:x, j), Symbol(:y, k)
+            push!(body, v == 1 ? :($(acc(j, k)) = mul($x, $y)) : :($(acc(j, k)) = muladd_lanes($x, $y, $(acc(j, k)))))
+        end
+    end
+    totals = Expr(:tuple, (acc(j, k) for k in 1:BLOCK for j in 1:BLOCK)...)
+    adds = [quote
+                e = $j + $(k - 1) * stride
+                unsafe_store!(stat, unsafe_load(stat, e) + totals[$(j + (k - 1) * BLOCK)].value, e)
+            end for k in 1:BLOCK for j in 1:BLOCK]
+    return quote
+        $(body...)
+        totals = horizontal_sums($totals)
+        $(adds...)
+        return
+    end
+end
+
+"As `multiply!`, over a sparse block."
+function multiply_sparse!(out::Ptr{Float32}, in::Ptr{Float32}, weight::Vector{Float32}, b::Block)
+    @inbounds for k in 1:length(b.start) - 1
+        acc = ntuple(_ -> splat(0f0), Val(VECTORS))
+        for e in b.start[k]:b.start[k + 1] - 1
+            w, source = splat(weight[b.edge[e]]), column(in, b.index[e] - 1)
+            acc = ntuple(v -> muladd_lanes(load_lanes(source + 64 * (v - 1)), w, acc[v]), Val(VECTORS))
+        end
+        for v in 1:VECTORS
+            store_lanes(column(out, k - 1) + 64 * (v - 1), acc[v])
+        end
+    end
+end
+
+"As `flow_down!` (always accumulating) and, with `stat`, `edge_flows!`, over a sparse block."
+function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, weight::Vector{Float32},
+                           stat::Vector{Float32}, b::Block)
+    @inbounds for k in 1:length(b.start) - 1
+        ratio = ntuple(v -> load_lanes(column(r, k - 1) + 64 * (v - 1)), Val(VECTORS))
+        for e in b.start[k]:b.start[k + 1] - 1
+            i = b.index[e] - 1
+            w, edge = splat(weight[b.edge[e]]), splat(0f0)
+            for v in 1:VECTORS
+                product = mul(load_lanes(column(value, i) + 64 * (v - 1)), ratio[v])
+                edge = add(edge, product)
+                p = column(flow, i) + 64 * (v - 1)
+                store_lanes(p, muladd_lanes(w, product, load_lanes(p)))
+            end
+            stat[b.edge[e]] += horizontal_sum(edge)
+        end
+    end
+end
+
+"out[:, k] = table[k, x[:]] for `units` rows of a (stride, categories) table; x counts from 0, and -1 stands for a marginalised variable."
+function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32})
+    whole = units - units % LANES
+    for v in 0:VECTORS - 1
+        for k in 0:LANES:whole - 1
+            rows = ntuple(Val(LANES)) do s
+                category = unsafe_load(x, LANES * v + s)
+                category < 0 ? splat(1f0) : load_lanes(table + 4 * (category * stride + k))
+            end
+            columns = transpose16(rows)
+            for l in 1:LANES
+                store_lanes(column(out, k + l - 1) + 64 * v, columns[l])
+            end
+        end
+    end
+    for k in whole:units - 1, s in 1:TILE
+        category = unsafe_load(x, s)
+        unsafe_store!(column(out, k), category < 0 ? 1f0 : unsafe_load(table, 1 + k + category * stride), s)
+    end
+end
+
+"stat[k, x[:]] += flow[:, k]: the statistics of a group of categorical inputs."
+function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32})
+    whole = units - units % LANES
+    for v in 0:VECTORS - 1
+        for k in 0:LANES:whole - 1
+            rows = transpose16(ntuple(l -> load_lanes(column(flow, k + l - 1) + 64 * v), Val(LANES)))
+            for s in 1:LANES
+                category = unsafe_load(x, LANES * v + s)
+                category < 0 && continue
+                p = stat + 4 * (category * stride + k)
+                store_lanes(p, add(load_lanes(p), rows[s]))
+            end
+        end
+    end
+    for k in whole:units - 1, s in 1:TILE
+        category = unsafe_load(x, s)
+        category < 0 && continue
+        e = 1 + k + category * stride
+        unsafe_store!(stat, unsafe_load(stat, e) + unsafe_load(column(flow, k), s), e)
+    end
+end
+
+"out[:, k] *= in[:, index[k]]"
+function multiply_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor)
+    for k in 0:units - 1
+        source, target = column(in, f.identity ? k : f.index[k + 1] - 1), column(out, k)
+        for v in 0:VECTORS - 1
+            store_lanes(target + 64 * v, mul(load_lanes(target + 64 * v), load_lanes(source + 64 * v)))
+        end
+    end
+end
+
+"out[:, k] = in[:, index[k]]"
+function copy_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor)
+    for k in 0:units - 1
+        source, target = column(in, f.identity ? k : f.index[k + 1] - 1), column(out, k)
+        for v in 0:VECTORS - 1
+            store_lanes(target + 64 * v, load_lanes(source + 64 * v))
+        end
+    end
+end
+
+"out[:, index[k]] += in[:, k]"
+function scatter_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor)
+    for k in 0:units - 1
+        source, target = column(in, k), column(out, f.identity ? k : f.index[k + 1] - 1)
+        for v in 0:VECTORS - 1
+            store_lanes(target + 64 * v, add(load_lanes(target + 64 * v), load_lanes(source + 64 * v)))
+        end
+    end
+end
+
+# Scales are powers of two: scaling rounds nothing, and no logarithm is taken before the head.
+
+"""
+Scales `units` columns so that the largest value of each sample lies in [sqrt(1/2), sqrt(2)), adds the exponent taken out to
+`exponent`, and leaves the factor put in, 2^-exponent, in `factor`. A sample whose values are all zero is left alone.
+
+(Around 1 on both sides: a product over hundreds of groups then drifts neither to zero nor to infinity.)
+"""
+function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, factor::Ptr{Float32})
+    for v in 0:VECTORS - 1
+        top = load_lanes(values + 64 * v)
+        for k in 1:units - 1
+            top = max_lanes(top, load_lanes(column(values, k) + 64 * v))
+        end
+        e = exponent_lanes(top)
+        store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), e))
+        scale = power_of_two(negate(e))
+        store_lanes(factor + 64 * v, scale)
+        for k in 0:units - 1
+            p = column(values, k) + 64 * v
+            store_lanes(p, mul(load_lanes(p), scale))
+        end
+    end
+end
+
+"""
+The common scale of several child groups: `common` becomes the largest of their exponents (of those samples that are not all
+zero there), and `factors[:, b]` = 2^(exponent of group b - common).
+"""
+function common_scale!(common::Ptr{Int32}, factors::Ptr{Float32}, exponents::Vector{Ptr{Int32}}, count::Int)
+    for v in 0:VECTORS - 1
+        top = load_lanes(exponents[1] + 64 * v)
+        for b in 2:count
+            top = max_lanes(top, load_lanes(exponents[b] + 64 * v))
+        end
+        store_lanes(common + 64 * v, top)
+        for b in 1:count
+            store_lanes(column(factors, b - 1) + 64 * v, power_of_two(add(load_lanes(exponents[b] + 64 * v), negate(top))))
+        end
+    end
+end
+
+"out[:, k] (+)= in[:, k] * factor"
+function scale_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, factor::Ptr{Float32}, accumulate::Bool)
+    for v in 0:VECTORS - 1
+        scale = load_lanes(factor + 64 * v)
+        for k in 0:units - 1
+            p = column(out, k) + 64 * v
+            x = mul(load_lanes(column(in, k) + 64 * v), scale)
+            store_lanes(p, accumulate ? add(load_lanes(p), x) : x)
+        end
+    end
+end
+
+"""
+values[:, k] = flow[:, k] / values[:, k] * factor: a sum's flow for each unit of its value. `factor` undoes the normalisation
+of the values. A value of zero carries no flow.
+"""
+function ratios!(values::Ptr{Float32}, flow::Ptr{Float32}, units::Int, factor::Ptr{Float32})
+    for v in 0:VECTORS - 1
+        scale = load_lanes(factor + 64 * v)
+        for k in 0:units - 1
+            p = column(values, k) + 64 * v
+            store_lanes(p, mul(ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)), scale))
+        end
+    end
+end

@@ -1,0 +1,24 @@
+# The exact evaluation: one sample, unit by unit, Float64 in the log domain. It redoes samples that underflow in the tiles, and
+# it is the reference that the tests hold the tiles to.
+
+"log value of every unit for sample `n` of `X`, in nats (without a soft evidence's offset)."
+function log_values(c::Circuit, X::Data, n::Integer)
+    out = Vector{Float64}(undef, num_units(c))
+    for u in 1:num_units(c)
+        out[u] = if c.kind[u] == INPUT
+            log_input(c, u, X, n)
+        elseif c.kind[u] == PRODUCT
+            sum(out[v] for v in children(c, u))
+        else
+            top = maximum(out[v] for v in children(c, u))
+            isfinite(top) ? top + log(sum(c.weight[e] * exp(out[c.child[e]] - top) for e in edges(c, u))) : -Inf
+        end
+    end
+    return out
+end
+
+log_input(c, u, X::AbstractMatrix, n) = log(Float64(c.leaf[c.param_start[u] + X[c.variable[u], n] * c.param_stride[u]]))
+
+log_input(c, u, X::SoftEvidence, n) =
+    log(sum(Float64(c.leaf[c.param_start[u] + k * c.param_stride[u]]) * X.likelihood[k + 1, c.variable[u], n]
+            for k in 0:c.categories[u] - 1))

@@ -1,0 +1,141 @@
+# Vectors of 16 samples, one 64-byte line of Float32: a register with AVX-512, two with AVX2.
+# The bodies are plain LLVM instructions without declarations or pointers, which every Julia from 1.5 on accepts.
+
+const LANES = 16
+const Lanes = NTuple{LANES,VecElement{Float32}}
+
+@inline load_lanes(p::Ptr{Float32}) = unsafe_load(Ptr{Lanes}(p))
+@inline store_lanes(p::Ptr{Float32}, v::Lanes) = unsafe_store!(Ptr{Lanes}(p), v)
+
+@inline splat(x::Float32) = Base.llvmcall(
+    """%2 = insertelement <16 x float> undef, float %0, i32 0
+       %3 = shufflevector <16 x float> %2, <16 x float> undef, <16 x i32> zeroinitializer
+       ret <16 x float> %3""", Lanes, Tuple{Float32}, x)
+
+@inline mul(a::Lanes, b::Lanes) = Base.llvmcall(
+    """%3 = fmul <16 x float> %0, %1
+       ret <16 x float> %3""", Lanes, Tuple{Lanes,Lanes}, a, b)
+
+@inline add(a::Lanes, b::Lanes) = Base.llvmcall(
+    """%3 = fadd <16 x float> %0, %1
+       ret <16 x float> %3""", Lanes, Tuple{Lanes,Lanes}, a, b)
+
+# `contract` lets the back end fuse the two instructions into one multiply-add.
+@inline muladd_lanes(a::Lanes, b::Lanes, c::Lanes) = Base.llvmcall(
+    """%4 = fmul contract <16 x float> %0, %1
+       %5 = fadd contract <16 x float> %4, %2
+       ret <16 x float> %5""", Lanes, Tuple{Lanes,Lanes,Lanes}, a, b, c)
+
+# Butterfly shuffles: `low(Val(d), a, b)` and `high(Val(d), a, b)` exchange the off-diagonal halves of width d, as one stage
+# of a transposition of a 16 x 16 block held in 16 vectors.
+for d in (1, 2, 4, 8)
+    low = join(("i32 $((l & d) == 0 ? l : 16 + l - d)" for l in 0:15), ", ")
+    high = join(("i32 $((l & d) == 0 ? l + d : 16 + l)" for l in 0:15), ", ")
+    for (name, order) in ((:low, low), (:high, high))
+        body = """%3 = shufflevector <16 x float> %0, <16 x float> %1, <16 x i32> <$order>
+                  ret <16 x float> %3"""
+        @eval @inline $name(::Val{$d}, a::Lanes, b::Lanes) =
+            Base.llvmcall($body, Lanes, Tuple{Lanes,Lanes}, a, b)
+    end
+end
+
+"Transposes the 16 x 16 block whose row r is `rows[r]`."
+@inline function transpose16(rows::NTuple{16,Lanes})
+    r = butterfly(Val(8), rows)
+    r = butterfly(Val(4), r)
+    r = butterfly(Val(2), r)
+    return butterfly(Val(1), r)
+end
+
+@generated function butterfly(::Val{d}, r::NTuple{16,Lanes}) where {d}
+    entry(i) = (i & d) == 0 ? :(low(Val($d), r[$(i + 1)], r[$(i + d + 1)])) :
+                              :(high(Val($d), r[$(i - d + 1)], r[$(i + 1)]))
+    return Expr(:block, Expr(:meta, :inline), Expr(:tuple, (entry(i) for i in 0:15)...))
+end
+
+"""
+The 16 horizontal sums of 16 vectors, as one vector: lane l holds the sum of `rows[l]`.
+
+Each stage adds the two halves that a transposition would exchange, so the work halves from stage to stage.
+"""
+@generated function horizontal_sums(rows::NTuple{16,Lanes})
+    block = Expr(:block, Expr(:meta, :inline))
+    names = [:(rows[$i]) for i in 1:16]
+    for d in (8, 4, 2, 1)
+        merged = [gensym() for _ in 1:d]
+        for i in 1:d
+            a, b = names[i], names[i + d]
+            push!(block.args, :($(merged[i]) = add(low(Val($d), $a, $b), high(Val($d), $a, $b))))
+        end
+        names = merged
+    end
+    push!(block.args, names[1])
+    return block
+end
+
+@inline function horizontal_sum(v::Lanes)
+    w = add(v, high(Val(8), v, v))
+    w = add(w, high(Val(4), w, w))
+    w = add(w, high(Val(2), w, w))
+    w = add(w, high(Val(1), w, w))
+    return w[1].value
+end
+
+@inline max_lanes(a::Lanes, b::Lanes) = Base.llvmcall(
+    """%3 = fcmp ogt <16 x float> %0, %1
+       %4 = select <16 x i1> %3, <16 x float> %0, <16 x float> %1
+       ret <16 x float> %4""", Lanes, Tuple{Lanes,Lanes}, a, b)
+
+# a / b where b is at least 2^-100, else 0: smaller values are noise beside a group's largest, and their reciprocals overflow.
+const SMALLEST_DIVISOR = reinterpret(UInt64, 2.0^-100)  # how LLVM writes a float constant: as its double's bits
+const RATIO = """%3 = fcmp oge <16 x float> %1, $("<" * join(fill("float 0x$(string(SMALLEST_DIVISOR, base=16))", 16), ", ") * ">")
+                 %4 = fdiv <16 x float> %0, %1
+                 %5 = select <16 x i1> %3, <16 x float> %4, <16 x float> zeroinitializer
+                 ret <16 x float> %5"""
+@eval @inline ratio(a::Lanes, b::Lanes) = Base.llvmcall($RATIO, Lanes, Tuple{Lanes,Lanes}, a, b)
+
+# Exponents of 16 samples.
+const IntLanes = NTuple{LANES,VecElement{Int32}}
+
+@inline load_lanes(p::Ptr{Int32}) = unsafe_load(Ptr{IntLanes}(p))
+@inline store_lanes(p::Ptr{Int32}, v::IntLanes) = unsafe_store!(Ptr{IntLanes}(p), v)
+
+@inline add(a::IntLanes, b::IntLanes) = Base.llvmcall(
+    """%3 = add <16 x i32> %0, %1
+       ret <16 x i32> %3""", IntLanes, Tuple{IntLanes,IntLanes}, a, b)
+
+@inline negate(a::IntLanes) = Base.llvmcall(
+    """%2 = sub <16 x i32> zeroinitializer, %0
+       ret <16 x i32> %2""", IntLanes, Tuple{IntLanes}, a)
+
+@inline max_lanes(a::IntLanes, b::IntLanes) = Base.llvmcall(
+    """%3 = icmp sgt <16 x i32> %0, %1
+       %4 = select <16 x i1> %3, <16 x i32> %0, <16 x i32> %1
+       ret <16 x i32> %4""", IntLanes, Tuple{IntLanes,IntLanes}, a, b)
+
+every_lane(x) = "<" * join(fill("i32 $x", LANES), ", ") * ">"
+
+# The exponent of a sample whose values are all zero: below any real one, so that it never sets a common scale, and small
+# enough to be added up over thousands of groups.
+const EXPONENT_OF_ZERO = Int32(-2^18)
+
+# log2 rounded to the nearest integer: the exponent field after adding what carries mantissas above sqrt(2) over.
+const EXPONENT = """%2 = bitcast <16 x float> %0 to <16 x i32>
+                    %3 = add <16 x i32> %2, $(every_lane(0x3f800000 - 0x3f3504f3))
+                    %4 = lshr <16 x i32> %3, $(every_lane(23))
+                    %5 = sub <16 x i32> %4, $(every_lane(127))
+                    %6 = icmp eq <16 x i32> %2, zeroinitializer
+                    %7 = select <16 x i1> %6, <16 x i32> $(every_lane(EXPONENT_OF_ZERO)), <16 x i32> %5
+                    ret <16 x i32> %7"""
+@eval @inline exponent_lanes(a::Lanes) = Base.llvmcall($EXPONENT, IntLanes, Tuple{Lanes}, a)
+
+# 2^e, held within the normal numbers; 0 below them.
+const POWER = """%2 = icmp slt <16 x i32> %0, $(every_lane(-126))
+                 %3 = icmp sgt <16 x i32> %0, $(every_lane(127))
+                 %4 = select <16 x i1> %3, <16 x i32> $(every_lane(127)), <16 x i32> %0
+                 %5 = add <16 x i32> %4, $(every_lane(127))
+                 %6 = shl <16 x i32> %5, $(every_lane(23))
+                 %7 = select <16 x i1> %2, <16 x i32> zeroinitializer, <16 x i32> %6
+                 %8 = bitcast <16 x i32> %7 to <16 x float>
+                 ret <16 x float> %8"""
+@eval @inline power_of_two(e::IntLanes) = Base.llvmcall($POWER, Lanes, Tuple{IntLanes}, e)

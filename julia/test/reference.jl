@@ -1,0 +1,103 @@
+# An independent, slow reference in Float64, straight from the definitions (DESIGN section 4), and random circuits to hold
+# the engine to.
+
+"All assignments of `V` variables with `C` categories, one a column."
+assignments(V, C) = [(i ÷ C^(v - 1)) % C for v in 1:V, i in 0:C^V - 1]
+
+"Values of all units for one sample, in the linear domain; x[v] = -1 marginalises variable v."
+function reference_values(c, x)
+    p = zeros(length(c.kind))
+    for u in eachindex(p)
+        kids = c.child_start[u]:c.child_start[u + 1] - 1
+        p[u] = if c.kind[u] == LVDJuice.INPUT
+            value = x[c.variable[u]]
+            value < 0 ? 1.0 : Float64(c.leaf[c.param_start[u] + value * c.param_stride[u]])
+        elseif c.kind[u] == LVDJuice.PRODUCT
+            prod(p[c.child[e]] for e in kids)
+        else
+            sum(c.weight[e] * p[c.child[e]] for e in kids)
+        end
+    end
+    return p
+end
+
+"Unit and edge flows of one sample whose head is unit `head`."
+function reference_flows(c, p, head)
+    flow, edge = zeros(length(p)), zeros(length(c.child))
+    flow[head] = 1
+    for u in reverse(eachindex(p)), e in c.child_start[u]:c.child_start[u + 1] - 1
+        v = c.child[e]
+        if c.kind[u] == LVDJuice.PRODUCT
+            flow[v] += flow[u]
+        elseif p[u] > 0
+            edge[e] = c.weight[e] * p[v] / p[u] * flow[u]
+            flow[v] += edge[e]
+        end
+    end
+    return flow, edge
+end
+
+"One full-batch EM step: the new weights and leaf parameters."
+function reference_step(c, X, head_of, s, a)
+    edge, counts = zeros(length(c.weight)), zeros(length(c.leaf))
+    for n in axes(X, 2)
+        x = X[:, n]
+        flow, e = reference_flows(c, reference_values(c, x), c.heads[head_of[n]])
+        edge .+= e
+        for u in eachindex(flow)
+            c.kind[u] == LVDJuice.INPUT || continue
+            counts[c.param_start[u] + x[c.variable[u]] * c.param_stride[u]] += flow[u]
+        end
+    end
+    weight, leaf = Float64.(c.weight), Float64.(c.leaf)
+    function step!(theta, E, range)
+        prior = a / length(range)
+        total = sum(E[range]) + a
+        total > 0 && (theta[range] .= (1 - s) .* theta[range] .+ s .* (E[range] .+ prior) ./ total)
+    end
+    for u in eachindex(c.kind)
+        c.kind[u] == LVDJuice.SUM && step!(weight, edge, c.child_start[u]:c.child_start[u + 1] - 1)
+        c.kind[u] == LVDJuice.INPUT &&
+            step!(leaf, counts, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
+    end
+    return weight, leaf
+end
+
+"""
+A random smooth and decomposable circuit over `V` variables with `C` categories: for every region a few units, sparse sums
+with shared children from several partitions and depths, products that take units in any order, several heads.
+"""
+function random_circuit(rng, V, C, heads)
+    b = LVDJuice.Builder(V)
+    weights(n) = (w = rand(rng, Float32, n) .+ 0.05f0; w ./ sum(w))
+    regions = Dict{Vector{Int},Vector{Int}}()
+    function units_over(scope)
+        haskey(regions, scope) && return regions[scope]
+        pool = Int[]
+        if length(scope) == 1
+            table = permutedims(reduce(hcat, [weights(C) for _ in 1:rand(rng, 1:18)]))
+            append!(pool, LVDJuice.add_inputs!(b, scope[1], table))
+        else
+            for _ in 1:rand(rng, 1:2)  # partitions
+                cut = shuffle(rng, scope)
+                at = rand(rng, 1:length(scope) - 1)
+                parts = [units_over(sort(cut[1:at])), units_over(sort(cut[at + 1:end]))]
+                for _ in 1:rand(rng, 1:6)
+                    push!(pool, LVDJuice.add_product!(b, shuffle(rng, [rand(rng, part) for part in parts])))
+                end
+            end
+        end
+        sums = Int[]
+        for _ in 1:rand(rng, 1:7)
+            kids = unique(rand(rng, pool, rand(rng, 1:length(pool))))
+            push!(sums, LVDJuice.add_sum!(b, kids, weights(length(kids))))
+        end
+        deeper = vcat(pool, sums)  # sums over sums, and over units of different depth
+        kids = unique(rand(rng, deeper, rand(rng, 1:length(deeper))))
+        push!(sums, LVDJuice.add_sum!(b, kids, weights(length(kids))))
+        return regions[scope] = rand(rng, Bool) ? sums : vcat(sums, pool)
+    end
+    whole = units_over(collect(1:V))
+    tops = [LVDJuice.add_sum!(b, whole, weights(length(whole))) for _ in 1:heads]
+    return Circuit(b, tops)
+end

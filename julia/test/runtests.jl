@@ -1,0 +1,16 @@
+# The tests of the Julia package: `julia --project=. julia/test/runtests.jl`, from the top of the checkout.
+
+using LVDJuice, LinearAlgebra, Random, Test
+
+include("reference.jl")
+
+BLAS.set_num_threads(1)
+
+close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) .+ 1e-12)
+
+@testset "LVDJuice" begin
+    include("test_circuit.jl")
+    include("test_structure.jl")
+    include("test_evaluate.jl")
+    include("test_em.jl")
+end

@@ -1,0 +1,97 @@
+one_step(c, X, head_of; step, pseudocount) =
+    finish!(EMJob(c, X, head_of; epochs=1, batch_size=size(X, 2), step_size=(step, step), pseudocount=pseudocount))
+
+@testset "one EM step of random circuits, against the definition" begin
+    rng = MersenneTwister(8)
+    for trial in 1:40
+        V, C, heads = rand(rng, 1:5), rand(rng, 2:3), rand(rng, 1:3)
+        c = random_circuit(rng, V, C, heads)
+        N = rand(rng, (1, 63, 64, 65, 300))
+        X, head_of = rand(rng, 0:C-1, V, N), rand(rng, 1:heads, N)
+        step, pseudocount = rand(rng, (0.1, 1.0)), rand(rng, (0.0, 0.1, 3.0))
+        weight, leaf = reference_step(c, X, head_of, step, pseudocount)
+        one_step(c, X, head_of; step=step, pseudocount=pseudocount)
+        @test close_to(c.weight, weight; rtol=1e-4)
+        @test close_to(c.leaf, leaf; rtol=1e-4)
+    end
+end
+
+@testset "an EM step of HCLTs, dense small and through BLAS" begin
+    rng = MersenneTwister(9)
+    for latents in (3, 16, 18, 100)
+        c = hclt([2, 0, 2, 3, 3]; latents=latents, categories=6, heads=3, seed=latents)
+        X, head_of = rand(rng, UInt8(0):UInt8(5), 5, 150), rand(rng, 1:3, 150)
+        weight, leaf = reference_step(c, X, head_of, 0.5, 0.1)
+        one_step(c, X, head_of; step=0.5, pseudocount=0.1)
+        @test close_to(c.weight, weight; rtol=1e-4)
+        @test close_to(c.leaf, leaf; rtol=1e-4)
+    end
+end
+
+@testset "full-batch EM never lowers the likelihood" begin
+    rng = MersenneTwister(10)
+    c = hclt([0, 1, 1, 2]; latents=4, categories=5, heads=2)
+    X = rand(rng, 0:4, 4, 200)
+    X[2, :] .= X[1, :]
+    head_of = rand(rng, 1:2, 200)
+    likelihoods = [one_step(c, X, head_of; step=1.0, pseudocount=0.0) for _ in 1:30]
+    @test all(diff(likelihoods) .> -1e-5)
+    @test likelihoods[end] > likelihoods[1] + 0.1
+end
+
+@testset "mini-batch EM: pieces, steps and seeds" begin
+    rng = MersenneTwister(11)
+    X = rand(rng, 0:3, 5, 130)
+    head_of = ones(Int, 130)
+    train(; pieces, kwargs...) = begin
+        c = hclt([0, 1, 2, 3, 4]; latents=4, categories=4)
+        job = EMJob(c, X, head_of; epochs=3, batch_size=50, kwargs...)
+        while job.epoch < 3
+            advance!(job, pieces ? 0.0 : Inf)
+        end
+        c
+    end
+    whole = train(pieces=false, seed=1)
+    @test whole.weight == train(pieces=true, seed=1).weight
+    @test whole.leaf == train(pieces=false, seed=1).leaf
+    @test whole.weight != train(pieces=false, seed=2).weight
+    job = EMJob(hclt([0, 1, 2, 3, 4]; latents=2, categories=4), X, head_of; epochs=3, batch_size=50, step_size=(0.1, 0.02))
+    @test [(s = LVDJuice.step_of(job); advance!(job); s) for _ in 1:3] ≈ [0.1, 0.06, 0.02]
+    # 130 samples in batches of 50: two batches and a short one, which counts.
+    job = EMJob(hclt([0, 1, 2, 3, 4]; latents=2, categories=4), X, head_of; epochs=1, batch_size=50)
+    @test [advance!(job, 0.0)[1:2] for _ in 1:3] == [(0, 50), (0, 100), (1, 0)]
+    @test occursin("heads: found (1, 1), the circuit has heads 0..0",
+                   message_of(() -> EMJob(job.plan.circuit, X, fill(2, 130))))
+    @test occursin("heads has 3 entries for 130 samples", message_of(() -> EMJob(job.plan.circuit, X, [1, 1, 1])))
+    @test occursin("batch_size = 0", message_of(() -> EMJob(job.plan.circuit, X, head_of; batch_size=0)))
+end
+
+@testset "EM on soft evidence is EM on the joint model" begin
+    # Evidence from K patch distributions: the written-out circuit has, under each latent's leaf, the evidence as a mixture.
+    rng = MersenneTwister(12)
+    V, K, N = 3, 4, 90
+    c = hclt([0, 1, 1]; latents=5, categories=K, seed=4)
+    scores = randn(rng, Float32, K, V, N)
+    posterior_counts = zeros(length(c.leaf))
+    Z = assignments(V, K)
+    for n in 1:N
+        prior = exp.(vec(log_likelihood(c, Z)))
+        weights = [prior[m] * prod(exp(Float64(scores[Z[i, m] + 1, i, n])) for i in 1:V) for m in axes(Z, 2)]
+        weights ./= sum(weights)
+        for m in axes(Z, 2)
+            flow, _ = reference_flows(c, reference_values(c, Z[:, m]), c.heads[1])
+            for u in eachindex(flow)
+                c.kind[u] == LVDJuice.INPUT || continue
+                posterior_counts[c.param_start[u] + Z[c.variable[u], m] * c.param_stride[u]] += weights[m] * flow[u]
+            end
+        end
+    end
+    expected = copy(Float64.(c.leaf))
+    for u in eachindex(c.kind)
+        c.kind[u] == LVDJuice.INPUT || continue
+        r = range(c.param_start[u], step=c.param_stride[u], length=K)
+        expected[r] .= (posterior_counts[r] .+ 0.1 / K) ./ (sum(posterior_counts[r]) + 0.1)
+    end
+    finish!(EMJob(c, SoftEvidence(scores), ones(Int, N); epochs=1, batch_size=N, step_size=(1.0, 1.0), pseudocount=0.1))
+    @test close_to(c.leaf, expected; rtol=1e-4)
+end

@@ -1,0 +1,143 @@
+"""What crosses the boundary: the tagged C struct that `LVDJuice.Boundary` reads and writes, and its Python side."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.errors import InputError, JuliaError
+
+MAX_DIMS = 6
+NOTHING, BOOL, INT, FLOAT, STRING, ARRAY, HANDLE, ERROR, ARGUMENT = range(9)
+
+# In the order of Boundary.ELTYPES, whose indices start at 1.
+DTYPES = tuple(np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
+ELTYPES = {dtype: code for code, dtype in enumerate(DTYPES, start=1)}
+
+# Keys of Julia's registry whose Python side is gone. Finalizers run in any thread and inside garbage collection, where
+# Julia must not be called: they only append here, and the next call releases.
+released: deque[int] = deque()
+
+
+class Value(ctypes.Structure):
+    """One argument or result; the same layout as `LVDJuice.Boundary.Value`."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("eltype", ctypes.c_int32),
+        ("ndims", ctypes.c_int32),
+        ("payload", ctypes.c_uint64),
+        ("dims", ctypes.c_int64 * MAX_DIMS),
+        ("owner", ctypes.c_int64),
+    )
+
+
+class _Owner:
+    """Keeps one result alive in Julia until the last Python reference to it is gone."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+    def __del__(self) -> None:
+        released.append(self.key)
+
+
+class _Memory(_Owner):
+    """The memory of a Julia array, in the form that numpy understands; numpy keeps it as the base of every view."""
+
+    __slots__ = ("__array_interface__",)
+
+    def __init__(self, key: int, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        super().__init__(key)
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (address, False)}
+
+
+class Handle(_Owner):
+    """A Julia object that stays in Julia; pass it to `call` where the object is meant."""
+
+    __slots__ = ("julia_type",)
+
+    def __init__(self, key: int, julia_type: str) -> None:
+        super().__init__(key)
+        self.julia_type = julia_type
+
+    def __repr__(self) -> str:
+        return f"<Julia {self.julia_type}>"
+
+
+def encode(value: Value, x: object, what: str) -> object:
+    """Write `x` into `value`; returns what must stay alive during the call. `what` names `x` in an InputError."""
+    match x:
+        case None:
+            value.kind = NOTHING
+        case bool() | np.bool_():
+            value.kind, value.payload = BOOL, int(x)
+        case int() | np.integer():
+            if not -(2**63) <= x < 2**63:
+                raise InputError(f"{what}: found {x}, want an integer of 64 bits")
+            value.kind, value.payload = INT, int(x) % 2**64
+        case float() | np.floating():
+            value.kind, value.payload = FLOAT, ctypes.c_uint64.from_buffer(ctypes.c_double(float(x))).value
+        case str():
+            data = x.encode()
+            pointer = ctypes.c_char_p(data)
+            value.kind, value.dims[0] = STRING, len(data)
+            value.payload = ctypes.cast(pointer, ctypes.c_void_p).value
+            return pointer
+        case np.ndarray():
+            _encode_array(value, x, what)
+        case Handle():
+            value.kind, value.owner = HANDLE, x.key
+        case _:
+            kinds = "None, bool, int, float, str, numpy.ndarray or julia.Handle"
+            raise InputError(f"{what}: found {type(x).__name__}, want {kinds}")
+    return x
+
+
+def _encode_array(value: Value, x: npt.NDArray[Any], what: str) -> None:
+    code = ELTYPES.get(x.dtype)
+    if code is None:
+        raise InputError(
+            f"{what}: found an array of {x.dtype.str}, want bool, 8 to 64 bit integers, float32 or float64"
+        )
+    if not (x.flags.c_contiguous and x.flags.aligned):
+        fault = "not C-contiguous" if x.flags.aligned else "not aligned"
+        raise InputError(f"{what}: found an array {x.shape} that is {fault}, want numpy.ascontiguousarray of it")
+    if x.ndim > MAX_DIMS:
+        raise InputError(f"{what}: found an array of {x.ndim} dimensions, want at most {MAX_DIMS}")
+    value.kind, value.eltype, value.ndims, value.payload = ARRAY, code, x.ndim, x.ctypes.data
+    value.dims[: x.ndim] = x.shape[::-1]  # Julia is column-major: the same memory, dimensions reversed
+
+
+def decode(value: Value, arguments: tuple[object, ...]) -> Any:
+    """Return the Python side of one result; raises InputError or JuliaError if it is an error."""
+    match value.kind:
+        case 0:
+            return None
+        case 1:
+            return value.payload != 0
+        case 2:
+            return ctypes.c_int64(value.payload).value
+        case 3:
+            return ctypes.c_double.from_buffer(ctypes.c_uint64(value.payload)).value
+        case 4:
+            return _text(value)
+        case 5:
+            shape = tuple(value.dims[: value.ndims])[::-1]
+            return np.asarray(_Memory(value.owner, value.payload, shape, DTYPES[value.eltype - 1]))
+        case 6:
+            return Handle(value.owner, _text(value))
+        case 7:
+            raise (InputError if value.eltype else JuliaError)(_text(value))
+        case _:
+            return arguments[value.payload - 1]
+
+
+def _text(value: Value) -> str:
+    return ctypes.string_at(value.payload, value.dims[0]).decode(errors="replace")

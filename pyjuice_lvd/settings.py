@@ -1,0 +1,318 @@
+"""The complete settings of a run: typed, checked, and the same in Python, in TOML and on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from pyjuice_lvd.color import COLORS
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.images import parse_crop
+from pyjuice_lvd.runs import read_toml
+from pyjuice_lvd.teacher.settings import TeacherSettings
+
+METHODS = ("lvd",)
+DEVICES = ("auto", "cpu", "cuda")
+PHOTO_SIZES = (16, 32)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """`[data]`: which pixels are modelled, and how a source without a split of its own is split."""
+
+    size: int = 32
+    """Side of the images that `photos` is cut into."""
+    color: str = "ycocg"
+    """Colour transform."""
+    crop: str = ""
+    """Height and width of the top-left part that is modelled, as `16x16`; empty: whole images."""
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _one_of("data.size", self.size, PHOTO_SIZES)
+        _one_of("data.color", self.color, tuple(COLORS))
+        if self.crop:
+            parse_crop(self.crop)
+        for name in ("valid_fraction", "test_fraction"):
+            value = getattr(self, name)
+            _require(0 < value < 1, f"data.{name}", value, "a number above 0 and below 1")
+        both = self.valid_fraction + self.test_fraction
+        _require(both < 1, "data.valid_fraction + data.test_fraction", both, "a sum below 1: the rest is for training")
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """`[clusters]`: how the teacher's features are clustered; a patch's latent has `outer * inner` values."""
+
+    outer: int = 32
+    """N1: each outer cluster has a circuit of its own."""
+    inner: int = 4
+    """N2: each inner cluster is a head of its outer cluster's circuit."""
+
+    def __post_init__(self) -> None:
+        _at_least("clusters.outer", self.outer, 1)
+        _at_least("clusters.inner", self.inner, 1)
+
+
+@dataclass(frozen=True)
+class CircuitSettings:
+    """`[circuit]`: p(x|z), one multi-headed HCLT for each outer cluster, trained by EM on labelled patches."""
+
+    latents: int = 16
+    epochs: int = 50
+    batch_size: int = 256
+    step_size: tuple[float, float] = (0.1, 0.01)
+    """EM's step size in the first and in the last epoch; linear in between."""
+    pseudocount: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least("circuit.latents", self.latents, 1)
+        _at_least("circuit.epochs", self.epochs, 1)
+        _at_least("circuit.batch_size", self.batch_size, 1)
+        _steps("circuit.step_size", self.step_size)
+        _nonnegative("circuit.pseudocount", self.pseudocount)
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """`[prior]`: p(z), an HCLT over all positions, trained by EM on the labels z, then by EM on p(x)."""
+
+    latents: int = 16
+    epochs: int = 30
+    """Epochs on the labels."""
+    soft_epochs: int = 10
+    """Epochs of EM on p(x), at most."""
+    batch_size: int = 256
+    step_size: tuple[float, float] = (0.1, 0.01)
+    soft_step_size: tuple[float, float] = (0.1, 0.01)
+    pseudocount: float = 0.1
+    patience: int = 3
+    """EM on p(x) ends after so many epochs without a better validation likelihood."""
+
+    def __post_init__(self) -> None:
+        _at_least("prior.latents", self.latents, 1)
+        _at_least("prior.epochs", self.epochs, 1)
+        _at_least("prior.soft_epochs", self.soft_epochs, 0)
+        _at_least("prior.batch_size", self.batch_size, 1)
+        _steps("prior.step_size", self.step_size)
+        _steps("prior.soft_step_size", self.soft_step_size)
+        _nonnegative("prior.pseudocount", self.pseudocount)
+        _at_least("prior.patience", self.patience, 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's complete settings; docs/settings.md describes each. A value out of range is an InputError.
+
+    Only `threads` and `device` say how a run is computed rather than what is.
+    """
+
+    method: str = METHODS[0]
+    seed: int = 0
+    threads: int = 0
+    """0: `LVD_THREADS`, else all cores."""
+    device: str = "auto"
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    clusters: ClusterSettings = field(default_factory=ClusterSettings)
+    circuit: CircuitSettings = field(default_factory=CircuitSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        _at_least("threads", self.threads, 0)
+        _one_of("device", self.device, DEVICES)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """Make settings from nested tables, as `to_dict` and TOML files have them; what is left out is the default.
+
+        Raises InputError for an unknown name, a value of the wrong type or one out of range.
+        """
+        return _construct(cls, _typed(cls, table, "", ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the settings as nested tables of TOML (and JSON) values; `from_dict` gives equal settings back."""
+        table: dict[str, Any] = _lists(asdict(self))
+        return table
+
+
+def preset_names() -> tuple[str, ...]:
+    """Name the presets that come with the package."""
+    files = resources.files("pyjuice_lvd.presets").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def resolve(
+    preset: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    assignments: Iterable[str] = (),
+    *,
+    base: Settings | None = None,
+    method: str | None = None,
+    color: str | None = None,
+    crop: str | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> Settings:
+    """Put settings together, each layer over the ones before it.
+
+    - `base`: what to start from, such as the settings of a run that is resumed; None: the defaults
+    - `preset`: the name of a TOML file that comes with the package (see `preset_names`)
+    - `config`: the path of a TOML file
+    - `assignments`: texts `section.key=value` with TOML's values, where a bare word is a string
+    - `method`, `color` and `crop` (of `[data]`), `seed`, `threads`, `device`: single settings; None: not given
+
+    Raises InputError that names the preset, file, assignment or setting, what was found and what is wanted.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if preset is not None:
+        if preset not in preset_names():
+            raise InputError(f"preset: found {preset!r}, wanted one of {', '.join(preset_names())}")
+        text = (resources.files("pyjuice_lvd.presets") / f"{preset}.toml").read_text(encoding="utf-8")
+        layers.append((f"preset {preset}: ", tomllib.loads(text)))
+    if config is not None:
+        layers.append((f"{os.fspath(config)}: ", read_toml(config)))
+    layers += [(f"--set {text}: ", _assignment(text)) for text in assignments]
+    options = {"method": method, "seed": seed, "threads": threads, "device": device}
+    data = {"color": color, "crop": crop}
+    layers.append(("", {**_given(options), "data": _given(data)}))
+
+    table = (Settings() if base is None else base).to_dict()
+    for source, layer in layers:
+        table = _merged(table, _typed(Settings, layer, "", source))
+    return Settings.from_dict(table)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    """Turn `section.key=value` into nested tables."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not name or not equals:
+        raise InputError(f"--set {text}: wanted section.key=value")
+    try:
+        table = tomllib.loads(f"value = {value}")
+    except ValueError:
+        if re.search(r"[\s\"'\[\]{}#=]", value):  # broken TOML rather than a bare word
+            raise InputError(f"--set {text}: found {value!r}, wanted a TOML value or a bare word") from None
+        table = {"value": value}
+    if len(table) > 1:  # a line break in the text, and further keys behind it
+        raise InputError(f"--set {text!r}: wanted one section.key=value")
+    tree: Any = table["value"]
+    for part in reversed(name.split(".")):
+        tree = {part: tree}
+    return dict(tree)
+
+
+def _merged(table: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(table)
+    for key, value in layer.items():
+        merged[key] = _merged(merged[key], value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _construct(cls: type[_T], table: Mapping[str, Any]) -> _T:
+    """Make a settings class from what `_typed` returned."""
+    hints = get_type_hints(cls)
+    return cls(
+        **{key: _construct(hints[key], value) if is_dataclass(hints[key]) else value for key, value in table.items()}
+    )
+
+
+def _typed(cls: type, table: Mapping[str, Any], section: str, source: str) -> dict[str, Any]:
+    """Check the names and types of nested tables against a settings class; `source` begins every message."""
+    hints = get_type_hints(cls)
+    typed: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{section}.{key}" if section else key
+        if key not in hints:
+            raise InputError(f"{source}unknown setting {name}; {_nearest(name, list(hints), section)}")
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{source}{name}: found {value!r}, wanted a table [{name}]")
+            typed[key] = _typed(hints[key], value, name, source)
+        else:
+            typed[key] = _typed_value(value, hints[key], f"{source}{name}")
+    return typed
+
+
+def _nearest(name: str, keys: list[str], section: str) -> str:
+    """Name the setting that `name` may stand for, or all that its section has."""
+    near = difflib.get_close_matches(name.rpartition(".")[2], keys, n=1)
+    if near:
+        return f"did you mean {section}.{near[0]}?" if section else f"did you mean {near[0]}?"
+    # Right key, wrong section: `latents` for `circuit.latents`.
+    elsewhere = [full for full in setting_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"valid are {', '.join(keys)}"
+
+
+def setting_names() -> list[str]:
+    """Name every setting, as `seed` and `circuit.latents`."""
+    hints = get_type_hints(Settings)
+    return [
+        name
+        for key, hint in hints.items()
+        for name in ([f"{key}.{item.name}" for item in fields(hint)] if is_dataclass(hint) else [key])
+    ]
+
+
+_WORDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _typed_value(value: Any, wanted: Any, name: str) -> Any:
+    if get_origin(wanted) is tuple:
+        kinds = get_args(wanted)
+        if not isinstance(value, list | tuple) or len(value) != len(kinds):
+            raise InputError(f"{name}: found {value!r}, wanted a list of {len(kinds)} values")
+        return tuple(_typed_value(item, kind, name) for item, kind in zip(value, kinds, strict=True))
+    found = type(value)
+    if found is wanted:
+        return value
+    if wanted is float and found is int:
+        return float(value)
+    raise InputError(f"{name}: found {value!r} ({_WORDS.get(found, found.__name__)}), wanted {_WORDS[wanted]}")
+
+
+def _lists(value: Any) -> Any:
+    """Turn tuples into lists, which TOML and JSON have."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _require(ok: bool, name: str, value: object, wanted: str) -> None:
+    if not ok:
+        raise InputError(f"{name}: found {value!r}, wanted {wanted}")
+
+
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    _require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    _require(value >= least, name, value, f"at least {least}")
+
+
+def _nonnegative(name: str, value: float) -> None:
+    _require(0 <= value < math.inf, name, value, "a finite number, 0 or above")
+
+
+def _steps(name: str, value: tuple[float, float]) -> None:
+    _require(all(0 < step <= 1 for step in value), name, value, "two numbers above 0 and at most 1")

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+from pyjuice_lvd.color import COLORS, color_transform
+from pyjuice_lvd.errors import InputError
+
+
+def code(colors):
+    """One integer per colour (..., 3)."""
+    c = colors.astype(np.uint32)
+    return c[..., 0] << 16 | c[..., 1] << 8 | c[..., 2]
+
+
+def grid(values):
+    return np.stack(np.meshgrid(values, values, values, indexing="ij"), -1).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("name", ["ycocg", "rgb"])
+def test_lossless_on_a_64_cubed_grid(name):
+    colors = grid(np.arange(0, 256, 4, dtype=np.uint8))
+    transform = color_transform(name, 3)
+    stored = transform.forward(colors)
+    assert transform.lossless
+    assert stored.dtype == np.uint8
+    assert len(np.unique(code(stored))) == 64**3
+    np.testing.assert_array_equal(transform.inverse(stored), colors)
+
+
+def test_ycocg_is_a_bijection_of_all_colors():
+    colors = grid(np.arange(256, dtype=np.uint8))
+    stored = COLORS["ycocg"].forward(colors)
+    seen = np.zeros(1 << 24, dtype=bool)
+    seen[code(stored)] = True
+    assert seen.all()
+    np.testing.assert_array_equal(COLORS["ycocg"].inverse(stored), colors)
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 4, 3), (2000, 3), (3,)])
+@pytest.mark.filterwarnings("error")  # numpy warns when a lone scalar wraps around
+def test_ycocg_on_random_colors_of_any_shape(shape):
+    colors = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    stored = COLORS["ycocg"].forward(colors)
+    assert stored.shape == shape
+    np.testing.assert_array_equal(COLORS["ycocg"].inverse(stored), colors)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "stored"),
+    [
+        ((0, 0, 0), (0, 128, 128)),  # greys: Y is the grey value, no chroma
+        ((77, 77, 77), (77, 128, 128)),
+        ((255, 255, 255), (255, 128, 128)),
+        ((110, 100, 90), (100, 148, 128)),  # Co = 20, t = 100, Cg = 0
+        ((90, 100, 110), (100, 108, 128)),  # Co = -20
+        ((91, 120, 100), (107, 119, 153)),  # Co = -9, t = 100 + floor(-4.5) = 95, Cg = 25, Y = 95 + 12
+        ((200, 0, 50), (254, 22, 131)),  # Co = 150 = -106 mod 256, t = 50 - 53 = 253, Cg = 3, Y = 253 + 1 = 254
+    ],
+)
+def test_ycocg_by_hand(rgb, stored):
+    assert tuple(COLORS["ycocg"].forward(np.array(rgb, np.uint8)).tolist()) == stored
+
+
+def test_ycocg_chroma_of_a_photograph_has_its_mode_in_the_middle():
+    from sklearn.datasets import load_sample_images
+
+    stored = COLORS["ycocg"].forward(load_sample_images().images[0])
+    for channel in (1, 2):
+        assert abs(int(np.bincount(stored[..., channel].ravel()).argmax()) - 128) < 16
+
+
+def test_ycc709_against_the_standard():
+    """BT.709: Y' = .2126 R + .7152 G + .0722 B, Cb = (B - Y') / 1.8556, Cr = (R - Y') / 1.5748."""
+    colors = np.random.default_rng(1).integers(0, 256, (3000, 3), dtype=np.uint8)
+    r, g, b = colors.T.astype(np.float64)
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    exact = np.stack([y, (b - y) / 1.8556 + 128, (r - y) / 1.5748 + 128], -1)
+    stored = COLORS["ycc709"].forward(colors)
+    assert stored.dtype == np.uint8
+    assert np.abs(stored - np.clip(exact, 0, 255)).max() <= 0.5 + 1e-9
+
+
+def test_ycc709_is_marked_lossy_and_inverts_approximately():
+    transform = COLORS["ycc709"]
+    assert not transform.lossless
+    neighbours = grid(np.arange(100, 120, dtype=np.uint8))
+    assert len(np.unique(code(transform.forward(neighbours)))) < len(neighbours) / 2
+    images = grid(np.arange(0, 256, 5, dtype=np.uint8)).reshape(-1, 4, 4, 3)
+    assert np.abs(transform.inverse(transform.forward(images)).astype(int) - images).max() <= 2
+
+
+@pytest.mark.parametrize("name", list(COLORS))
+def test_grey_is_never_transformed(name):
+    grey = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
+    transform = color_transform(name, 1)
+    assert transform.name == name
+    assert transform.lossless
+    np.testing.assert_array_equal(transform.forward(grey), grey)
+    np.testing.assert_array_equal(transform.inverse(grey), grey)
+
+
+def test_bad_names_and_channels():
+    with pytest.raises(InputError, match=r"color: found 'hsv', wanted one of ycocg, rgb, ycc709"):
+        color_transform("hsv", 3)
+    with pytest.raises(InputError, match="hsv"):
+        color_transform("hsv", 1)
+    with pytest.raises(InputError, match="found images of 4 channels"):
+        color_transform("rgb", 4)

@@ -1,0 +1,520 @@
+"""The door to Julia: what crosses it, whose memory it is, how it fails, and how Julia is found."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from pyjuice_lvd.cli.doctor import doctor
+from pyjuice_lvd.cli.setup import setup
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.errors import InputError, JuliaError, JuliaUnavailableError
+from pyjuice_lvd.julia import find, provide
+
+# Functions under test live in a submodule of LVDJuice, where `julia.call` finds them by a dotted name.
+FUNCTIONS = """
+LVDJuice.eval(:(module DoorTest
+    const KEPT = Ref{Any}(nothing)
+    describe(x) = (string(typeof(x)), string(size(x)), UInt(pointer(x)) % Int64)
+    set!(x, value, index...) = (x[index...] = value; nothing)
+    fresh(n) = (KEPT[] = zeros(Float64, 2, n))
+    address() = UInt(pointer(KEPT[])) % Int64
+    peek(index...) = KEPT[][index...]
+    forget() = (KEPT[] = nothing; GC.gc(); nothing)
+    same(x) = x
+    all_of(xs...) = xs
+    total(d) = sum(values(d))
+end))
+nothing
+"""
+
+
+@pytest.fixture(scope="module")
+def call() -> Callable[..., Any]:
+    julia.evaluate(FUNCTIONS)
+    return lambda name, *args: julia.call(f"DoorTest.{name}", *args)
+
+
+# ------------------------------------------------------------------------------------------------- what crosses
+
+
+def test_an_argument_is_the_callers_memory(call: Callable[..., Any]) -> None:
+    x = np.zeros((3, 4))
+    kind, size, address = call("describe", x)
+    assert address == x.ctypes.data
+    assert size == "(4, 3)"  # a C-ordered (3, 4) array is a Julia (4, 3) matrix
+    assert kind in ("Array{Float64,2}", "Matrix{Float64}")
+    call("set!", x, 7.0, 2, 1)
+    np.testing.assert_array_equal(x, [[0, 7, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_a_result_is_julias_memory(call: Callable[..., Any]) -> None:
+    y = call("fresh", 3)
+    assert y.shape == (3, 2)
+    assert y.dtype == np.float64
+    assert y.ctypes.data == call("address")
+    y[2, 1] = 5.0
+    assert call("peek", 2, 3) == 5.0
+    julia.evaluate("LVDJuice.DoorTest.KEPT[][1, 3] = 6.0")
+    assert y[2, 0] == 6.0
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_every_dtype_crosses_both_ways(dtype: str) -> None:
+    x = np.array([[0, 1, 0], [1, 1, 1]], dtype)
+    back = julia.call("Base.copy", x)
+    assert back.dtype == x.dtype
+    assert back.ctypes.data != x.ctypes.data
+    np.testing.assert_array_equal(back, x)
+
+
+@pytest.mark.parametrize("ndim", range(7))
+def test_up_to_six_dimensions_cross_both_ways(ndim: int) -> None:
+    shape = tuple(range(2, 2 + ndim))
+    x = np.random.default_rng(0).random(shape)
+    y = julia.call("Base.copy", x)
+    assert y.shape == shape
+    np.testing.assert_array_equal(y, x)
+
+
+def test_an_empty_array_keeps_its_shape() -> None:
+    assert julia.call("Base.copy", np.zeros((3, 0, 2), np.float32)).shape == (3, 0, 2)
+
+
+def test_a_read_only_array_may_be_read() -> None:
+    x = np.arange(4)
+    x.flags.writeable = False
+    assert julia.call("Base.sum", x) == 6
+
+
+def test_an_argument_that_comes_back_is_the_same_object(call: Callable[..., Any]) -> None:
+    x = np.zeros(5)
+    assert call("same", x) is x
+    first, second = call("all_of", 1, x)
+    assert first == 1
+    assert second is x
+
+
+@pytest.mark.parametrize(
+    "x", [None, True, False, 0, -1, 2**63 - 1, -(2**63), 0.0, -1.5e300, float("inf"), "", "hé\0llo"]
+)
+def test_scalars_cross_both_ways(call: Callable[..., Any], x: object) -> None:
+    y = call("same", x)
+    assert type(y) is type(x)
+    assert y == x
+
+
+def test_numpy_scalars_are_scalars(call: Callable[..., Any]) -> None:
+    results = call("all_of", np.int32(3), np.float32(0.5), np.bool_(True))
+    assert results == (3, 0.5, True)
+    assert [type(r) for r in results] == [int, float, bool]
+
+
+def test_tuples_cross_one_level_deep(call: Callable[..., Any]) -> None:
+    assert call("all_of") == ()
+    assert call("all_of", 1) == (1,)
+    assert call("all_of", *range(16)) == tuple(range(16))
+    with pytest.raises(JuliaError, match="17 results"):
+        call("all_of", *range(17))
+
+
+def test_other_objects_stay_in_julia_behind_a_handle(call: Callable[..., Any]) -> None:
+    d = julia.evaluate("Dict(:a => 1, :b => 41)")
+    assert isinstance(d, julia.Handle)
+    assert "Dict{Symbol" in repr(d)
+    assert call("total", d) == 42
+
+
+# ------------------------------------------------------------------------------------------------- lifetime
+
+
+def registered() -> int:
+    gc.collect()
+    return int(julia.call("Boundary.registered"))
+
+
+def test_a_result_lives_as_long_as_any_view_of_it(call: Callable[..., Any]) -> None:
+    before = registered()
+    view = call("fresh", 50_000)[100:200].T
+    call("forget")
+    view[:] = 3.0
+    julia.evaluate("for i in 1:20; fill(1.0, 2, 50_000); end; GC.gc()")
+    assert registered() == before + 1
+    np.testing.assert_array_equal(view, 3.0)
+    del view
+    assert registered() == before
+
+
+def test_handles_and_tuples_are_released() -> None:
+    before = registered()
+    handle, array = julia.evaluate("(Dict(1 => 2), [1, 2])")
+    assert registered() == before + 2
+    del handle
+    assert registered() == before + 1
+    del array
+    assert registered() == before
+
+
+def test_finalizers_of_other_threads_only_queue(call: Callable[..., Any]) -> None:
+    before = registered()
+    held = [call("fresh", 1)]
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert registered() == before
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        (np.zeros((4, 4)).T[:2], "not C-contiguous"),
+        (np.zeros((4, 4))[:, ::2], "not C-contiguous"),
+        (np.zeros(3, "f2"), "<f2"),
+        (np.zeros(3, ">f8"), ">f8"),
+        (np.zeros(3, "c16"), "<c16"),
+        (np.array(["a"]), "<U1"),
+        (np.array([None]), "|O"),
+        (np.frombuffer(bytearray(33), np.uint8)[1:].view(np.float64), "not aligned"),
+        (np.zeros((1,) * 7), "7 dimensions"),
+        (2**63, "9223372036854775808"),
+        ([1, 2], "list"),
+    ],
+)
+def test_what_cannot_cross_is_refused(call: Callable[..., Any], x: object, found: str) -> None:
+    with pytest.raises(InputError) as error:
+        call("all_of", 1, x)
+    assert str(error.value).startswith("DoorTest.all_of: argument 2: found")
+    assert found in str(error.value)
+    assert "want" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        ('error("no luck")', JuliaError, "no luck"),
+        ("undefined_name", JuliaError, "UndefVarError: .*undefined_name.*not defined"),
+        ("[1, 2][5]", JuliaError, "BoundsError"),
+        ('throw(ArgumentError("bad argument"))', InputError, "^bad argument$"),
+        ("[1, 2] + [1, 2, 3]", InputError, "^(dimensions must match|arrays could not be broadcast)"),
+        ("sqrt(-1.0)", InputError, "found -1.0"),
+        ('Threads.@threads for i in 1:2; throw(ArgumentError("in a thread")); end', InputError, "^in a thread$"),
+        ('fetch(Threads.@spawn error("in a task"))', JuliaError, "^in a task$"),
+        ("1 +", JuliaError, "syntax|ParseError"),
+    ],
+)
+def test_exceptions_carry_julias_message(code: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message) as error:
+        julia.evaluate(code)
+    assert type(error.value) is kind
+    assert julia.evaluate("1 + 1") == 2
+
+
+def test_an_unknown_function_is_named() -> None:
+    with pytest.raises(JuliaError, match="no_such_function"):
+        julia.call("no_such_function")
+
+
+def test_calls_from_another_thread_are_refused() -> None:
+    errors = []
+
+    def run() -> None:
+        try:
+            julia.evaluate("1")
+        except JuliaError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert errors == ["Julia was called from another thread: call it only from the thread that started it"]
+
+
+def test_julia_starts_once() -> None:
+    info = julia.start()
+    assert julia.start(threads=info.threads, bridge=info.bridge) == info == julia.info()
+    with pytest.raises(InputError, match=f"threads: found {info.threads + 1}, but Julia runs with {info.threads}"):
+        julia.start(threads=info.threads + 1)
+    other = next(name for name in find.BRIDGES if name != info.bridge)
+    with pytest.raises(InputError, match="bridge"):
+        julia.start(bridge=other)
+
+
+# ------------------------------------------------------------------------------------------------- processes
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+STRESS = """
+from pyjuice_lvd import julia
+from pyjuice_lvd.errors import InputError
+import numpy as np
+
+julia.start()
+{late}
+x = np.arange(300_000.0)
+seen = julia.evaluate('''
+    function stress(x)
+        sums = zeros(64)
+        Threads.@threads for i in 1:64
+            sums[i] = sum(copy(x))      # allocates: the threads meet in garbage collections
+        end
+        try
+            Threads.@threads for i in 1:4; throw(ArgumentError("from a thread")); end
+        catch
+        end
+        return sums
+    end
+    Threads.nthreads()
+''')
+assert seen == 2, seen
+stress = julia.evaluate("stress")
+for _ in range(3):
+    sums = julia.call("Base.invokelatest", stress, x)
+    assert (sums == x.sum()).all()
+    product = torch.ones(200, 200) @ torch.ones(200, 200)
+    assert float(product[0, 0]) == 200.0
+    assert torch.from_numpy(sums).sum() == sums.sum()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("first", ["torch", "julia"])
+def test_two_threads_and_exceptions_beside_pytorch(first: str) -> None:
+    late = STRESS.format(late="import torch" if first == "julia" else "")
+    ran = python(late if first == "julia" else "import torch\n" + late, LVD_THREADS="2")
+    assert ran.stdout == "done\n", ran.stderr
+
+
+INTERRUPTED = """
+import os, sys, time
+from pyjuice_lvd import julia
+from pyjuice_lvd.errors import JuliaError
+
+julia.start(threads=2)
+julia.evaluate("busy(seconds) = (t = time(); while time() - t < seconds; end; seconds)")
+print("ready", flush=True)
+try:
+    while True:
+        julia.evaluate("busy(0.3)")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(julia.evaluate("Threads.@threads for i in 1:4; busy(0.01); end; 6 * 7"), flush=True)
+child = os.fork()
+if child == 0:
+    try:
+        julia.evaluate("1")
+    except JuliaError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_ctrl_c_stops_a_long_job_and_leaves_julia_usable() -> None:
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        assert process.stdout.readline() == "interrupted\n"
+        assert time.monotonic() - sent < 2.0
+        assert process.stdout.readline() == "42\n"
+        assert "does not survive a fork" in process.stdout.readline()
+    assert process.returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------- finding Julia
+
+
+def fake_julia(folder: Path, script: str) -> Path:
+    path = folder / "julia"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "printf '1.4.2\\n/usr/bin\\n/sys.so\\n/lib/libjulia.so.1\\n'",
+            "is too old: found Julia 1.4.2, want 1.5 or newer",
+        ),
+        ("printf '1.9.0\\n/usr/bin\\n/sys.so\\n/lib/libc.so.6\\n'", "has no shared libjulia to embed"),
+        ("printf '1.9.0\\n/usr/bin\\n/sys.so\\n/nowhere/libjulia.so.1\\n'", "has no shared libjulia to embed"),
+        ("echo 'could not load sys.so: no such file' >&2; exit 1", "is broken: could not load sys.so: no such file"),
+        ("kill -SEGV $$", "is broken: exit status -11"),
+        ("echo hello", "is not a Julia: its version is 'hello'"),
+        ("true", "is not a Julia: its version is nothing"),
+    ],
+)
+def test_a_julia_that_cannot_run_is_named_with_its_fault(tmp_path: Path, script: str, reason: str) -> None:
+    fake = fake_julia(tmp_path, script)
+    with pytest.raises(JuliaUnavailableError) as error:
+        find.probe(fake, "LVD_JULIA")
+    assert str(error.value) == f"{fake} (LVD_JULIA) {reason}"
+
+
+def test_a_broken_julia_on_path_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_julia(tmp_path, "exit 1")
+    private = tmp_path / "data" / "lvd-juice" / "julia" / "bin"
+    private.mkdir(parents=True)
+    library = tmp_path / "libjulia.so.1"
+    library.touch()
+    good = fake_julia(private, f"printf '1.5.3\\n/usr/bin\\n/sys.so\\n{library}\\n'")
+    monkeypatch.delenv("LVD_JULIA", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    found = find.find_for_libjulia()
+    assert (found.executable, found.version, found.libjulia) == (good, (1, 5, 3), library)
+
+
+def fails_to_start(**environment: str) -> str:
+    """The one line that a program gets where Julia cannot start."""
+    ran = python(
+        """
+        from pyjuice_lvd import julia
+        from pyjuice_lvd.errors import LVDJuiceError
+        try:
+            julia.call("anything")
+        except LVDJuiceError as error:
+            print(type(error).__name__, error)
+        """,
+        **environment,
+    )
+    assert ran.stdout.count("\n") == 1, ran.stderr
+    return ran.stdout.strip()
+
+
+def test_without_julia_one_line_says_what_to_do(tmp_path: Path) -> None:
+    nowhere = {"HOME": str(tmp_path), "XDG_DATA_HOME": "", "PATH": str(tmp_path), "LVD_JULIA": ""}
+    line = fails_to_start(**nowhere, LVD_JULIA_BRIDGE="libjulia")
+    assert line.startswith("JuliaUnavailableError no Julia found")
+    assert line.endswith("run `lvd-juice setup`, or install Julia >= 1.10 and put it on PATH")
+
+
+def test_the_environment_overrides_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="bridge: found 'pipe', want one of juliacall, libjulia"):
+        find.choose("pipe")
+    monkeypatch.setenv("LVD_JULIA_BRIDGE", "telepathy")
+    with pytest.raises(InputError, match="LVD_JULIA_BRIDGE: found 'telepathy', want one of juliacall, libjulia"):
+        find.choose()
+    old = fake_julia(tmp_path, "printf '1.6.7\\n/usr/bin\\n/sys.so\\n/bin/sh\\n'")
+    old.write_text(old.read_text().replace("/bin/sh\\n'", f"{tmp_path / 'libjulia.so.1'}\\n'"))
+    (tmp_path / "libjulia.so.1").touch()
+    monkeypatch.setenv("LVD_JULIA_BRIDGE", "juliacall")
+    monkeypatch.setenv("PYTHON_JULIACALL_EXE", str(old))
+    monkeypatch.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
+    with pytest.raises(JuliaUnavailableError, match=r"is Julia 1.6.7, want 1.10 or newer; run `lvd-juice setup`"):
+        find.choose()
+
+
+def test_threads_come_from_the_environment() -> None:
+    assert fails_to_start(LVD_THREADS="many") == "InputError LVD_THREADS: found 'many', want a positive integer"
+
+
+# ------------------------------------------------------------------------------------------------- setup and doctor
+
+
+def test_setup_finds_what_is_there() -> None:
+    started = time.monotonic()
+    ran = CliRunner().invoke(setup, ["--json"])
+    assert time.monotonic() - started < 5.0
+    assert ran.exit_code == 0
+    assert json.loads(ran.stdout).keys() == {"bridge", "version", "executable"}
+    assert ran.stderr == ""
+
+
+def test_setup_leaves_a_julia_that_the_user_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LVD_JULIA_BRIDGE", "libjulia")
+    monkeypatch.setenv("LVD_JULIA", str(fake_julia(tmp_path, "exit 3")))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(find, "juliacall_has_started", lambda: False)
+    with pytest.raises(JuliaUnavailableError, match=r"is broken: exit status 3; mend or unset LVD_JULIA$"):
+        provide.provide(lambda line: None)
+    assert not (tmp_path / "data" / "lvd-juice" / "julia").exists()
+
+
+def test_mirrors_are_those_of_the_machine_main_archives_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = """\
+'http://c/debian-security/dists/bookworm-security/InRelease' c 0
+'https://b/node/dists/nodistro/InRelease' b 0
+'http://a/debian/dists/bookworm-updates/InRelease' a-updates 0
+'http://a/debian/dists/bookworm/InRelease' a 0
+'http://a/debian/dists/bookworm/main/binary-amd64/Packages.xz' a-main 0
+"""
+    monkeypatch.setattr(provide, "_run", lambda *args, **kwargs: listing)
+    monkeypatch.setattr(provide, "_os_release", lambda key: "bookworm")
+    assert provide._mirrors() == ["http://a/debian", "https://b/node", "http://c/debian-security"]
+
+
+def test_a_set_up_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(provide, "_apt_root", lambda root, say: [])
+
+    def unpack(apt: list[str], stage: Path, say: provide.Say) -> None:
+        (stage / "bin").mkdir()
+        fake_julia(stage / "bin", "exit 1")
+
+    monkeypatch.setattr(provide, "_unpack", unpack)
+    find.prefix().parent.mkdir(parents=True)
+    (find.prefix().parent / "unpacking-cut-off").mkdir()
+    with pytest.raises(JuliaUnavailableError, match=r"just unpacked.* is broken"):
+        provide._from_debian(lambda line: None)
+    assert list(find.prefix().parent.iterdir()) == []
+
+
+def test_doctor_explains_the_choice() -> None:
+    info = julia.start()
+    ran = CliRunner().invoke(doctor, ["--json"])
+    assert ran.exit_code == 0
+    found = json.loads(ran.stdout)
+    assert found["usable"] is True
+    assert found["bridges"].keys() == set(find.BRIDGES)
+    assert found["bridges"][info.bridge].startswith("can run Julia")
+    assert (found["julia"]["threads"], found["julia"]["why"]) == (info.threads, info.why)
+    assert found["torch_devices"][0] == "cpu"
+    text = CliRunner().invoke(doctor).stdout
+    assert info.why in text
+    assert "missing          nothing" in text
+
+
+def test_doctor_does_not_need_julia(tmp_path: Path) -> None:
+    ran = python(
+        "import sys; from pyjuice_lvd.cli.doctor import doctor; doctor(['--json'])",
+        HOME=str(tmp_path),
+        XDG_DATA_HOME="",
+        PATH=str(tmp_path),
+        LVD_JULIA="",
+        LVD_JULIA_BRIDGE="libjulia",
+    )
+    assert ran.returncode == 1
+    found = json.loads(ran.stdout)
+    assert found["usable"] is False
+    assert "run `lvd-juice setup`" in found["problem"]

@@ -1,0 +1,256 @@
+"""Settings: layers, types, ranges, and messages that name the setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.settings import (
+    CircuitSettings,
+    ClusterSettings,
+    DataSettings,
+    PriorSettings,
+    Settings,
+    preset_names,
+    resolve,
+    setting_names,
+)
+
+DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
+
+
+def message(*args, **options) -> str:
+    with pytest.raises(InputError) as error:
+        resolve(*args, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def flat(table: dict) -> dict[str, object]:
+    return {
+        name: value
+        for key, item in table.items()
+        for name, value in (
+            [(f"{key}.{inner}", value) for inner, value in item.items()] if isinstance(item, dict) else [(key, item)]
+        )
+    }
+
+
+def test_settings_come_back_from_json_and_toml():
+    settings = resolve(
+        "tiny",
+        assignments=["circuit.step_size=[0.3, 1e-3]", "circuit.pseudocount=0.1000000001", "seed=4294967295"],
+        crop="8x8",
+    )
+    table = settings.to_dict()
+    assert Settings.from_dict(table) == settings
+    assert Settings.from_dict(json.loads(json.dumps(table))) == settings
+    assert Settings.from_dict(tomllib.loads(tomli_w.dumps(table))) == settings
+    assert json.loads(json.dumps(table)) == table == tomllib.loads(tomli_w.dumps(table))
+
+
+def test_settings_do_not_change():
+    settings = Settings()
+    for part in (settings, settings.data, settings.teacher, settings.clusters, settings.circuit, settings.prior):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, dataclasses.fields(part)[0].name, 1)
+    assert hash(settings) == hash(Settings())
+
+
+def test_what_is_left_out_is_the_default():
+    assert resolve() == Settings() == Settings.from_dict({})
+    settings = Settings.from_dict({"circuit": {"latents": 4}})
+    assert settings.circuit == dataclasses.replace(Settings().circuit, latents=4)
+
+
+def test_later_layers_win(tmp_path):
+    config = tmp_path / "my.toml"
+    config.write_text("seed = 1\n[data]\nsize = 32\n[circuit]\nlatents = 5\nepochs = 6\n")
+    assert resolve("tiny").data.size == 16
+    settings = resolve("tiny", config, ["circuit.latents=7", "circuit.latents=8", "threads=2"], threads=3)
+    assert settings.seed == 1
+    assert settings.data.size == 32
+    assert (settings.circuit.latents, settings.circuit.epochs) == (8, 6)
+    assert settings.threads == 3
+    assert settings.prior == resolve("tiny").prior
+
+
+def test_explicit_options():
+    settings = resolve(method="lvd", color="rgb", crop="16x8", seed=5, threads=2, device="cpu")
+    assert (settings.method, settings.seed, settings.threads, settings.device) == ("lvd", 5, 2, "cpu")
+    assert settings.data == DataSettings(color="rgb", crop="16x8")
+
+
+def test_a_resumed_run_starts_from_its_own_settings():
+    run = resolve("tiny", assignments=["circuit.latents=3"])
+    assert resolve(base=run) == run
+    assert resolve(base=run, threads=2) == dataclasses.replace(run, threads=2)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_kept(name):
+    text = (resources.files("pyjuice_lvd.presets") / f"{name}.toml").read_text(encoding="utf-8")
+    preset = flat(tomllib.loads(text))
+    assert preset
+    settings = flat(resolve(name).to_dict())
+    assert {name: settings[name] for name in preset} == preset
+
+
+def test_presets_that_exist_are_named():
+    assert {"tiny", "small"} <= set(preset_names())
+    text = message("huge")
+    assert "preset" in text
+    assert "'huge'" in text
+    for name in preset_names():
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("data.color=rgb", "rgb"),
+        ('data.color="rgb"', "rgb"),
+        (" data.color = 'rgb' ", "rgb"),
+        ("data.crop=16x16", "16x16"),
+        ("data.crop=", ""),
+        ("circuit.pseudocount=1", 1.0),
+        ("circuit.pseudocount=1e-2", 0.01),
+        ("prior.step_size=[1, 0.5]", (1.0, 0.5)),
+        ("clusters.outer=1_000", 1000),
+        ("seed=3 # a comment", 3),
+    ],
+)
+def test_assignments_have_toml_values_and_bare_words(text, wanted):
+    value: object = resolve(assignments=[text])
+    for part in text.partition("=")[0].strip().split("."):
+        value = getattr(value, part)
+    assert value == wanted
+    assert type(value) is type(wanted)
+
+
+def test_an_assignment_may_set_a_section():
+    assert resolve(assignments=["clusters={outer=3, inner=2}"]).clusters == ClusterSettings(outer=3, inner=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("circuit.latent=4", ["unknown setting circuit.latent", "did you mean circuit.latents?"]),
+        ("circiut.latents=4", ["unknown setting circiut", "did you mean circuit?"]),
+        ("sead=4", ["unknown setting sead", "did you mean seed?"]),
+        ("latents=4", ["unknown setting latents", "circuit.latents or prior.latents"]),
+        ("clusters.zzz=4", ["unknown setting clusters.zzz", "valid are outer, inner"]),
+        ("seed.x=4", ["seed", "wanted an integer"]),
+        ("circuit.latents.x=4", ["circuit.latents", "wanted an integer"]),
+        ("circuit=4", ["circuit: found 4", "wanted a table [circuit]"]),
+        ("circuit.latents", ["wanted section.key=value"]),
+        ("=4", ["wanted section.key=value"]),
+        ("circuit.latents=[4", ["'[4'", "wanted a TOML value or a bare word"]),
+        ("data.color=two words", ["'two words'"]),
+        ("data.size=16\nseed = 3", ["wanted one section.key=value"]),
+        ("circuit.latents=4.0", ["circuit.latents: found 4.0 (a number), wanted an integer"]),
+        ("circuit.latents=true", ["found True (true or false), wanted an integer"]),
+        ("circuit.latents=many", ["found 'many' (a string), wanted an integer"]),
+        ("circuit.pseudocount=x", ["found 'x' (a string), wanted a number"]),
+        ("data.crop=16", ["data.crop: found 16 (an integer), wanted a string"]),
+        ("data.crop=1979-05-27", ["data.crop", "wanted a string"]),
+        ("circuit.step_size=0.1", ["circuit.step_size: found 0.1", "wanted a list of 2 values"]),
+        ("circuit.step_size=[0.1]", ["circuit.step_size", "wanted a list of 2 values"]),
+        ("circuit.step_size=[0.1, 'x']", ["circuit.step_size: found 'x' (a string), wanted a number"]),
+    ],
+)
+def test_bad_assignments_are_named(text, parts):
+    found = message(assignments=[text])
+    assert found.startswith("--set ")
+    assert text.partition("=")[0] in found
+    for part in parts:
+        assert part in found
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("method=magic", "one of lvd"),
+        ("seed=-1", "0 to 4294967295"),
+        ("seed=4294967296", "0 to 4294967295"),
+        ("threads=-1", "at least 0"),
+        ("device=tpu", "one of auto, cpu, cuda"),
+        ("data.size=8", "one of 16, 32"),
+        ("data.color=cmyk", "ycocg"),
+        ("data.crop=16", "HxW"),
+        ("data.crop=0x4", "HxW"),
+        ("data.crop=16x16x3", "HxW"),
+        ("data.valid_fraction=0", "above 0"),
+        ("data.test_fraction=1.0", "below 1"),
+        ("data.test_fraction=0.9", "below 1"),
+        ("clusters.outer=0", "at least 1"),
+        ("clusters.inner=0", "at least 1"),
+        ("circuit.latents=0", "at least 1"),
+        ("circuit.epochs=0", "at least 1"),
+        ("circuit.batch_size=0", "at least 1"),
+        ("circuit.step_size=[0.1, 0]", "above 0 and at most 1"),
+        ("circuit.step_size=[1.5, 0.1]", "above 0 and at most 1"),
+        ("circuit.step_size=[nan, 0.1]", "above 0 and at most 1"),
+        ("circuit.pseudocount=-0.1", "0 or above"),
+        ("circuit.pseudocount=inf", "finite"),
+        ("prior.latents=0", "at least 1"),
+        ("prior.epochs=0", "at least 1"),
+        ("prior.soft_epochs=-1", "at least 0"),
+        ("prior.batch_size=0", "at least 1"),
+        ("prior.step_size=[0, 0.1]", "above 0"),
+        ("prior.soft_step_size=[2, 0.1]", "at most 1"),
+        ("prior.pseudocount=nan", "0 or above"),
+        ("prior.patience=0", "at least 1"),
+    ],
+)
+def test_ranges(text, wanted):
+    found = message(assignments=[text if "crop" not in text else text.replace("=", "='") + "'"])
+    assert text.partition("=")[0].rpartition(".")[2] in found
+    assert "found" in found
+    assert wanted in found
+
+
+def test_ranges_hold_in_python_too():
+    for make in (
+        lambda: ClusterSettings(outer=0),
+        lambda: CircuitSettings(step_size=(0.0, 0.0)),
+        lambda: PriorSettings(patience=0),
+    ):
+        with pytest.raises(InputError):
+            make()
+
+
+def test_bad_config_files_are_named(tmp_path):
+    config = tmp_path / "my.toml"
+    assert str(config) in message(config=config)
+    assert str(tmp_path) in message(config=tmp_path)
+    for contents, part in (
+        ("seed = ", "wanted TOML"),
+        ("[circuit]\nlatent = 3\n", "did you mean circuit.latents?"),
+        ("circuit = 3\n", "wanted a table [circuit]"),
+        ("[seed]\n", "wanted an integer"),
+        ("[circuit]\nlatents = '3'\n", "found '3' (a string), wanted an integer"),
+        ("[[circuit]]\nlatents = 3\n", "wanted a table [circuit]"),
+    ):
+        config.write_text(contents)
+        found = message(config=config)
+        assert found.startswith(f"{config}: ")
+        assert part in found
+    config.write_bytes(b"\xff\xff")
+    assert "wanted TOML" in message(config=config)
+
+
+def test_every_setting_is_documented_with_its_default():
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
+    defaults = flat(Settings().to_dict())
+    assert list(rows) == list(defaults) == setting_names()
+    assert {name: tomllib.loads(f"x = {text}")["x"] for name, text in rows.items()} == defaults
