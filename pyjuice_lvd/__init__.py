@@ -1,1 +1,25 @@
-"""Tractable density models of images: probabilistic circuits by latent variable distillation."""
+"""Tractable density models of images: probabilistic circuits by latent variable distillation.
+
+>>> from pyjuice_lvd import LVD
+>>> model = LVD(preset="tiny", random_state=0).fit(images)  # uint8 (N, H, W[, C])
+>>> model.bpd(held_out)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyjuice_lvd.circuit import Circuit
+    from pyjuice_lvd.estimators import LVD
+
+__all__ = ["LVD", "Circuit"]
+
+_HOMES = {"Circuit": "pyjuice_lvd.circuit", "LVD": "pyjuice_lvd.estimators"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used: `lvd-juice --help` waits for no PyTorch and no scikit-learn."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -78,7 +78,7 @@ def load_test_images(
     if "test" in source.parts:
         return source.parts["test"], f"test images of {source.name} {source.how}"
     pool = _pool(source)
-    if _digest(pool) != digest:
+    if digest_of(pool) != digest:
         return np.ascontiguousarray(pool), f"all {len(pool)} images of {source.name}, which the run was not fitted on"
     splits = _split(source, seed, valid_fraction, test_fraction)
     return splits.test, splits.how
@@ -117,6 +117,20 @@ def parse_crop(crop: str | tuple[int, int] | None) -> tuple[int, int] | None:
     return height, width
 
 
+def crop_images(images: UInt8, crop: str | tuple[int, int] | None, name: str = "images") -> UInt8:
+    """Return the top-left pixels of images (N, H, W, C), as `parse_crop` understands `crop`; shares their memory.
+
+    Raises InputError if the images are smaller than that.
+    """
+    sides = parse_crop(crop)
+    if sides is None:
+        return images
+    if images.shape[1] < sides[0] or images.shape[2] < sides[1]:
+        largest = f"{images.shape[1]}x{images.shape[2]}"
+        raise InputError(f"crop: found {sides[0]}x{sides[1]}, wanted at most the {largest} of {name}")
+    return images[:, : sides[0], : sides[1]]
+
+
 def _read(data: Data, crop: str | tuple[int, int] | None, size: int) -> Source:
     """Read DATA: every part uint8 (N, H, W, C), all of one H, W, C, cropped."""
     sides = parse_crop(crop)
@@ -126,12 +140,7 @@ def _read(data: Data, crop: str | tuple[int, int] | None, size: int) -> Source:
     parts: dict[str, UInt8] = {}
     for split, array in source.parts.items():
         name = source.name if split == "all" else f"{source.name} ({split})"
-        images = as_images(array, name)
-        if sides is not None:
-            if images.shape[1] < sides[0] or images.shape[2] < sides[1]:
-                largest = f"{images.shape[1]}x{images.shape[2]}"
-                raise InputError(f"crop: found {sides[0]}x{sides[1]}, wanted at most the {largest} of {name}")
-            images = images[:, : sides[0], : sides[1]]
+        images = crop_images(as_images(array, name), sides, name)
         first = next(iter(parts.values()), images)
         if images.shape[1:] != first.shape[1:]:
             raise InputError(
@@ -149,7 +158,8 @@ def _pool(source: Source) -> UInt8:
     raise InputError(f"{source.name}: found {' and '.join(source.parts)} images only, wanted training images")
 
 
-def _digest(images: UInt8) -> str:
+def digest_of(images: UInt8) -> str:
+    """Return the SHA-256 of images, of any shape, as hexadecimal digits: by it they are known again."""
     digest = hashlib.sha256(repr(images.shape).encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
@@ -174,7 +184,7 @@ def _split(source: Source, seed: int, valid_fraction: float, test_fraction: floa
         parts["train"] = pool[rest]
         how.append(f"{_listed(counts)} of {len(pool)} images by seed {seed}, the rest train")
     train, valid, test = (np.ascontiguousarray(parts[split]) for split in SPLITS)
-    digest = _digest(pool) if "test" in counts else ""
+    digest = digest_of(pool) if "test" in counts else ""
     return ImageSplits(train, valid, test, source.name, "; ".join(how), digest)
 
 

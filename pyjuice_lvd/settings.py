@@ -156,7 +156,7 @@ def preset_names() -> tuple[str, ...]:
 
 def resolve(
     preset: str | None = None,
-    config: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
     *,
     base: Settings | None = None,
@@ -171,7 +171,7 @@ def resolve(
 
     - `base`: what to start from, such as the settings of a run that is resumed; None: the defaults
     - `preset`: the name of a TOML file that comes with the package (see `preset_names`)
-    - `config`: the path of a TOML file
+    - `config`: the path of a TOML file, or nested tables as it would have them
     - `assignments`: texts `section.key=value` with TOML's values, where a bare word is a string
     - `method`, `color` and `crop` (of `[data]`), `seed`, `threads`, `device`: single settings; None: not given
 
@@ -183,7 +183,9 @@ def resolve(
             raise InputError(f"preset: found {preset!r}, wanted one of {', '.join(preset_names())}")
         text = (resources.files("pyjuice_lvd.presets") / f"{preset}.toml").read_text(encoding="utf-8")
         layers.append((f"preset {preset}: ", tomllib.loads(text)))
-    if config is not None:
+    if isinstance(config, Mapping):
+        layers.append(("", dict(config)))
+    elif config is not None:
         layers.append((f"{os.fspath(config)}: ", read_toml(config)))
     layers += [(f"--set {text}: ", _assignment(text)) for text in assignments]
     options = {"method": method, "seed": seed, "threads": threads, "device": device}

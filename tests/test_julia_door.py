@@ -338,6 +338,8 @@ os.waitpid(child, 0)
 def test_ctrl_c_stops_a_long_job_and_leaves_julia_usable() -> None:
     with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        watchdog = threading.Timer(60, process.kill)  # a lost Ctrl-C fails the test, it does not hang it
+        watchdog.start()
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
@@ -346,6 +348,7 @@ def test_ctrl_c_stops_a_long_job_and_leaves_julia_usable() -> None:
         assert time.monotonic() - sent < 2.0
         assert process.stdout.readline() == "42\n"
         assert "does not survive a fork" in process.stdout.readline()
+        watchdog.cancel()
     assert process.returncode == 0
 
 

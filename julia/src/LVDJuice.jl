@@ -22,6 +22,7 @@ include("kernels.jl")
 include("evaluate.jl")
 include("logdomain.jl")
 include("em.jl")
+include("interface.jl")
 
 export Circuit, Plan, SoftEvidence, EMJob, MutualInformationJob
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!

@@ -26,12 +26,7 @@ from pyjuice_lvd.julia.find import REMEDY, Choice, choose, prefix, probe
 SUITE = "bullseye"
 KEYRINGS = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
 # The C and C++ runtime must be the system's own, never an older one beside it; the others only unpack packages.
-FROM_THE_SYSTEM = {"libc6", "libcrypt1", "libgcc-s1", "libstdc++6", "gcc-10-base"} | {
-    "dpkg",
-    "tar",
-    "perl-base",
-    "debconf",
-}
+FROM_THE_SYSTEM = {"libc6", "libcrypt1", "libgcc-s1", "libstdc++6", "gcc-10-base", "dpkg", "tar", "perl-base", "debconf"}
 
 RESOLVE_SECONDS = 900
 APT_SECONDS = 600

@@ -16,7 +16,7 @@ import numpy as np
 
 from pyjuice_lvd.errors import InputError, JuliaError, JuliaUnavailableError
 from pyjuice_lvd.julia import libjulia, via_juliacall
-from pyjuice_lvd.julia.find import REMEDY, choose, sources
+from pyjuice_lvd.julia.find import Choice, choose, sources
 from pyjuice_lvd.julia.values import Value, decode, encode, released
 
 MAX_RESULTS = 16
@@ -29,7 +29,7 @@ BOOT = """
 try
     pushfirst!(LOAD_PATH, raw"{sources}")
     @eval Main using LVDJuice
-    string(Base.invokelatest(Main.LVDJuice.Boundary.open_door))
+    string(Base.invokelatest(() -> Main.LVDJuice.Boundary.open_door()))  # the name is younger than this expression
 catch e
     string("!", sprint(showerror, e))
 end
@@ -56,12 +56,14 @@ class Info:
 class _Session:
     """Julia started, and the thread and process that it lives in."""
 
-    def __init__(self, entry: Callable[..., int]) -> None:
+    def __init__(self, entry: Callable[..., int], choice: Choice, folder: Path) -> None:
         self.entry = entry
         self.thread = threading.get_ident()
         self.process = os.getpid()
         self.busy = False
-        self.info: Info | None = None
+        version, threads, target, cpu, bindir, image, depot = self.call("Boundary.describe", ())
+        paths = (choice.julia.executable, Path(bindir), Path(image), folder, Path(depot))
+        self.info = Info(choice.bridge, choice.why, version, threads, target, cpu, *paths)
 
     def check(self) -> None:
         if os.getpid() != self.process:
@@ -80,8 +82,8 @@ class _Session:
             encode(v, x, f"{name}: argument {i}") for i, (v, x) in enumerate(zip(values, arguments, strict=True), 1)
         ]
         results = (Value * MAX_RESULTS)()
-        self.busy = True
         try:
+            self.busy = True
             count = self.entry(name.encode(), len(arguments), values, results, MAX_RESULTS)
             del alive
             if count < 0:
@@ -95,6 +97,8 @@ class _Session:
             self.busy = False
 
 
+# A Julia that was started but could not load LVDJuice stays: it cannot be started a second time.
+_started: tuple[Choice, Callable[[str], str]] | None = None
 _session: _Session | None = None
 
 
@@ -106,26 +110,30 @@ def start(*, threads: int | None = None, bridge: str | None = None) -> Info:
 
     Raises InputError if the arguments are invalid or contradict the Julia that runs, JuliaUnavailableError if none can.
     """
-    global _session
-    if _session is not None and _session.info is not None:
+    global _session, _started
+    if _session is not None:
         _session.check()
         return _agree(_session.info, threads, bridge)
     if threading.current_thread() is not threading.main_thread():
         raise JuliaError("Julia must be started from the main thread: call pyjuice_lvd.julia.start() there first")
-    wanted = _threads(threads)
-    choice, folder = choose(bridge), sources()
-    evaluate = via_juliacall.start(wanted) if choice.bridge == "juliacall" else libjulia.start(choice.julia, wanted)
-    try:
-        address = evaluate(BOOT.format(sources=folder))
-    finally:
-        _take_back_signals()
+    wanted, folder = _threads(threads), sources()
+    if _started is None:
+        choice = choose(bridge)
+        try:
+            _started = choice, _start_bridge(choice, wanted)
+        finally:
+            _take_back_signals()
+    choice, evaluate = _started
+    address = evaluate(BOOT.format(sources=folder))
     if address.startswith("!"):
-        raise JuliaUnavailableError(f"{choice.julia.executable} cannot load LVDJuice: {address[1:]}; {REMEDY}")
-    _session = _Session(_Entry(int(address)))
-    version, running, target, cpu, bindir, image, depot = _session.call("Boundary.describe", ())
-    paths = (choice.julia.executable, Path(bindir), Path(image), folder, Path(depot))
-    _session.info = Info(choice.bridge, choice.why, version, running, target, cpu, *paths)
+        reason = " ".join(address[1:].split())
+        raise JuliaUnavailableError(f"{choice.julia.executable} cannot load {folder / 'LVDJuice.jl'}: {reason}")
+    _session = _Session(_Entry(int(address)), choice, folder)
     return _agree(_session.info, threads, bridge)
+
+
+def _start_bridge(choice: Choice, threads: int) -> Callable[[str], str]:
+    return via_juliacall.start(threads) if choice.bridge == "juliacall" else libjulia.start(choice.julia, threads)
 
 
 def _agree(info: Info, threads: int | None, bridge: str | None) -> Info:

@@ -1,0 +1,85 @@
+"""The pictures that a run leaves behind: the teacher's reconstructions, and how the training went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.runs import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pyjuice_lvd.teacher import Teacher
+
+_PAIRS = 24
+
+
+def plot_reconstructions(path: Path, images: npt.NDArray[np.uint8], teacher: Teacher) -> None:
+    """Draw some images, uint8 (N, H, W, C), each above the teacher's reconstruction of it."""
+    chosen = images[np.linspace(0, len(images) - 1, min(_PAIRS, len(images))).astype(int)]
+    rows = [
+        _strip(part) for half in np.array_split(chosen, 2) if len(half) for part in (half, teacher.reconstruct(half))
+    ]
+    figure = _figure(10, 1.7 * len(rows) / 2)
+    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for number, (axes, strip) in enumerate(zip(grid, rows, strict=True)):
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=strip.max() if strip.ndim == 2 else 255, interpolation="nearest")
+        axes.set_ylabel("teacher" if number % 2 else "original", rotation=0, ha="right", va="center")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    _write(figure, path)
+
+
+def _strip(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Lay images side by side, a dark line between them: (H, W) for grey images, (H, W, 3) for colour."""
+    framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    strip = np.concatenate(list(framed), axis=1)
+    return strip[:, :, 0] if strip.shape[2] == 1 else strip
+
+
+def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a run's metrics: the teacher's loss, the patch circuits and EM on p(x)."""
+    figure = _figure(10, 3.2)
+    left, middle, right = figure.subplots(1, 3)
+    teacher = [record for record in metrics if record["stage"] == "teacher" and "epoch" in record]
+    _line(left, teacher, "epoch", {"train": "reconstruction_bpd", "validation": "valid_reconstruction_bpd"})
+    left.set(title="teacher", xlabel="epoch", ylabel="reconstruction, bits per dimension")
+
+    patches = [record for record in metrics if record["stage"] == "patch circuit"]
+    middle.bar([record["cluster"] for record in patches], [record["log_likelihood"] for record in patches])
+    middle.set(title="patch circuits", xlabel="outer cluster", ylabel="mean log p(x | z) of a patch, nats")
+
+    joint = [record for record in metrics if record["stage"] == "p(x)"]
+    _line(right, joint, "epoch", {"train": "train", "validation": "valid"})
+    right.set(title="EM on p(x)", xlabel="epoch", ylabel="mean log p(x), nats")
+    _write(figure, path)
+
+
+def _line(axes: Axes, records: Sequence[Mapping[str, Any]], x: str, series: Mapping[str, str]) -> None:
+    for label, name in series.items():
+        points = [(record[x], record[name]) for record in records if record.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # The object-oriented interface: pyplot would keep global state and look for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")

@@ -1,0 +1,136 @@
+"""The joint model and its parts, on models small enough to enumerate."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyjuice_lvd import Circuit
+from pyjuice_lvd.clustering import kmeans, one_shot_labels
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit
+from pyjuice_lvd.joint import JointModel
+from pyjuice_lvd.patches import to_patches
+
+
+def tiny_model(cats: int = 256) -> JointModel:
+    """A model of grey 2x2 images with patches of 1x2: two positions, three values of each latent, two patch circuits."""
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, cats, (300, 2))
+    circuits = [
+        Circuit.hclt(patches, num_latents=2, num_cats=cats, heads=heads, seed=heads, perturbation=0.9)
+        for heads in (2, 1)
+    ]
+    prior = Circuit.hclt(rng.integers(0, 3, (50, 2)), num_latents=2, num_cats=3, perturbation=0.9)
+    return JointModel(image_shape=(2, 2, 1), patch=(1, 2), color="ycocg", circuits=circuits, prior=prior)
+
+
+def test_the_joint_density_sums_to_one_over_all_images() -> None:
+    model = tiny_model(cats=4)
+    everything = np.array(list(itertools.product(range(4), repeat=4)), np.uint8).reshape(-1, 2, 2)
+    assert abs(np.exp(model.score_samples(everything)).sum() - 1) < 1e-6
+
+
+def test_the_joint_likelihood_is_the_sum_over_the_latents() -> None:
+    model = tiny_model(cats=4)
+    images = np.random.default_rng(1).integers(0, 4, (20, 2, 2, 1), dtype=np.uint8)
+    z = np.array(list(itertools.product(range(3), repeat=2)))
+    prior = np.exp(model.prior.log_likelihood(z))
+    patches = to_patches(images, (1, 2))
+    given = np.exp(
+        np.concatenate([c.log_likelihood(patches.reshape(-1, 2), head="all") for c in model.circuits], axis=1)
+    ).reshape(20, 2, 3)
+    expected = (prior * given[:, 0, z[:, 0]] * given[:, 1, z[:, 1]]).sum(1)
+    np.testing.assert_allclose(model.score_samples(images), np.log(expected), rtol=1e-6)
+
+
+def test_bounded_memory_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(cats=4)
+    images = np.random.default_rng(2).integers(0, 4, (30, 2, 2), dtype=np.uint8)
+    whole = model.score_samples(images)
+    monkeypatch.setattr("pyjuice_lvd.joint._EVIDENCE_BYTES", 200)
+    assert len(list(model._chunks(30))) > 2
+    np.testing.assert_allclose(model.score_samples(images), whole, rtol=1e-12)
+
+
+def test_em_on_images_raises_their_likelihood_and_keeps_the_best_parameters() -> None:
+    model = tiny_model(cats=4)
+    images = np.random.default_rng(3).integers(0, 4, (200, 2, 2), dtype=np.uint8)
+    images[:, 1] = images[:, 0]  # the two positions are equal: p(z) has something to learn
+    train, valid = images[:150, ..., None], images[150:, ..., None]
+    before = model.score_samples(valid).mean()
+    history = model.fit_prior(train, valid, epochs=8, step_size=(0.5, 0.1), pseudocount=0.01)
+    assert history[-1]["train"] > history[0]["train"]
+    after = model.score_samples(valid).mean()
+    assert after > before
+    assert after == pytest.approx(max(record["valid"] for record in history), rel=1e-9)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    model = tiny_model(cats=4)
+    images = np.random.default_rng(1).integers(0, 4, (20, 2, 2), dtype=np.uint8)
+    model.save(tmp_path / "model")
+    again = JointModel.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(images), model.score_samples(images))
+    assert again.num_params == model.num_params
+    assert not list((tmp_path / "model").glob("*.pkl"))
+    (tmp_path / "model" / "prior.safetensors").unlink()
+    with pytest.raises(InputError, match=r"prior\.safetensors"):
+        JointModel.load(tmp_path / "model")
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    with pytest.raises(InputError, match=r"images: found \(3, 2, 1\), wanted \(2, 2, 1\)"):
+        tiny_model(cats=4).score_samples(np.zeros((1, 3, 2), np.uint8))
+
+
+def test_bpd_and_its_standard_error() -> None:
+    scores = -np.log(2) * np.array([8.0, 16.0, 24.0])
+    assert figures_of_merit(scores, dims=4) == {
+        "bpd": pytest.approx(4.0),
+        "nll_nats": pytest.approx(16 * np.log(2)),
+        "std_error_bpd": pytest.approx(2 / np.sqrt(3)),
+        "n": 3,
+        "dims": 4,
+    }
+    assert figures_of_merit(scores[:1], dims=4)["std_error_bpd"] is None
+
+
+def test_the_factorised_floor() -> None:
+    rng = np.random.default_rng(0)
+    uniform = rng.integers(0, 4, (20_000, 2, 2), dtype=np.uint8) * np.uint8(60)
+    assert factorized_bpd(uniform, uniform[:500], uniform[500:1500]) == pytest.approx(2, abs=0.01)
+    # By hand: one pixel, seen 3 times 0 and once 1; whatever pseudocount a valid image of 0s prefers, it is the smallest.
+    train = np.array([0, 0, 0, 1], np.uint8).reshape(4, 1, 1)
+    expected = -np.log2((3 + 0.1 / 256) / 4.1)
+    assert factorized_bpd(train, train[:1], train[:1]) == pytest.approx(expected)
+
+
+def test_labels_number_all_heads_without_gaps() -> None:
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(40, 5, 3)).astype(np.float32)
+    h[:20] += 30
+    labels = one_shot_labels(h, 2, 3, seed=0)
+    assert labels.outer.shape == (40, 5)
+    assert set(np.unique(labels.values)) == set(range(labels.heads.sum())) == set(range(6))
+    assert len(np.unique(labels.outer[:20])) == 1  # the two far-off halves are the outer clusters
+    again = one_shot_labels(h, 2, 3, seed=0)
+    np.testing.assert_array_equal(labels.values, again.values)
+
+
+def test_features_that_coincide_give_fewer_clusters() -> None:
+    h = np.zeros((30, 2), np.float32)
+    h[10:] = 1
+    assert set(kmeans(h, 5, seed=0)) == {0, 1}
+    labels = one_shot_labels(h.reshape(30, 1, 2), 3, 4, seed=0)
+    np.testing.assert_array_equal(labels.heads, [1, 1])
+
+
+def test_many_features_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyjuice_lvd.clustering._FEATURES_SEEN", 100)
+    h = np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32)
+    h[:300] += 20
+    nearest = kmeans(h, 2, seed=0)
+    assert len(set(nearest[:300])) == 1
+    assert len(set(nearest[300:])) == 1
