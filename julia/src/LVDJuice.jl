@@ -23,6 +23,7 @@ include("evaluate.jl")
 include("logdomain.jl")
 include("em.jl")
 include("interface.jl")
+include("precompile.jl")
 
 export Circuit, Plan, SoftEvidence, EMJob, MutualInformationJob
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!

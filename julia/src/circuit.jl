@@ -147,9 +147,14 @@ function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix)
     count, categories = size(probabilities)
     first_param = length(b.leaf) + 1
     append!(b.leaf, vec(probabilities))
-    units = [add_unit!(b, INPUT, variable, categories, first_param + k - 1, count) for k in 1:count]
-    return first(units):last(units)
+    for k in 1:count
+        add_unit!(b, INPUT, variable, categories, first_param + k - 1, count)
+    end
+    return last_units(b, count)
 end
+
+"The range of the `count` units that were added last."
+last_units(b::Builder, count::Int) = length(b.kind) - count + 1:length(b.kind)
 
 function add_product!(b::Builder, children)
     append!(b.child, children)

@@ -15,8 +15,6 @@ function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::I
     0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
     V = length(parent)
     rng = SplitMix(seed)
-    start(shape...) = Float32[1 - perturbation + 2 * perturbation * uniform!(rng) for _ in CartesianIndices(shape)]
-    mixed(weights) = weights ./ sum(weights)
 
     subtrees = [Int[] for _ in 1:V]
     for i in 1:V
@@ -27,16 +25,41 @@ function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::I
     b = Builder(V)
     messages = Vector{UnitRange{Int}}(undef, V)  # of variable i: the sums over its states, one for each parent state
     for i in reverse(order)
-        table = start(latents, categories)
-        states = add_inputs!(b, i, table ./ sum(table, dims=2))
-        if !isempty(subtrees[i])
-            products = [add_product!(b, vcat(states[k], [messages[j][k] for j in subtrees[i]])) for k in 1:latents]
-            states = first(products):last(products)
+        table = Matrix{Float32}(undef, latents, categories)
+        for k in 1:latents
+            table[k, :] = perturbed(rng, categories, perturbation)
         end
-        sums = [add_sum!(b, states, mixed(start(latents))) for _ in 1:(i == root ? heads : latents)]
-        messages[i] = first(sums):last(sums)
+        states = add_inputs!(b, i, table)
+        if !isempty(subtrees[i])
+            for k in 1:latents
+                factors = [states[k]]
+                for j in subtrees[i]
+                    push!(factors, messages[j][k])
+                end
+                add_product!(b, factors)
+            end
+            states = last_units(b, latents)
+        end
+        count = i == root ? heads : latents
+        for _ in 1:count
+            add_sum!(b, states, perturbed(rng, latents, perturbation))
+        end
+        messages[i] = last_units(b, count)
     end
     return Circuit(b, messages[root])
+end
+
+"`n` probabilities in proportion to U(1 - perturbation, 1 + perturbation)."
+function perturbed(rng::SplitMix, n::Int, perturbation::Real)
+    weights = Vector{Float32}(undef, n)
+    for i in 1:n
+        weights[i] = 1 - perturbation + 2 * perturbation * uniform!(rng)
+    end
+    total = sum(weights)
+    for i in 1:n
+        weights[i] /= total
+    end
+    return weights
 end
 
 function breadth_first(subtrees, root)

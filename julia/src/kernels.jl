@@ -8,6 +8,10 @@ const VECTORS = TILE ÷ LANES
 const BLOCK = 4
 const SGEMM_FROM = 96 * 96
 
+# The unrolled kernels, `*_code`, are written out when the package is compiled (see simd.jl).
+accumulator(i, v) = Symbol(:acc, i, :_, v)
+vector(name, v) = Symbol(name, v)
+
 @inline column(buffer::Ptr{Float32}, j) = buffer + j * (TILE * sizeof(Float32))
 
 "A Julia matrix over memory that the caller keeps alive."
@@ -31,26 +35,27 @@ function multiply!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride:
     end
 end
 
-"The unrolled kernel: `B` outputs, all vectors of the tile, over all inputs."
-@generated function multiply_block!(::Val{B}, out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int,
-                                    inputs::Int) where {B}
-    acc(b, v) = Symbol(:acc, b, :_, v)
-    zero_all = [:($(acc(b, v)) = splat(0f0)) for b in 1:B for v in 1:VECTORS]
-    loads = [:($(Symbol(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]
-    steps = [quote
-                 weight = splat(unsafe_load(w, j + $(b - 1) * stride))
-                 $([:($(acc(b, v)) = muladd_lanes($(Symbol(:x, v)), weight, $(acc(b, v)))) for v in 1:VECTORS]...)
-             end for b in 1:B]
-    stores = [:(store_lanes(column(out, $(b - 1)) + $(64 * (v - 1)), $(acc(b, v)))) for b in 1:B for v in 1:VECTORS]
+"`outputs` sums over all inputs, for all vectors of the tile, in registers."
+function multiply_code(outputs)
+    each = [(b, v) for b in 1:outputs for v in 1:VECTORS]
     return quote
-        $(zero_all...)
+        $([:($(accumulator(b, v)) = splat(0f0)) for (b, v) in each]...)
         for j in 1:inputs
             source = column(in, j - 1)
-            $(loads...)
-            $(steps...)
+            $([:($(vector(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]...)
+            $([quote
+                   weight = splat(unsafe_load(w, j + $(b - 1) * stride))
+                   $([:($(accumulator(b, v)) = muladd_lanes($(vector(:x, v)), weight, $(accumulator(b, v)))) for v in 1:VECTORS]...)
+               end for b in 1:outputs]...)
         end
-        $(stores...)
+        $([:(store_lanes(column(out, $(b - 1)) + $(64 * (v - 1)), $(accumulator(b, v)))) for (b, v) in each]...)
         return
+    end
+end
+
+for outputs in (1, BLOCK)
+    @eval function multiply_block!(::Val{$outputs}, out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int)
+        $(multiply_code(outputs))
     end
 end
 
@@ -78,32 +83,33 @@ function flow_down!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w:
     end
 end
 
-@generated function flow_down_block!(::Val{B}, flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32},
-                                     stride::Int, outputs::Int, accumulate::Bool) where {B}
-    acc(b, v) = Symbol(:acc, b, :_, v)
-    zero_all = [:($(acc(b, v)) = splat(0f0)) for b in 1:B for v in 1:VECTORS]
-    loads = [:($(Symbol(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]
-    steps = [quote
-                 weight = splat(unsafe_load(w, $b + (k - 1) * stride))
-                 $([:($(acc(b, v)) = muladd_lanes($(Symbol(:x, v)), weight, $(acc(b, v)))) for v in 1:VECTORS]...)
-             end for b in 1:B]
+function flow_down_code(inputs)
+    each = [(b, v) for b in 1:inputs for v in 1:VECTORS]
     place(b, v) = :(column(flow, $(b - 1)) + $(64 * (v - 1)))
-    result(b, v) = :(mul(load_lanes(column(value, $(b - 1)) + $(64 * (v - 1))), $(acc(b, v))))
-    sums = [:(store_lanes($(place(b, v)), add(load_lanes($(place(b, v))), $(result(b, v))))) for b in 1:B for v in 1:VECTORS]
-    stores = [:(store_lanes($(place(b, v)), $(result(b, v)))) for b in 1:B for v in 1:VECTORS]
+    result(b, v) = :(mul(load_lanes(column(value, $(b - 1)) + $(64 * (v - 1))), $(accumulator(b, v))))
     return quote
-        $(zero_all...)
+        $([:($(accumulator(b, v)) = splat(0f0)) for (b, v) in each]...)
         for k in 1:outputs
             source = column(r, k - 1)
-            $(loads...)
-            $(steps...)
+            $([:($(vector(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]...)
+            $([quote
+                   weight = splat(unsafe_load(w, $b + (k - 1) * stride))
+                   $([:($(accumulator(b, v)) = muladd_lanes($(vector(:x, v)), weight, $(accumulator(b, v)))) for v in 1:VECTORS]...)
+               end for b in 1:inputs]...)
         end
         if accumulate
-            $(sums...)
+            $([:(store_lanes($(place(b, v)), add(load_lanes($(place(b, v))), $(result(b, v))))) for (b, v) in each]...)
         else
-            $(stores...)
+            $([:(store_lanes($(place(b, v)), $(result(b, v)))) for (b, v) in each]...)
         end
         return
+    end
+end
+
+for inputs in (1, BLOCK)
+    @eval function flow_down_block!(::Val{$inputs}, flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32},
+                                    stride::Int, outputs::Int, accumulate::Bool)
+        $(flow_down_code(inputs))
     end
 end
 
@@ -133,28 +139,28 @@ end
     return horizontal_sum(acc)
 end
 
-@generated function edge_flows_block!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int)
-    acc(j, k) = Symbol(:acc, j, :_, k)
-    body = []
+function edge_flows_code()
+    each = [(j, k) for k in 1:BLOCK for j in 1:BLOCK]
+    code = quote end
     for v in 1:VECTORS
-        append!(body, [:($(Symbol(:x, j)) = load_lanes(column(value, $(j - 1)) + $(64 * (v - 1)))) for j in 1:BLOCK])
-        append!(body, [:($(Symbol(:y, k)) = load_lanes(column(r, $(k - 1)) + $(64 * (v - 1)))) for k in 1:BLOCK])
-        for k in 1:BLOCK, j in 1:BLOCK
-            x, y = Symbol(:x, j), Symbol(:y, k)
-            push!(body, v == 1 ? :($(acc(j, k)) = mul($x, $y)) : :($(acc(j, k)) = muladd_lanes($x, $y, $(acc(j, k)))))
+        append!(code.args, [:($(vector(:x, j)) = load_lanes(column(value, $(j - 1)) + $(64 * (v - 1)))) for j in 1:BLOCK])
+        append!(code.args, [:($(vector(:y, k)) = load_lanes(column(r, $(k - 1)) + $(64 * (v - 1)))) for k in 1:BLOCK])
+        for (j, k) in each
+            x, y, acc = vector(:x, j), vector(:y, k), accumulator(j, k)
+            push!(code.args, v == 1 ? :($acc = mul($x, $y)) : :($acc = muladd_lanes($x, $y, $acc)))
         end
     end
-    totals = Expr(:tuple, (acc(j, k) for k in 1:BLOCK for j in 1:BLOCK)...)
-    adds = [quote
-                e = $j + $(k - 1) * stride
-                unsafe_store!(stat, unsafe_load(stat, e) + totals[$(j + (k - 1) * BLOCK)].value, e)
-            end for k in 1:BLOCK for j in 1:BLOCK]
-    return quote
-        $(body...)
-        totals = horizontal_sums($totals)
-        $(adds...)
-        return
+    push!(code.args, :(totals = horizontal_sums($(Expr(:tuple, (accumulator(j, k) for (j, k) in each)...)))))
+    for (i, (j, k)) in enumerate(each)
+        push!(code.args, :(e = $j + $(k - 1) * stride))
+        push!(code.args, :(unsafe_store!(stat, unsafe_load(stat, e) + totals[$i].value, e)))
     end
+    push!(code.args, :(return))
+    return code
+end
+
+@eval function edge_flows_block!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int)
+    $(edge_flows_code())
 end
 
 "As `multiply!`, over a sparse block."

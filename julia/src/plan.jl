@@ -66,9 +66,8 @@ end
 function Plan(c::Circuit; soft::Bool=false)
     group_of, place, members = group_units(c)
     order = evaluation_order(c, group_of, members)
-    rank = invperm(order)
     members = members[order]
-    group_of = Int32[rank[g] for g in group_of]
+    group_of = Int32.(invperm(order))[group_of]
     head_group = group_of[c.heads]
     limits = zeros(Int32, c.num_vars)
     for u in 1:num_units(c)
@@ -77,10 +76,11 @@ function Plan(c::Circuit; soft::Bool=false)
         limits[i] = limits[i] == 0 ? c.categories[u] : min(limits[i], c.categories[u])
     end
 
-    factors = [m.kind == PRODUCT ? product_factors(c, m.units, group_of, place, members) : Factor[] for m in members]
-    blocks = [m.kind == SUM ? sum_blocks(c, m.units, group_of, place, members) : Block[] for m in members]
+    factors, blocks = Vector{Factor}[], Vector{Block}[]
     parents = [Tuple{Int,Bool}[] for _ in members]  # (parent group, whether it is a product that takes each unit once, in order)
-    for g in eachindex(members)
+    for (g, m) in enumerate(members)
+        push!(factors, m.kind == PRODUCT ? product_factors(c, m.units, group_of, place, members) : Factor[])
+        push!(blocks, m.kind == SUM ? sum_blocks(c, m.units, group_of, place, members) : Block[])
         for f in factors[g]
             push!(parents[f.child], (g, f.identity))
         end
@@ -90,14 +90,14 @@ function Plan(c::Circuit; soft::Bool=false)
     end
 
     # Columns. An input under one product shares that product's columns; a group with one product parent shares its flow.
-    has_head = [g in head_group for g in eachindex(members)]
-    lone(g) = !has_head[g] && length(parents[g]) == 1 && parents[g][1][2]
+    has_head = falses(length(members))
+    has_head[head_group] .= true
     value, flow = zeros(Int, length(members)), zeros(Int, length(members))
     lends = falses(length(members))
     shares_value, shares_flow = falses(length(members)), falses(length(members))
     value_columns = flow_columns = 0
     for g in reverse(eachindex(members))  # parents first: they own the shared columns
-        owner = lone(g) ? parents[g][1][1] : 0
+        owner = !has_head[g] && length(parents[g]) == 1 && parents[g][1][2] ? parents[g][1][1] : 0
         if members[g].kind == INPUT && !soft && owner != 0 && !lends[owner]
             shares_value[g] = lends[owner] = true
             value[g] = value[owner]
@@ -114,10 +114,13 @@ function Plan(c::Circuit; soft::Bool=false)
         end
     end
 
-    groups = [Group(m.kind, m.units, c.variable[m.units[1]], c.categories[m.units[1]], c.param_start[m.units[1]],
-                    c.param_stride[m.units[1]], factors[g], blocks[g], value[g], flow[g], shares_value[g], shares_flow[g], has_head[g])
-              for (g, m) in enumerate(members)]
-    widest = maximum(width(g) for g in groups)
+    groups, widest = Group[], 0
+    for (g, m) in enumerate(members)
+        u = m.units[1]
+        push!(groups, Group(m.kind, m.units, c.variable[u], c.categories[u], c.param_start[u], c.param_stride[u], factors[g],
+                            blocks[g], value[g], flow[g], shares_value[g], shares_flow[g], has_head[g]))
+        widest = max(widest, length(m.units))
+    end
     return Plan(c, groups, head_group, place[c.heads], value_columns, flow_columns, widest, limits, soft)
 end
 
@@ -131,46 +134,25 @@ end
 "Groups of units: inputs by their table, products by their child groups, sums by scope and depth."
 function group_units(c::Circuit)
     n = num_units(c)
-    members, scopes = Members[], Vector{Vector{Int32}}()
-    scope_ids = Dict{Vector{Int32},Int}()
-    input_groups, product_groups, sum_groups = Dict{NTuple{3,Int},Int}(), Dict{Vector{Int32},Int}(), Dict{NTuple{2,Int},Int}()
+    members, scopes = Members[], Vector{Int32}[]
+    scope_ids, groups = Dict{Vector{Int32},Int}(), Dict{Vector{Int32},Int}()  # groups by what their units have in common
     group_of, place = zeros(Int32, n), zeros(Int32, n)
-    function scope_id(scope)
-        get!(scope_ids, scope) do
-            push!(scopes, scope)
-            length(scopes)
-        end
-    end
-    function create(kind, level, scope)
-        push!(members, Members(kind, level, scope, Int32[]))
-        return length(members)
-    end
     for u in 1:n
-        if c.kind[u] == INPUT
-            # Inputs of one variable belong together as long as their parameters lie side by side.
-            key = (Int(c.variable[u]), Int(c.categories[u]), Int(c.param_stride[u]))
-            g = get(input_groups, key, 0)
-            if g == 0 || c.param_start[u] != c.param_start[members[g].units[1]] + length(members[g].units)
-                g = input_groups[key] = create(INPUT, 0, scope_id(Int32[c.variable[u]]))
+        key = group_key(c, u, group_of, members)
+        g = get(groups, key, 0)
+        # Inputs of one variable belong together only as long as their parameters lie side by side.
+        if g != 0 && c.kind[u] == INPUT && c.param_start[u] != c.param_start[members[g].units[1]] + length(members[g].units)
+            g = 0
+        end
+        if g == 0
+            scope, level = scope_and_level(c, u, group_of, members, scopes)
+            id = get(scope_ids, scope, 0)
+            if id == 0
+                push!(scopes, scope)
+                id = scope_ids[scope] = length(scopes)
             end
-        elseif c.kind[u] == PRODUCT
-            key = sort!(Int32[group_of[v] for v in children(c, u)])
-            g = get!(product_groups, key) do
-                variables = sort!(reduce(vcat, [scopes[members[h].scope] for h in key]))
-                for i in 2:length(variables)
-                    variables[i] == variables[i - 1] &&
-                        invalid(u, "a product over overlapping scopes: variable $(variables[i]) is in two of its children's")
-                end
-                create(PRODUCT, 1 + maximum(members[h].level for h in key), scope_id(variables))
-            end
-        else
-            child_groups = unique(group_of[v] for v in children(c, u))
-            scope = members[child_groups[1]].scope
-            for h in child_groups
-                members[h].scope == scope || invalid(u, "a sum over different scopes")
-            end
-            key = (scope, 1 + maximum(members[h].level for h in child_groups))
-            g = get!(() -> create(SUM, key[2], scope), sum_groups, key)
+            push!(members, Members(c.kind[u], level, id, Int32[]))
+            g = groups[key] = length(members)
         end
         push!(members[g].units, u)
         group_of[u], place[u] = g, length(members[g].units)
@@ -178,17 +160,66 @@ function group_units(c::Circuit)
     return group_of, place, members
 end
 
+function group_key(c, u, group_of, members)
+    key = Int32[c.kind[u]]
+    if c.kind[u] == INPUT
+        push!(key, c.variable[u], c.categories[u], c.param_stride[u])
+    elseif c.kind[u] == PRODUCT
+        append!(key, child_groups(c, u, group_of))
+    else
+        level = 0
+        scope = members[group_of[first(children(c, u))]].scope
+        for v in children(c, u)
+            m = members[group_of[v]]
+            m.scope == scope || invalid(u, "a sum over different scopes")
+            level = max(level, m.level)
+        end
+        push!(key, scope, level)
+    end
+    return key
+end
+
+"The groups of a product's children, in order."
+function child_groups(c, u, group_of)
+    found = Int32[]
+    for v in children(c, u)
+        push!(found, group_of[v])
+    end
+    return sort!(found)
+end
+
+function scope_and_level(c, u, group_of, members, scopes)
+    c.kind[u] == INPUT && return Int32[c.variable[u]], 0
+    level = 0
+    for v in children(c, u)
+        level = max(level, members[group_of[v]].level)
+    end
+    c.kind[u] == SUM && return scopes[members[group_of[first(children(c, u))]].scope], level + 1
+    scope = Int32[]
+    for v in children(c, u)
+        append!(scope, scopes[members[group_of[v]].scope])
+    end
+    sort!(scope)
+    for i in 2:length(scope)
+        scope[i] == scope[i - 1] &&
+            invalid(u, "a product over overlapping scopes: variable $(scope[i]) is in two of its children's")
+    end
+    return scope, level + 1
+end
+
 "Groups depth first from the heads, children before parents: what a group needs was computed shortly before, and is in the cache."
 function evaluation_order(c, group_of, members)
-    below = [unique(group_of[v] for u in m.units for v in children(c, u)) for m in members]
     order, state, stack = Int[], zeros(UInt8, length(members)), Int[]
-    for start in vcat(group_of[c.heads], eachindex(members))
+    for start in vcat(group_of[c.heads], 1:length(members))
         push!(stack, start)
         while !isempty(stack)
             g = stack[end]
             if state[g] == 0
                 state[g] = 1
-                append!(stack, h for h in reverse(below[g]) if state[h] == 0)
+                for u in reverse(members[g].units), e in reverse(edges(c, u))
+                    h = group_of[c.child[e]]
+                    state[h] == 0 && stack[end] != h && push!(stack, h)
+                end
             else
                 pop!(stack)
                 state[g] == 1 && push!(order, g)
@@ -200,44 +231,57 @@ function evaluation_order(c, group_of, members)
 end
 
 function product_factors(c, units, group_of, place, members)
-    child_groups = sort!(Int32[group_of[v] for v in children(c, units[1])])
-    slot = Dict(g => f for (f, g) in enumerate(child_groups))
-    index = [Vector{Int32}(undef, length(units)) for _ in child_groups]
-    for (k, u) in enumerate(units), v in children(c, u)
-        index[slot[group_of[v]]][k] = place[v]
+    factors = Factor[]
+    for g in child_groups(c, units[1], group_of)
+        push!(factors, Factor(g, false, zeros(Int32, length(units))))
     end
-    return [Factor(g, index[f] == 1:length(members[g].units), index[f]) for (f, g) in enumerate(child_groups)]
+    for (k, u) in enumerate(units), v in children(c, u)
+        for f in factors
+            f.child == group_of[v] && (f.index[k] = place[v])
+        end
+    end
+    return [Factor(f.child, f.index == 1:length(members[f.child].units), f.index) for f in factors]
 end
 
 function sum_blocks(c, units, group_of, place, members)
-    child_groups = unique(group_of[v] for u in units for v in children(c, u))
-    blocks = dense_blocks(c, units, child_groups, group_of, place, members)
+    found = Int32[]  # child groups, in the order of their first edge
+    for u in units, v in children(c, u)
+        (isempty(found) || found[end] != group_of[v]) && !(group_of[v] in found) && push!(found, group_of[v])
+    end
+    blocks = dense_blocks(c, units, found, members)
     isempty(blocks) || return blocks
-    slot = Dict(g => b for (b, g) in enumerate(child_groups))
-    start = [Int32[1] for _ in child_groups]
-    index = [Int32[] for _ in child_groups]
-    edge = [Int64[] for _ in child_groups]
+    for g in found
+        push!(blocks, Block(g, 0, 0, Int32[1], Int32[], Int64[]))
+    end
     for u in units
-        for e in edges(c, u)
-            b = slot[group_of[c.child[e]]]
-            push!(index[b], place[c.child[e]])
-            push!(edge[b], e)
+        for e in edges(c, u), b in blocks
+            if b.child == group_of[c.child[e]]
+                push!(b.index, place[c.child[e]])
+                push!(b.edge, e)
+            end
         end
-        for b in eachindex(start)
-            push!(start[b], length(index[b]) + 1)
+        for b in blocks
+            push!(b.start, length(b.index) + 1)
         end
     end
-    return [Block(g, 0, 0, start[b], index[b], edge[b]) for (b, g) in enumerate(child_groups)]
+    return blocks
 end
 
 "Dense blocks, where every sum has all units of the child groups in the same order and their edges lie at one stride; else none."
-function dense_blocks(c, units, child_groups, group_of, place, members)
-    wanted = reduce(vcat, [members[g].units for g in child_groups])
+function dense_blocks(c, units, child_groups, members)
+    wanted = Int32[]
+    for g in child_groups
+        append!(wanted, members[g].units)
+    end
     first_edge = c.child_start[units[1]]
     stride = length(units) > 1 ? c.child_start[units[2]] - first_edge : length(wanted)
     for (k, u) in enumerate(units)
         c.child_start[u] == first_edge + (k - 1) * stride && children(c, u) == wanted || return Block[]
     end
-    offsets = cumsum(vcat(0, [length(members[g].units) for g in child_groups]))
-    return [Block(g, first_edge + offsets[b], stride, Int32[], Int32[], Int64[]) for (b, g) in enumerate(child_groups)]
+    blocks = Block[]
+    for g in child_groups
+        push!(blocks, Block(g, first_edge, stride, Int32[], Int32[], Int64[]))
+        first_edge += length(members[g].units)
+    end
+    return blocks
 end

@@ -39,38 +39,47 @@ for d in (1, 2, 4, 8)
     end
 end
 
-"Transposes the 16 x 16 block whose row r is `rows[r]`."
-@inline function transpose16(rows::NTuple{16,Lanes})
-    r = butterfly(Val(8), rows)
-    r = butterfly(Val(4), r)
-    r = butterfly(Val(2), r)
-    return butterfly(Val(1), r)
+# The code of the two functions below is written out when the package is compiled, not when it is first called, as generated
+# functions would be: a process's first step then does not wait for it.
+
+"Exchanges in all pairs of rows that are d apart: one stage of a transposition."
+function butterfly_code(d, rows)
+    return [(i & d) == 0 ? :(low(Val($d), $(rows[i + 1]), $(rows[i + d + 1]))) :
+                           :(high(Val($d), $(rows[i - d + 1]), $(rows[i + 1]))) for i in 0:15]
 end
 
-@generated function butterfly(::Val{d}, r::NTuple{16,Lanes}) where {d}
-    entry(i) = (i & d) == 0 ? :(low(Val($d), r[$(i + 1)], r[$(i + d + 1)])) :
-                              :(high(Val($d), r[$(i - d + 1)], r[$(i + 1)]))
-    return Expr(:block, Expr(:meta, :inline), Expr(:tuple, (entry(i) for i in 0:15)...))
-end
-
-"""
-The 16 horizontal sums of 16 vectors, as one vector: lane l holds the sum of `rows[l]`.
-
-Each stage adds the two halves that a transposition would exchange, so the work halves from stage to stage.
-"""
-@generated function horizontal_sums(rows::NTuple{16,Lanes})
-    block = Expr(:block, Expr(:meta, :inline))
-    names = [:(rows[$i]) for i in 1:16]
+function transpose_code()
+    code, rows = Expr(:block), [:(rows[$i]) for i in 1:16]
     for d in (8, 4, 2, 1)
-        merged = [gensym() for _ in 1:d]
-        for i in 1:d
-            a, b = names[i], names[i + d]
-            push!(block.args, :($(merged[i]) = add(low(Val($d), $a, $b), high(Val($d), $a, $b))))
-        end
-        names = merged
+        names = [gensym() for _ in 1:16]
+        append!(code.args, [:($name = $value) for (name, value) in zip(names, butterfly_code(d, rows))])
+        rows = names
     end
-    push!(block.args, names[1])
-    return block
+    push!(code.args, Expr(:tuple, rows...))
+    return code
+end
+
+"Each stage adds the two halves that a transposition would exchange, so the work halves from stage to stage."
+function horizontal_sums_code()
+    code, rows = Expr(:block), [:(rows[$i]) for i in 1:16]
+    for d in (8, 4, 2, 1)
+        names = [gensym() for _ in 1:d]
+        for i in 1:d
+            a, b = rows[i], rows[i + d]
+            push!(code.args, :($(names[i]) = add(low(Val($d), $a, $b), high(Val($d), $a, $b))))
+        end
+        rows = names
+    end
+    push!(code.args, rows[1])
+    return code
+end
+
+@eval begin
+    "Transposes the 16 x 16 block whose row r is `rows[r]`."
+    @inline transpose16(rows::NTuple{16,Lanes}) = $(transpose_code())
+
+    "The 16 horizontal sums of 16 vectors, as one vector: lane l holds the sum of `rows[l]`."
+    @inline horizontal_sums(rows::NTuple{16,Lanes}) = $(horizontal_sums_code())
 end
 
 @inline function horizontal_sum(v::Lanes)

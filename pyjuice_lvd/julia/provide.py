@@ -26,7 +26,17 @@ from pyjuice_lvd.julia.find import REMEDY, Choice, choose, prefix, probe
 SUITE = "bullseye"
 KEYRINGS = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
 # The C and C++ runtime must be the system's own, never an older one beside it; the others only unpack packages.
-FROM_THE_SYSTEM = {"libc6", "libcrypt1", "libgcc-s1", "libstdc++6", "gcc-10-base", "dpkg", "tar", "perl-base", "debconf"}
+FROM_SYSTEM = {
+    "libc6",
+    "libcrypt1",
+    "libgcc-s1",
+    "libstdc++6",
+    "gcc-10-base",
+    "dpkg",
+    "tar",
+    "perl-base",
+    "debconf",
+}
 
 RESOLVE_SECONDS = 900
 APT_SECONDS = 600
@@ -178,7 +188,7 @@ def _os_release(key: str) -> str | None:
 def _unpack(apt: list[str], stage: Path, say: Say) -> None:
     """Download julia with all that it needs and the system cannot lend, unpack it into `stage`, write the launcher."""
     plan = _run([*apt, "--simulate", "install", "julia"], f"{SUITE} has no Julia for this machine")
-    packages = set(re.findall(r"^Inst (\S+)", plan, flags=re.MULTILINE)) - FROM_THE_SYSTEM
+    packages = set(re.findall(r"^Inst (\S+)", plan, flags=re.MULTILINE)) - FROM_SYSTEM
     downloads = stage / "apt" / "packages"
     downloads.mkdir()
     say(f"downloading {len(packages)} packages")

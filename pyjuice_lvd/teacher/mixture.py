@@ -1,0 +1,95 @@
+"""Discretised mixtures of logistics on 8-bit pixels (Salimans et al., PixelCNN++, 2017, section 2.1-2.2).
+
+A pixel's grey value, or its red value r, is x in {0, ..., 255}; with values scaled to [-1, 1] and half a bin h = 1/255,
+
+    p(x) = sum_k pi_k [sigma((x + h - mu_k) / s_k) - sigma((x - h - mu_k) / s_k)],
+
+where the first sigma is 1 at x = 255 and the second 0 at x = 0: the 256 probabilities sum to one exactly. In RGB the
+three values share the component k, and the means of green and blue are linear in the channels before them:
+mu_g + a_k r, and mu_b + b_k r + c_k g, with a, b, c in (-1, 1).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HALF_BIN = 1 / 255
+# The sharpest logistic has all but 2 % of its mass in one bin; the broadest is flat over 0..255. Beyond, nothing is
+# gained and exp overflows.
+_LOG_SCALES = (-7.0, 7.0)
+
+
+def parameter_count(channels: int, mixtures: int) -> int:
+    """Count the parameters of one pixel: weight, and by channel mean and scale, and in RGB the coefficients."""
+    return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def log_likelihood(parameters: Tensor, values: Tensor) -> Tensor:
+    """Compute log p of pixels, in nats.
+
+    Parameters
+    ----------
+    parameters : (N, K, ...), float
+        K = parameter_count(C, M): logits of the M components, then means, log-scales and coefficients.
+    values : (N, C, ...), float
+        Pixel values 0 to 255, C = 1 (grey) or 3 (RGB).
+
+    Returns
+    -------
+    (N, ...), float
+
+    """
+    logits, means, log_scales, coefficients = _split(parameters, values.shape[1])
+    levels = values.unsqueeze(2)  # an axis for the components
+    scaled = levels / 127.5 - 1
+    if coefficients is not None:
+        a, b, c = coefficients.unbind(1)
+        red, green = scaled[:, 0], scaled[:, 1]
+        means = torch.stack((means[:, 0], means[:, 1] + a * red, means[:, 2] + b * red + c * green), 1)
+    inverse = torch.exp(-log_scales)
+    width = inverse * (2 * _HALF_BIN)
+    below = inverse * (scaled - means - _HALF_BIN)
+    # sigma(u + w) - sigma(u) = sigma(u + w) sigma(-u) (1 - exp(-w)): no difference of nearly equal numbers, whatever
+    # the scale; at the edges only the factor that is not at infinity remains.
+    first, last = levels == 0, levels == 255
+    log_p = -(
+        F.softplus(-below - width).masked_fill(last, 0)
+        + F.softplus(below).masked_fill(first, 0)
+        - torch.log(-torch.expm1(-width)).masked_fill(first | last, 0)
+    )
+    return torch.logsumexp(torch.log_softmax(logits, 1) + log_p.sum(1), 1)
+
+
+def mean(parameters: Tensor, channels: int) -> Tensor:
+    """Compute the mixtures' mean values, in 0 to 255: (N, K, ...) to (N, channels, ...).
+
+    Each component stands at its mean, clipped to the range of values; green and blue follow the component's own red
+    and green.
+    """
+    logits, means, _, coefficients = _split(parameters, channels)
+    weights = torch.softmax(logits, 1)
+    if coefficients is None:
+        located = means.clamp(-1, 1)
+    else:
+        a, b, c = coefficients.unbind(1)
+        red = means[:, 0].clamp(-1, 1)
+        green = (means[:, 1] + a * red).clamp(-1, 1)
+        located = torch.stack((red, green, (means[:, 2] + b * red + c * green).clamp(-1, 1)), 1)
+    return (((located * weights.unsqueeze(1)).sum(2) + 1) * 127.5).clamp(0, 255)
+
+
+def _split(parameters: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Split into logits (N, M, ...), means and log-scales (N, C, M, ...), and coefficients (N, 3, M, ...) for RGB."""
+    mixtures = parameters.shape[1] // parameter_count(channels, 1)
+    sizes = [mixtures, channels * mixtures, channels * mixtures]
+    sizes.append(parameters.shape[1] - sum(sizes))
+    logits, means, log_scales, coefficients = parameters.split(sizes, 1)
+    by_channel = (-1, mixtures)
+    return (
+        logits,
+        means.unflatten(1, by_channel),
+        log_scales.clamp(*_LOG_SCALES).unflatten(1, by_channel),
+        torch.tanh(coefficients).unflatten(1, by_channel) if channels == 3 else None,
+    )

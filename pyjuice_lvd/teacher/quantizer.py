@@ -1,0 +1,84 @@
+"""Vector quantisation (van den Oord, Vinyals, Kavukcuoglu, Neural Discrete Representation Learning, 2017, section 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A code that is idle for so many training steps is dead: with even use a step of 64 small images uses each of 256
+# codes several times.
+IDLE_STEPS = 50
+
+
+class Quantized(NamedTuple):
+    """What quantisation of features (..., code_dim) gives in training."""
+
+    vectors: Tensor
+    """The codes' vectors, (..., code_dim); their gradient passes straight through to the features."""
+    codes: Tensor
+    """int64 (...)."""
+    codebook_loss: Tensor
+    """Mean square of (code - feature), which moves the codes only."""
+    commitment_loss: Tensor
+    """The same value, which moves the encoder only."""
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook (codes, code_dim) that stands for features by their nearest code (Euclidean)."""
+
+    idle: Tensor
+
+    def __init__(self, codes: int, code_dim: int) -> None:
+        super().__init__()
+        self.codebook = nn.Parameter(torch.zeros(codes, code_dim))
+        self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))  # training steps since last used
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """Find the nearest codes: features (..., code_dim) to int64 (...)."""
+        with torch.no_grad():  # |h - e|^2 less |h|^2, which is the same for all codes
+            return (self.codebook.square().sum(1) - 2 * features @ self.codebook.T).argmin(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Give the vectors of codes: int64 (...) to (..., code_dim)."""
+        return F.embedding(codes, self.codebook)
+
+    def forward(self, features: Tensor) -> Quantized:
+        """Quantise features (..., code_dim)."""
+        codes = self.nearest(features)
+        vectors = self.lookup(codes)
+        return Quantized(
+            features + (vectors - features).detach(),
+            codes,
+            F.mse_loss(vectors, features.detach()),
+            F.mse_loss(features, vectors.detach()),
+        )
+
+    @torch.no_grad()
+    def seed_codes(self, dead: Tensor, features: Tensor, generator: torch.Generator) -> None:
+        """Move the codes `dead` (int64 indices) to features (n, code_dim) drawn at random: distinct ones if n allows."""
+        order = torch.randperm(len(features), generator=generator)
+        rows = order.repeat(math.ceil(len(dead) / len(order)))[: len(dead)]
+        self.codebook[dead] = features[rows.to(features.device)]
+        self.idle[dead] = 0
+
+    def revive(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> int:
+        """Count a training step in which features (n, code_dim) had these codes (n,); move dead codes among them.
+
+        Returns the number of codes moved.
+        """
+        self.idle += 1
+        self.idle[codes] = 0
+        dead = torch.nonzero(self.idle >= IDLE_STEPS)[:, 0]
+        if len(dead):
+            self.seed_codes(dead, features.detach(), generator)
+        return len(dead)
+
+
+def perplexity(codes: Tensor, size: int) -> float:
+    """Compute exp(entropy) of the frequencies of codes 0 to size-1: how many are in even use."""
+    counts = torch.bincount(codes.flatten(), minlength=size).double()
+    return float(torch.exp(torch.special.entr(counts / counts.sum()).sum()))

@@ -1,0 +1,213 @@
+"""The main job end to end: `lvd-juice fit` and `eval` in processes of their own, and the estimator."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyjuice_lvd import LVD
+from pyjuice_lvd.errors import InputError
+
+# Everything small, so that a whole run takes seconds.
+SMALL = [
+    "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",
+    "--set", "clusters.outer=3", "--set", "clusters.inner=2",
+    "--set", "circuit.latents=4", "--set", "circuit.epochs=4",
+    "--set", "prior.latents=4", "--set", "prior.epochs=4", "--set", "prior.soft_epochs=2",
+]  # fmt: skip
+
+
+def lvd_juice(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pyjuice_lvd.cli", *map(str, args)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert not check or ran.returncode == 0, ran.stderr
+    return ran
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colour gradients of random direction and phase: structure that a factorised model cannot hold."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:8, :8]
+    slope, phase = rng.uniform(-8, 8, (2, 300, 1, 1, 3)), rng.uniform(60, 200, (300, 1, 1, 3))
+    values = phase + slope[0] * x[..., None] + slope[1] * y[..., None] + rng.normal(0, 2, (300, 8, 8, 3))
+    path = tmp_path_factory.mktemp("data") / "gradients.npz"
+    np.savez(
+        path, train=np.clip(values, 0, 255).astype(np.uint8)[:240], test=np.clip(values, 0, 255).astype(np.uint8)[240:]
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs") / "gradients"
+    ran = lvd_juice("fit", images, "-o", folder, "--json", *SMALL)
+    (line,) = ran.stdout.splitlines()
+    return folder, json.loads(line)
+
+
+def test_fit_reports_what_the_contract_names(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = run
+    assert set(result) >= {
+        "method", "bpd", "nll_nats", "std_error_bpd", "n", "dims", "params", "protocol", "seconds", "bpd_factorized",
+    }  # fmt: skip
+    assert result["protocol"] == {"color": "ycocg", "crop": None, "lossless": True}
+    assert (result["method"], result["n"], result["dims"]) == ("lvd", 60, 192)
+    assert result["bpd"] == pytest.approx(result["nll_nats"] / (np.log(2) * 192))
+    assert result["bpd"] < result["bpd_factorized"] - 0.5
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_a_run_holds_plain_files_and_its_pictures(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files >= {
+        "settings.toml", "data.json", "metrics.jsonl", "result.json", "reconstructions.png", "training.png",
+        "model/model.json", "model/teacher.safetensors", "model/labels.safetensors", "model/prior.safetensors",
+        "model/circuit-0000.safetensors",
+    }  # fmt: skip
+    assert {Path(name).suffix for name in files - {".lock"}} == {".toml", ".json", ".jsonl", ".png", ".safetensors"}
+    stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"teacher", "patch circuit", "prior", "p(x)"} <= set(stages)
+    assert (folder / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_repeats_the_bpd(run: tuple[Path, dict[str, Any]], images: Path) -> None:
+    folder, result = run
+    again = json.loads(lvd_juice("eval", folder, images, "--json").stdout)
+    assert again["bpd"] == pytest.approx(result["bpd"], abs=1e-6)
+    assert again["std_error_bpd"] == pytest.approx(result["std_error_bpd"], abs=1e-6)
+    assert {name: again[name] for name in ("n", "dims", "params", "protocol")} == {
+        name: result[name] for name in ("n", "dims", "params", "protocol")
+    }
+
+
+def test_a_source_without_a_split_is_tested_on_the_same_images(tmp_path: Path, images: Path) -> None:
+    data = tmp_path / "all.npy"
+    np.save(data, np.load(images)["train"])
+    result = json.loads(lvd_juice("fit", data, "-o", tmp_path / "run", "--json", "--seed", "3", *SMALL).stdout)
+    again = json.loads(lvd_juice("eval", tmp_path / "run", data, "--json").stdout)
+    assert again["n"] == result["n"] == 24
+    assert again["bpd"] == pytest.approx(result["bpd"], abs=1e-6)
+
+
+def test_grey_digits(tmp_path: Path) -> None:
+    small = [*SMALL, "--set", "teacher.patch=[4,4]"]
+    result = json.loads(lvd_juice("fit", "digits", "-o", tmp_path / "run", "--json", "--quiet", *small).stdout)
+    assert result["dims"] == 64
+    assert result["bpd"] < result["bpd_factorized"]
+
+
+def test_json_is_all_of_stdout_and_progress_is_on_stderr(run: tuple[Path, dict[str, Any]], images: Path) -> None:
+    folder, _ = run
+    ran = lvd_juice("eval", folder, images, "--json")
+    assert len(ran.stdout.splitlines()) == 1
+    assert "log-likelihood: done" in ran.stderr
+    assert lvd_juice("eval", folder, images, "--json", "--quiet").stderr == ""
+    spoken = lvd_juice("eval", folder, images)
+    assert "bpd " in spoken.stdout
+    assert "(ycocg, whole images, lossless)" in spoken.stdout
+
+
+def test_a_finished_run_reports_its_result_again(run: tuple[Path, dict[str, Any]], images: Path) -> None:
+    folder, result = run
+    assert json.loads(lvd_juice("fit", images, "-o", folder, "--resume", "--json").stdout) == result
+
+
+def test_an_interrupted_run_is_continued_with_the_same_outcome(
+    run: tuple[Path, dict[str, Any]], images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "pyjuice_lvd.cli", "fit", str(images), "-o", str(folder), *SMALL]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "model" / "circuit-0000.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert time.monotonic() - sent < 2 + 1  # the process's own exit included
+    assert "--resume" in said.splitlines()[-1]
+    assert not (folder / "result.json").exists()
+    result = json.loads(lvd_juice("fit", images, "-o", folder, "--resume", "--json").stdout)
+    assert result["bpd"] == run[1]["bpd"]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("missing.npy", [], "missing.npy"),
+        ("floats.npy", [], "found dtype float64 with NaN values, wanted uint8"),
+        ("flat.npy", [], "found shape (40, 64)"),
+        ("good.npy", ["--set", "teacher.patch=[3,4]"], "multiple"),
+        ("good.npy", ["--set", "clusters.outer=100"], "found 32 training images for clusters.outer = 100"),
+        ("good.npy", ["--preset", "huge"], "preset: found 'huge', wanted one of"),
+        ("good.npy", ["--set", "circuit.latnets=4"], "did you mean circuit.latents?"),
+        ("good.npy", ["--crop", "9x9"], "crop: found 9x9"),
+        ("good.npy", ["-o", "a-file"], "a-file: is a file"),
+        ("good.npy", ["-o", "used"], "used: is not empty"),
+        ("good.npy", ["-o", "nothing", "--resume"], "nothing: "),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(tmp_path: Path, data: str, options: list[str], message: str) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "good.npy", rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    np.save(tmp_path / "floats.npy", np.full((40, 8, 8), np.nan))
+    np.save(tmp_path / "flat.npy", np.zeros((40, 64), np.uint8))
+    (tmp_path / "a-file").touch()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "letter.txt").write_text("keep me")
+    output = [] if "-o" in options else ["-o", "run"]
+    command = [sys.executable, "-m", "pyjuice_lvd.cli", "fit", data, *output, *options]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert ran.returncode == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("lvd-juice: error: ")
+    assert message in line
+    assert ran.stdout == ""
+    assert not (tmp_path / "run").exists()
+    assert sorted(os.listdir(tmp_path / "used")) == ["letter.txt"]
+
+
+def test_an_existing_run_needs_resume(run: tuple[Path, dict[str, Any]], images: Path) -> None:
+    ran = lvd_juice("fit", images, "-o", run[0], *SMALL, check=False)
+    assert ran.returncode == 2
+    assert "continue it with --resume" in ran.stderr
+    ran = lvd_juice("fit", images, "-o", run[0], "--resume", "--seed", "7", check=False)
+    assert ran.returncode == 2
+    assert "the run's seed is 0, found 7" in ran.stderr
+    ran = lvd_juice("fit", "digits", "-o", run[0], "--resume", check=False)
+    assert ran.returncode == 2
+    assert "learns from other images" in ran.stderr
+
+
+def test_the_estimator(images: Path, tmp_path: Path) -> None:
+    from sklearn.base import clone
+
+    data = np.load(images)["train"]
+    config = {
+        "teacher": {"epochs": 2, "codes": 16, "channels": 16},
+        "clusters": {"outer": 3, "inner": 2},
+        "circuit": {"latents": 4, "epochs": 4},
+        "prior": {"latents": 4, "epochs": 4, "soft_epochs": 2},
+    }
+    model = clone(LVD(config=config, random_state=1)).fit(data)
+    scores = model.score_samples(data[:50])
+    assert scores.shape == (50,)
+    assert scores.dtype == np.float64
+    assert model.bpd(data[:50]) == pytest.approx(-scores.mean() / (np.log(2) * 192))
+    assert model.score(data[:50]) == pytest.approx(scores.mean())
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(LVD.load(tmp_path / "model").score_samples(data[:50]), scores)
+    again = LVD(config=config, random_state=1).fit(data)
+    np.testing.assert_array_equal(again.score_samples(data[:50]), scores)
+    with pytest.raises(InputError, match="X: found dtype float64"):
+        model.score_samples(data / 255)
