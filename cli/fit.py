@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.color import COLORS, color_transform
-from pyjuice_lvd.distill import Distilled, check_images, distill
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
 from pyjuice_lvd.figures import plot_reconstructions, plot_training
@@ -21,6 +20,9 @@ from pyjuice_lvd.runs import RunDirectory, read_json, write_json
 from pyjuice_lvd.settings import METHODS, Settings, preset_names, resolve
 
 from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
+
+if TYPE_CHECKING:
+    from pyjuice_lvd.distill import Distilled
 
 
 @click.command()
@@ -58,6 +60,11 @@ def fit(
 
     DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, or a folder of images (docs/data.md).
     """
+    from pyjuice_lvd.distill import (  # PyTorch: not for --help, nor before the settings are checked
+        check_images,
+        distill,
+    )
+
     started = time.monotonic()
     base = Settings.from_dict(RunDirectory.open_existing(run, finished=False).settings) if resume else None
     settings = resolve(

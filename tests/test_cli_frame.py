@@ -14,9 +14,9 @@ from typing import IO
 import click
 import numpy as np
 import pytest
+
 from pyjuice_lvd.cli import main as frame
 from pyjuice_lvd.cli.options import device_option, emit, json_option, quiet_option, seed_option, threads_option
-
 from pyjuice_lvd.errors import InputError, JuliaError, LVDJuiceError
 
 PROTOCOL = {"color": "ycocg", "crop": None, "lossless": True}

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pyjuice_lvd.cli.doctor import doctor
-from pyjuice_lvd.cli.setup import setup
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.cli.doctor import doctor
+from pyjuice_lvd.cli.setup import setup
 from pyjuice_lvd.errors import InputError, JuliaError, JuliaUnavailableError
 from pyjuice_lvd.julia import find, provide
 

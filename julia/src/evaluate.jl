@@ -274,7 +274,9 @@ Statistics(c::Circuit) = Statistics(zeros(Float32, length(c.weight)), zeros(Floa
 
 "Adds the flows of the tile in `ws` to `stat`. `head_of[n]` is the head of sample n; only the first `count` lanes carry flow."
 function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, head_of, count::Int)
-    fill!(ws.flows, 0f0)
+    for g in plan.groups
+        g.clear && fill!(view(ws.flows, TILE * g.flow + 1:TILE * (g.flow + width(g))), 0f0)
+    end
     for s in 1:count
         head = head_of[ws.samples[s]]
         group = plan.groups[plan.head_group[head]]
@@ -310,7 +312,7 @@ function sum_flows!(stat, ws, plan, gi)
         value, flow = value_columns(ws, child), flow_columns(ws, child)
         if isdense(block)
             edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
-            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), true,
+            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites,
                        pointer(ws.scratch))
         else
             flow_down_sparse!(flow, value, ratio, c.weight, stat.weight, block)

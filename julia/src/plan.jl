@@ -11,10 +11,11 @@ end
 """
 The edges of a sum group into one child group. Dense: `weight[first + j - 1 + (k - 1) * stride]` is the weight of the child
 group's unit j in sum k. Sparse (`stride == 0`): sum k has the edges `start[k]:start[k + 1] - 1`, to units `index`, with
-weights at `edge`.
+weights at `edge`. `overwrites`: on the way down, this dense block is the first to send flow to the child group.
 """
 struct Block
     child::Int
+    overwrites::Bool
     first::Int
     stride::Int
     start::Vector{Int32}
@@ -38,7 +39,7 @@ struct Group
     flow::Int               # first column in the flow buffer
     shares_value::Bool      # an input that writes its values where its only parent, a product, continues with them
     shares_flow::Bool       # its flow is its only parent's flow
-    has_head::Bool
+    clear::Bool             # its flow must be zero before flow is added to it
 end
 
 width(g::Group) = length(g.units)
@@ -114,14 +115,36 @@ function Plan(c::Circuit; soft::Bool=false)
         end
     end
 
+    clear = first_flows!(members, factors, blocks, shares_flow, has_head)
     groups, widest = Group[], 0
     for (g, m) in enumerate(members)
         u = m.units[1]
         push!(groups, Group(m.kind, m.units, c.variable[u], c.categories[u], c.param_start[u], c.param_stride[u], factors[g],
-                            blocks[g], value[g], flow[g], shares_value[g], shares_flow[g], has_head[g]))
+                            blocks[g], value[g], flow[g], shares_value[g], shares_flow[g], clear[g]))
         widest = max(widest, length(m.units))
     end
     return Plan(c, groups, head_group, place[c.heads], value_columns, flow_columns, widest, limits, soft)
+end
+
+"""
+Marks the dense blocks that may overwrite their child group's flow, because nothing was added to it before, and returns which
+groups must be cleared instead: those whose first flow comes from a head, a product or a sparse block.
+"""
+function first_flows!(members, factors, blocks, shares_flow, has_head)
+    clear, reached = copy(has_head), copy(has_head)
+    for g in reverse(1:length(members))
+        for f in factors[g]
+            shares_flow[f.child] || reached[f.child] || (clear[f.child] = reached[f.child] = true)
+        end
+        for (i, b) in enumerate(blocks[g])
+            reached[b.child] && continue
+            reached[b.child] = true
+            isdense(b) ? (blocks[g][i] = Block(b.child, true, b.first, b.stride, b.start, b.index, b.edge)) :
+                         (clear[b.child] = true)
+        end
+        reached[g] || shares_flow[g] || (clear[g] = true)  # no flow ever comes here
+    end
+    return clear
 end
 
 struct Members
@@ -251,7 +274,7 @@ function sum_blocks(c, units, group_of, place, members)
     blocks = dense_blocks(c, units, found, members)
     isempty(blocks) || return blocks
     for g in found
-        push!(blocks, Block(g, 0, 0, Int32[1], Int32[], Int64[]))
+        push!(blocks, Block(g, false, 0, 0, Int32[1], Int32[], Int64[]))
     end
     for u in units
         for e in edges(c, u), b in blocks
@@ -280,7 +303,7 @@ function dense_blocks(c, units, child_groups, members)
     end
     blocks = Block[]
     for g in child_groups
-        push!(blocks, Block(g, first_edge, stride, Int32[], Int32[], Int64[]))
+        push!(blocks, Block(g, false, first_edge, stride, Int32[], Int32[], Int64[]))
         first_edge += length(members[g].units)
     end
     return blocks

@@ -12,8 +12,8 @@ mu_g + a_k r, and mu_b + b_k r + c_k g, with a, b, c in (-1, 1).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 _HALF_BIN = 1 / 255
 # The sharpest logistic has all but 2 % of its mass in one bin; the broadest is flat over 0..255. Beyond, nothing is
@@ -55,8 +55,8 @@ def log_likelihood(parameters: Tensor, values: Tensor) -> Tensor:
     # the scale; at the edges only the factor that is not at infinity remains.
     first, last = levels == 0, levels == 255
     log_p = -(
-        F.softplus(-below - width).masked_fill(last, 0)
-        + F.softplus(below).masked_fill(first, 0)
+        functional.softplus(-below - width).masked_fill(last, 0)
+        + functional.softplus(below).masked_fill(first, 0)
         - torch.log(-torch.expm1(-width)).masked_fill(first | last, 0)
     )
     return torch.logsumexp(torch.log_softmax(logits, 1) + log_p.sum(1), 1)
@@ -83,13 +83,14 @@ def mean(parameters: Tensor, channels: int) -> Tensor:
 def _split(parameters: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Split into logits (N, M, ...), means and log-scales (N, C, M, ...), and coefficients (N, 3, M, ...) for RGB."""
     mixtures = parameters.shape[1] // parameter_count(channels, 1)
+    n, _, *sides = parameters.shape
     sizes = [mixtures, channels * mixtures, channels * mixtures]
     sizes.append(parameters.shape[1] - sum(sizes))
-    logits, means, log_scales, coefficients = parameters.split(sizes, 1)
-    by_channel = (-1, mixtures)
+    logits, means, log_scales, coefficients = torch.split(parameters, sizes, 1)
+    by_channel = (n, -1, mixtures, *sides)
     return (
         logits,
-        means.unflatten(1, by_channel),
-        log_scales.clamp(*_LOG_SCALES).unflatten(1, by_channel),
-        torch.tanh(coefficients).unflatten(1, by_channel) if channels == 3 else None,
+        means.reshape(by_channel),
+        log_scales.clamp(*_LOG_SCALES).reshape(by_channel),
+        torch.tanh(coefficients).reshape(by_channel) if channels == 3 else None,
     )

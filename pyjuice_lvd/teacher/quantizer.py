@@ -1,4 +1,4 @@
-"""Vector quantisation (van den Oord, Vinyals, Kavukcuoglu, Neural Discrete Representation Learning, 2017, section 3)."""
+"""Vector quantisation (van den Oord, Vinyals, Kavukcuoglu: Neural Discrete Representation Learning, 2017, sec. 3)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 # A code that is idle for so many training steps is dead: with even use a step of 64 small images uses each of 256
 # codes several times.
@@ -44,7 +44,7 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Give the vectors of codes: int64 (...) to (..., code_dim)."""
-        return F.embedding(codes, self.codebook)
+        return functional.embedding(codes, self.codebook)
 
     def forward(self, features: Tensor) -> Quantized:
         """Quantise features (..., code_dim)."""
@@ -53,20 +53,20 @@ class VectorQuantizer(nn.Module):
         return Quantized(
             features + (vectors - features).detach(),
             codes,
-            F.mse_loss(vectors, features.detach()),
-            F.mse_loss(features, vectors.detach()),
+            functional.mse_loss(vectors, features.detach()),
+            functional.mse_loss(features, vectors.detach()),
         )
 
     @torch.no_grad()
     def seed_codes(self, dead: Tensor, features: Tensor, generator: torch.Generator) -> None:
-        """Move the codes `dead` (int64 indices) to features (n, code_dim) drawn at random: distinct ones if n allows."""
+        """Move the codes `dead` (int64 indices) to random ones of the features (n, code_dim), distinct if n allows."""
         order = torch.randperm(len(features), generator=generator)
         rows = order.repeat(math.ceil(len(dead) / len(order)))[: len(dead)]
         self.codebook[dead] = features[rows.to(features.device)]
         self.idle[dead] = 0
 
     def revive(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> int:
-        """Count a training step in which features (n, code_dim) had these codes (n,); move dead codes among them.
+        """Count a training step in which features (..., code_dim) had these codes (...); move dead codes among them.
 
         Returns the number of codes moved.
         """
@@ -74,7 +74,7 @@ class VectorQuantizer(nn.Module):
         self.idle[codes] = 0
         dead = torch.nonzero(self.idle >= IDLE_STEPS)[:, 0]
         if len(dead):
-            self.seed_codes(dead, features.detach(), generator)
+            self.seed_codes(dead, features.detach().flatten(0, -2), generator)
         return len(dead)
 
 

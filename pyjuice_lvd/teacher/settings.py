@@ -21,7 +21,7 @@ class TeacherSettings:
     channels: int = 64
     """Width of the hidden layers."""
     blocks: int = 2
-    """Residual blocks of the encoder (and of the convolutional decoder); each widens its context by one patch a side."""
+    """Residual blocks of the encoder, and of the convolutional decoder; each widens its view by one patch a side."""
     code_dim: int = 16
     """Dimension of the features h and of the codes."""
     codes: int = 256

@@ -15,7 +15,9 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.runs import read_arrays, write_arrays
 
 
-def write_tensors(path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | PathLike[str], kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
     """Write tensors and facts (values that JSON knows) as a file of a `kind`, such as "teacher"."""
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
     write_arrays(path, arrays, {"kind": kind, "facts": json.dumps(facts)})

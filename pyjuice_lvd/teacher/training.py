@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,31 @@ from torch import Tensor
 
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.progress import Progress, Stage
-from pyjuice_lvd.runs import read_arrays, write_arrays
 from pyjuice_lvd.teacher import mixture
-from pyjuice_lvd.teacher.quantizer import perplexity
+from pyjuice_lvd.teacher.quantizer import Quantized, perplexity
 from pyjuice_lvd.teacher.settings import TeacherSettings
-from pyjuice_lvd.teacher.vqvae import VQVAE, by_position, on_grid
+from pyjuice_lvd.teacher.storage import read_tensors, write_tensors
+from pyjuice_lvd.teacher.vqvae import VQVAE
 
 UInt8 = npt.NDArray[np.uint8]
 Record = dict[str, Any]
 
-INFERENCE_BATCH = 128
+_CHECKPOINT = "teacher checkpoint"
+_NETWORK = "network"
 _WARM_UP = 0.05  # share of the training steps in which the learning rate rises
-_CODEBOOK_SAMPLE = 16384  # features from which the first codes are drawn, at least, where there are so many
+_CODEBOOK_SAMPLE = 16384  # features from which the first codes are drawn, where there are so many
 
 
 def new_network(settings: TeacherSettings, images: UInt8, seed: int) -> VQVAE:
     """Make an untrained network for images uint8 (N, H, W, C), on the CPU."""
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[3])])
+    frequencies = counts / counts[0].sum()
     levels = np.arange(256) / 127.5 - 1
-    mean = counts @ levels / counts[0].sum()
-    # Constant images have no spread: one grey level stands for it.
-    std = np.sqrt(np.maximum(counts @ levels**2 / counts[0].sum() - mean**2, (1 / 127.5) ** 2))
-    return VQVAE(
-        settings,
-        torch.from_numpy(mean.astype(np.float32)),
-        torch.from_numpy(std.astype(np.float32)),
-        seed=_derived_seed(seed, 0),
-    )
+    mean = frequencies @ levels
+    variance = frequencies @ levels**2 - mean**2
+    std = np.sqrt(np.maximum(variance, (1 / 127.5) ** 2))  # at least one grey level, for a constant channel
+    scale = [torch.from_numpy(array.astype(np.float32)) for array in (mean, std)]
+    return VQVAE(settings, *scale, seed=_derived_seed(seed, 0))
 
 
 def train(
@@ -60,7 +58,7 @@ def train(
     progress: Progress,
     on_epoch: Callable[[Record], None] | None,
 ) -> list[Record]:
-    """Train the network on the device where it is; see `Teacher.fit`. Returns a record for each epoch."""
+    """Train the network on the device where it is; see `Teacher.fit`. Returns the history, one record an epoch."""
     run = _Run(network, settings, images, seed)
     if checkpoint is not None and Path(checkpoint).exists():
         run.restore(checkpoint)
@@ -68,7 +66,7 @@ def train(
     with progress.stage("teacher", total=len(epochs) * len(images), unit="images") as stage:
         for epoch in epochs:
             start = time.perf_counter()
-            record = run.epoch(epoch, stage)
+            record = run.train_epoch(epoch, stage)
             if valid is not None:
                 bpd, used = evaluate(network, valid)
                 record |= {"valid_reconstruction_bpd": bpd, "valid_perplexity": used}
@@ -91,7 +89,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.history: list[Record] = []
 
-    def epoch(self, epoch: int, stage: Stage) -> Record:
+    def train_epoch(self, epoch: int, stage: Stage) -> Record:
         """Train one epoch, the first being 1."""
         network, settings = self.network, self.settings
         # Each epoch draws from a seed of its own: a resumed run needs no random state.
@@ -99,7 +97,7 @@ class _Run:
         order = torch.randperm(len(self.images), generator=generator)
         if epoch == 1:
             self._first_codes(order, generator)
-        batches = order.split(settings.batch_size)
+        batches = torch.split(order, settings.batch_size)
         sums = torch.zeros(3, dtype=torch.float64)
         all_codes = []
         revived = 0
@@ -115,7 +113,7 @@ class _Run:
             nats = -mixture.log_likelihood(parameters, network.to_pixels(batch)).sum() / batch.numel()
             loss = nats + quantized.codebook_loss + settings.commitment * quantized.commitment_loss
             self.optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimizer.step()
             revived += network.quantizer.revive(features, quantized.codes, generator)
             figures = torch.stack((loss, nats, quantized.commitment_loss)).detach().cpu().double()
@@ -139,8 +137,7 @@ class _Run:
         positions = self.images[0, ..., 0].numel() // math.prod(network.patch)
         sample = self.images[order[: math.ceil(_CODEBOOK_SAMPLE / positions)]].numpy()
         features = network.over(sample, network.features).flatten(0, 1)
-        quantizer = network.quantizer
-        quantizer.seed_codes(torch.arange(self.settings.codes), features, generator)
+        network.quantizer.seed_codes(torch.arange(self.settings.codes), features, generator)
 
     def _set_learning_rate(self, done: float) -> None:
         """Set it for the moment when the share `done` of all training is done: linear warm-up, then a cosine to 0."""
@@ -148,33 +145,33 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * rate
 
+    @cached_property
     def _identity(self) -> Record:
-        """Describe what must be the same in a resumed run."""
+        """What must be the same in a resumed run."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.numpy().data)
         return {"settings": asdict(self.settings), "seed": self.seed, "training images": digest.hexdigest()}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the state: the network's, Adam's moments of each parameter, and the history."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors = {f"{_NETWORK}/{name}": tensor for name, tensor in self.network.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
-        write_tensors(path, _CHECKPOINT, tensors, {"run": self._identity(), "history": self.history})
+            tensors |= {f"{number}/{name}": tensor for name, tensor in moments.items()}
+        write_tensors(path, _CHECKPOINT, tensors, {"run": self._identity, "history": self.history})
 
     def restore(self, path: str | PathLike[str]) -> None:
         """Read what `save` wrote; raises InputError if the file is damaged or of another run."""
         with read_tensors(path, _CHECKPOINT) as (tensors, facts):
-            for name, value in json.loads(json.dumps(self._identity())).items():  # tuples as lists, as in the file
+            for name, value in json.loads(json.dumps(self._identity)).items():  # tuples as lists, as in the file
                 if facts["run"][name] != value:
                     raise InputError(f"{path}: a checkpoint of training with other {name}; wanted the same or no file")
             parts: dict[str, dict[str, Tensor]] = {}
             for key, tensor in tensors.items():
-                part, name = re.fullmatch(r"(network|optimizer\.\d+)\.(.+)", key).groups()
-                parts.setdefault(part, {})[name] = tensor
-            self.network.load_state_dict(parts.pop("network"))
-            state = self.optimizer.state_dict()
-            state["state"] = {int(part.removeprefix("optimizer.")): moments for part, moments in parts.items()}
-            self.optimizer.load_state_dict(state)
+                owner, name = key.split("/")
+                parts.setdefault(owner, {})[name] = tensor
+            self.network.load_state_dict(parts.pop(_NETWORK))
+            moments = {int(number): tensors for number, tensors in parts.items()}
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
             self.history = facts["history"]
 
 

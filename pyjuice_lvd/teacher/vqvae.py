@@ -8,14 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyjuice_lvd.teacher import mixture
 from pyjuice_lvd.teacher.quantizer import VectorQuantizer
 from pyjuice_lvd.teacher.settings import TeacherSettings
 
 UInt8 = npt.NDArray[np.uint8]
+
 
 class VQVAE(nn.Module):
     """Encoder, codebook and decoder for images of `channels` channels (1 or 3) and any whole number of patches.
@@ -65,7 +66,9 @@ class VQVAE(nn.Module):
         with torch.no_grad():
             by_parameter = bias.zero_().view(-1, math.prod(self.patch))
             by_parameter[mixtures : mixtures + count] = (self.mean + self.std * spread).reshape(-1, 1)
-            by_parameter[mixtures + count : mixtures + 2 * count] = (self.std / 2).log().repeat(1, 1, mixtures).view(-1, 1)
+            by_parameter[mixtures + count : mixtures + 2 * count] = (
+                (self.std / 2).log().repeat(1, 1, mixtures).view(-1, 1)
+            )
 
     def features(self, images: Tensor) -> Tensor:
         """Compute features before quantisation: (N, C, H, W) in 0..255 to (N, P, code_dim), positions row-major.
@@ -75,7 +78,7 @@ class VQVAE(nn.Module):
         """
         grid: Tensor = self.encoder((images / 127.5 - 1 - self.mean) / self.std)
         vectors = grid.flatten(2).transpose(1, 2)
-        return F.normalize(vectors, dim=2) * math.sqrt(vectors.shape[2])
+        return functional.normalize(vectors, dim=2) * math.sqrt(vectors.shape[2])
 
     def codes(self, images: Tensor) -> Tensor:
         """Find the codes nearest to the features: (N, C, H, W) to int64 (N, P)."""
@@ -86,8 +89,9 @@ class VQVAE(nn.Module):
 
         Returns parameters (N, K, ph*pw, P), K = mixture.parameter_count(C, mixtures); pixels ordered as in `to_pixels`.
         """
-        parameters: Tensor = self.decoder(vectors.transpose(1, 2).unflatten(2, (rows, -1)))
-        return parameters.flatten(2).unflatten(1, (-1, math.prod(self.patch)))
+        images, positions, code_dim = vectors.shape
+        parameters: Tensor = self.decoder(vectors.transpose(1, 2).reshape(images, code_dim, rows, -1))
+        return parameters.reshape(images, -1, math.prod(self.patch), positions)
 
     def decode_codes(self, codes: Tensor, rows: int) -> Tensor:
         """Compute the pixels' distributions from codes int64 (N, P); see `decode`."""
@@ -109,24 +113,24 @@ class VQVAE(nn.Module):
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Order pixels by place in the patch and position: (N, C, H, W) to (N, C, ph*pw, P), row-major both."""
-        ph, pw = self.patch
-        tiles = images.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))  # N, C, rows, ph, cols, pw
-        return tiles.permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(2, 3)
+        (n, channels, height, width), (ph, pw) = images.shape, self.patch
+        tiles = images.reshape(n, channels, height // ph, ph, width // pw, pw)
+        return tiles.permute(0, 1, 3, 5, 2, 4).reshape(n, channels, ph * pw, -1)
 
     def from_pixels(self, pixels: Tensor, rows: int) -> Tensor:
         """Undo `to_pixels` for images of so many rows of patches."""
-        ph, pw = self.patch
-        tiles = pixels.unflatten(3, (rows, -1)).unflatten(2, (ph, pw))  # N, C, ph, pw, rows, cols
-        return tiles.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
+        (n, channels, _, positions), (ph, pw) = pixels.shape, self.patch
+        tiles = pixels.reshape(n, channels, ph, pw, rows, positions // rows)
+        return tiles.permute(0, 1, 4, 2, 5, 3).reshape(n, channels, rows * ph, -1)
 
     def put(self, images: Tensor) -> Tensor:
         """Bring images uint8 (N, H, W, C) to the network's device: float (N, C, H, W)."""
         return images.to(self.mean.device).permute(0, 3, 1, 2).float()
 
     def over(self, images: UInt8, function: Callable[[Tensor], Tensor], batch_size: int = 128) -> Tensor:
-        """Apply one of these functions to images uint8 (N, H, W, C) in batches; the result is on the CPU."""
+        """Apply one of these functions to uint8 (N, H, W, C), C order and writable, by batches; return it on the CPU."""
         with torch.inference_mode():
-            batches = torch.from_numpy(np.require(images, requirements="CW")).split(batch_size)
+            batches = torch.split(torch.from_numpy(images), batch_size)
             return torch.cat([function(self.put(batch)).cpu() for batch in batches])
 
 
