@@ -19,7 +19,8 @@ _PIECE = 0.3
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
 
 _ARRAYS = (
-    "kind", "variable", "categories", "param_start", "param_stride", "child_start", "child", "weight", "leaf", "heads",
+    "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
+    "weight", "leaf", "heads",
 )  # fmt: skip
 _FORMAT = "lvd-juice circuit 1"
 

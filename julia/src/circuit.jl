@@ -1,27 +1,33 @@
 # The circuit: units, edges and parameters as plain arrays. How it is evaluated is the plan's business (plan.jl).
 
-const INPUT = 0x01
-const PRODUCT = 0x02
-const SUM = 0x03
+const PRODUCT = 0x01
+const SUM = 0x02
+const CATEGORICAL = 0x03   # input: a probability for each category, learned
+const INDICATOR = 0x04     # input: 1 for one category, 0 for the others
+const LITERAL = 0x05       # an indicator of a Boolean variable
+const BINOMIAL = 0x06      # input: successes in N trials, N + 1 categories; the probability of success is learned
+
+isinput(kind::UInt8) = kind >= CATEGORICAL
 
 """
-    Circuit(num_vars, kind, variable, categories, param_start, param_stride, child_start, child, weight, leaf, heads)
+    Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf, heads)
 
 A smooth, decomposable circuit of `n` units (children before parents) with one or more heads.
 
 | field | type, length | meaning |
 |---|---|---|
 | `num_vars` | Int | variables 1..num_vars |
-| `kind` | UInt8, n | `INPUT`, `PRODUCT` or `SUM` |
+| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL` |
 | `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories; else 0 |
 | `param_start`, `param_stride` | Int64, n | category c (from 0) of an input unit has probability `leaf[param_start + c * param_stride]` |
+| `success` | Float32, n | of a `BINOMIAL`: the probability of success; else 0 |
 | `child_start` | Int64, n + 1 | the children of unit u are `child[child_start[u]:child_start[u + 1] - 1]` |
 | `child` | Int32, edges | unit indices |
 | `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
-| `leaf` | Float32 | parameters of the categorical input units, linear |
+| `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here |
 | `heads` | Int32 | the heads' unit indices |
 
-Structure is fixed; `weight` and `leaf` are learned in place. Throws an `ArgumentError` that names the unit and the reason
+Structure is fixed; `weight`, `leaf` and `success` are learned in place. Throws an `ArgumentError` that names the unit and the reason
 where the arrays are no valid circuit; `Plan` checks smoothness and decomposability.
 """
 struct Circuit
@@ -31,15 +37,17 @@ struct Circuit
     categories::Vector{Int32}
     param_start::Vector{Int64}
     param_stride::Vector{Int64}
+    success::Vector{Float32}
     child_start::Vector{Int64}
     child::Vector{Int32}
     weight::Vector{Float32}
     leaf::Vector{Float32}
     heads::Vector{Int32}
 
-    function Circuit(num_vars, kind, variable, categories, param_start, param_stride, child_start, child, weight, leaf,
-                     heads)
-        c = new(num_vars, kind, variable, categories, param_start, param_stride, child_start, child, weight, leaf, heads)
+    function Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight,
+                     leaf, heads)
+        c = new(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf,
+                heads)
         check(c)
         return c
     end
@@ -49,7 +57,8 @@ num_units(c::Circuit) = length(c.kind)
 num_heads(c::Circuit) = length(c.heads)
 num_sum_edges(c::Circuit) = sum(Int[length(children(c, u)) for u in 1:num_units(c) if c.kind[u] == SUM])
 num_edges(c::Circuit) = length(c.child)
-num_params(c::Circuit) = num_sum_edges(c) + sum(Int, c.categories)
+num_params(c::Circuit) = num_sum_edges(c) + sum(Int[c.kind[u] == CATEGORICAL ? c.categories[u] : c.kind[u] == BINOMIAL
+                                                    for u in 1:num_units(c)])
 
 "The range of edge indices of unit `u`."
 @inline edges(c::Circuit, u) = c.child_start[u]:c.child_start[u + 1] - 1
@@ -62,7 +71,7 @@ const WEIGHT_TOLERANCE = 1e-3  # of a sum's total weight: Float32 sums over thou
 function check(c::Circuit)
     n = num_units(c)
     for (name, array) in (("variable", c.variable), ("categories", c.categories), ("param_start", c.param_start),
-                          ("param_stride", c.param_stride))
+                          ("param_stride", c.param_stride), ("success", c.success))
         length(array) == n || throw(ArgumentError("invalid circuit: $name has $(length(array)) entries for $n units"))
     end
     length(c.child_start) == n + 1 && c.child_start[1] == 1 && c.child_start[end] == length(c.child) + 1 ||
@@ -75,7 +84,7 @@ function check(c::Circuit)
         for v in children(c, u)
             1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
         end
-        if c.kind[u] == INPUT
+        if c.kind[u] in (CATEGORICAL, INDICATOR, LITERAL, BINOMIAL)
             check_input(c, u)
         elseif c.kind[u] == PRODUCT || c.kind[u] == SUM
             isempty(children(c, u)) && invalid(u, "no children")
@@ -96,7 +105,28 @@ function check_input(c, u)
     last_param = c.param_start[u] + (c.categories[u] - 1) * c.param_stride[u]
     c.param_start[u] >= 1 && c.param_stride[u] >= 1 && last_param <= length(c.leaf) ||
         invalid(u, "its parameters lie outside the leaf array")
-    check_weights(u, view(c.leaf, c.param_start[u]:c.param_stride[u]:last_param))
+    probabilities = view(c.leaf, c.param_start[u]:c.param_stride[u]:last_param)
+    check_weights(u, probabilities)
+    if c.kind[u] == BINOMIAL
+        0 <= c.success[u] <= 1 || invalid(u, "the probability of success $(c.success[u]) is outside [0, 1]")
+        all(isapprox.(probabilities, binomial_table(c.categories[u] - 1, c.success[u]); atol=1e-5)) ||
+            invalid(u, "its probabilities are not those of $(c.categories[u] - 1) trials with success $(c.success[u])")
+    elseif c.kind[u] != CATEGORICAL
+        count(==(1), probabilities) == 1 || invalid(u, "an indicator of not one category")
+        c.kind[u] == LITERAL && c.categories[u] != 2 && invalid(u, "a literal of $(c.categories[u]) categories")
+    end
+end
+
+"The probabilities of 0..N successes in `N` trials, each computed in Float64."
+function binomial_table(N::Integer, p::Real)
+    table, log_choose = Vector{Float32}(undef, N + 1), 0.0
+    for x in 0:N
+        # 0 log 0 = 0: a certain outcome has probability 1.
+        ways = (x == 0 ? 0.0 : x * log(Float64(p))) + (x == N ? 0.0 : (N - x) * log1p(-Float64(p)))
+        table[x + 1] = exp(log_choose + ways)
+        log_choose += log((N - x) / (x + 1))
+    end
+    return table
 end
 
 function check_weights(u, weights)
@@ -116,45 +146,61 @@ struct Builder
     categories::Vector{Int32}
     param_start::Vector{Int64}
     param_stride::Vector{Int64}
+    success::Vector{Float32}
     child_start::Vector{Int64}
     child::Vector{Int32}
     weight::Vector{Float32}
     leaf::Vector{Float32}
 end
 
-Builder(num_vars) = Builder(num_vars, UInt8[], Int32[], Int32[], Int64[], Int64[], Int64[1], Int32[], Float32[], Float32[])
+Builder(num_vars) = Builder(num_vars, UInt8[], Int32[], Int32[], Int64[], Int64[], Float32[], Int64[1], Int32[], Float32[],
+                            Float32[])
 
 Circuit(b::Builder, heads) = Circuit(b.num_vars, b.kind, b.variable, b.categories, b.param_start, b.param_stride,
-                                     b.child_start, b.child, b.weight, b.leaf, Vector{Int32}(heads))
+                                     b.success, b.child_start, b.child, b.weight, b.leaf, Vector{Int32}(heads))
 
-function add_unit!(b::Builder, kind, variable=0, categories=0, param_start=0, param_stride=0)
+function add_unit!(b::Builder, kind, variable=0, categories=0, param_start=0, param_stride=0, success=0)
     push!(b.kind, kind)
     push!(b.variable, variable)
     push!(b.categories, categories)
     push!(b.param_start, param_start)
     push!(b.param_stride, param_stride)
+    push!(b.success, success)
     push!(b.child_start, length(b.child) + 1)
     return length(b.kind)
 end
 
 """
-    add_inputs!(b, variable, probabilities) -> range of units
+    add_inputs!(b, variable, probabilities; kind = CATEGORICAL, success = 0) -> range of units
 
-One categorical input unit for each row of `probabilities`, a `(units, categories)` matrix. Laid out so that one category's
+One input unit for each row of `probabilities`, a `(units, categories)` matrix. Laid out so that one category's
 probabilities of all these units are neighbours: an observed value picks one contiguous vector.
 """
-function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix)
+function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix; kind=CATEGORICAL, success=zeros(Float32, size(probabilities, 1)))
     count, categories = size(probabilities)
     first_param = length(b.leaf) + 1
     append!(b.leaf, vec(probabilities))
     for k in 1:count
-        add_unit!(b, INPUT, variable, categories, first_param + k - 1, count)
+        add_unit!(b, kind, variable, categories, first_param + k - 1, count, success[k])
     end
     return last_units(b, count)
 end
 
 "The range of the `count` units that were added last."
 last_units(b::Builder, count::Int) = length(b.kind) - count + 1:length(b.kind)
+
+"One indicator of `variable` for each of the `values`, among `categories` categories."
+add_indicators!(b::Builder, variable, values, categories; kind=INDICATOR) =
+    add_inputs!(b, variable, Float32[v == category for v in values, category in 0:categories - 1]; kind=kind)
+
+"One binomial input of `variable` over `N` trials for each probability of success."
+function add_binomials!(b::Builder, variable, N, success)
+    table = Matrix{Float32}(undef, length(success), N + 1)
+    for k in eachindex(success)
+        table[k, :] = binomial_table(N, success[k])
+    end
+    return add_inputs!(b, variable, table; kind=BINOMIAL, success=Float32.(success))
+end
 
 function add_product!(b::Builder, children)
     append!(b.child, children)

@@ -3,7 +3,7 @@
 """
     apply!(plan, stats, step, pseudocount)
 
-One EM step of size `step` (DESIGN 4): for a sum with edge flows F_e, E_e = F_e + pseudocount / #children and
+One EM step of size `step` (DESIGN 4): for a sum with edge flows F_e: E_e = F_e + pseudocount / #children and
 theta <- (1 - step) theta + step E / sum(E); for a categorical input over C values the same with pseudocount / C. A unit with
 neither flow nor pseudocount keeps its parameters. `stats`, one for each thread, are added up in order and cleared.
 """
@@ -13,8 +13,10 @@ function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::
     Threads.@threads for t in 1:threads
         for gi in eachindex(plan.groups)
             g = plan.groups[gi]
-            if g.kind == INPUT
-                gi % threads == t - 1 && apply_inputs!(plan.circuit, g, stats, s, a)
+            if g.kind == CATEGORICAL
+                gi % threads == t - 1 && apply_categoricals!(plan.circuit, g, stats, s, a)
+            elseif isinput(g.kind)
+                gi % threads == t - 1 && apply_others!(plan.circuit, g, stats, s, a)
             elseif g.kind == SUM
                 for k in t:threads:width(g)
                     apply_sum!(plan.circuit, edges(plan.circuit, g.units[k]), stats, s, a)
@@ -42,7 +44,7 @@ function apply_sum!(c::Circuit, edges::UnitRange, stats, step::Float32, pseudoco
     fill!(view(flow, edges), 0f0)
 end
 
-function apply_inputs!(c::Circuit, g::Group, stats, step::Float32, pseudocount::Float32)
+function apply_categoricals!(c::Circuit, g::Group, stats, step::Float32, pseudocount::Float32)
     units, C = width(g), g.categories
     flow, theta = stats[1].leaf, c.leaf
     total = fill(pseudocount, units)
@@ -61,6 +63,25 @@ function apply_inputs!(c::Circuit, g::Group, stats, step::Float32, pseudocount::
         @inbounds @simd for k in 1:units
             theta[first + k] = keep[k] * theta[first + k] + take[k] * (flow[first + k] + prior)
             flow[first + k] = 0f0
+        end
+    end
+end
+
+"Binomials: p <- (1 - s) p + s (sum F x + pseudocount N / 2) / (N (sum F + pseudocount)). Indicators have nothing to learn."
+function apply_others!(c::Circuit, g::Group, stats, step::Float32, pseudocount::Float32)
+    N = g.categories - 1
+    for (k, u) in enumerate(g.units)
+        range = g.param_start + k - 1:g.param_stride:g.param_start + k - 1 + N * g.param_stride
+        merge_statistics!(s -> s.leaf, stats, range)
+        flow, successes = pseudocount, pseudocount * N / 2
+        for (x, e) in enumerate(range)
+            flow += stats[1].leaf[e]
+            successes += stats[1].leaf[e] * (x - 1)
+            stats[1].leaf[e] = 0f0
+        end
+        if g.kind == BINOMIAL && N > 0 && flow > 0
+            c.success[u] = (1 - step) * c.success[u] + step * successes / (N * flow)
+            c.leaf[range] = binomial_table(N, c.success[u])
         end
     end
 end

@@ -197,7 +197,7 @@ function forward!(ws::Workspace, plan::Plan, X::Data)
     fill!(ws.exponents, 0)
     for gi in eachindex(plan.groups)
         kind = plan.groups[gi].kind
-        if kind == INPUT
+        if isinput(kind)
             input_values!(ws, plan, plan.groups[gi], X)
         elseif kind == PRODUCT
             product_values!(ws, plan, gi)

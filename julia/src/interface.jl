@@ -8,8 +8,8 @@ hclt_circuit(mi, latents, categories, heads, perturbation, seed) =
     hclt(chow_liu_tree(mi); latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed)
 
 "The circuit's arrays, in the order of its constructor; the parameters are shared with the circuit."
-circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.child_start,
-                              c.child, c.weight, c.leaf, c.heads)
+circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
+                              c.child_start, c.child, c.weight, c.leaf, c.heads)
 
 "A circuit of its own from borrowed arrays."
 circuit_of(num_vars, arrays...) = Circuit(num_vars, map(copy, arrays)...)

@@ -5,7 +5,7 @@
 function log_values(c::Circuit, X::Data, n::Integer)
     out = Vector{Float64}(undef, num_units(c))
     for u in 1:num_units(c)
-        out[u] = if c.kind[u] == INPUT
+        out[u] = if isinput(c.kind[u])
             log_input(c, u, X, n)
         elseif c.kind[u] == PRODUCT
             sum(out[v] for v in children(c, u))

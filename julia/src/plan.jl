@@ -72,7 +72,7 @@ function Plan(c::Circuit; soft::Bool=false)
     head_group = group_of[c.heads]
     limits = zeros(Int32, c.num_vars)
     for u in 1:num_units(c)
-        c.kind[u] == INPUT || continue
+        isinput(c.kind[u]) || continue
         i = c.variable[u]
         limits[i] = limits[i] == 0 ? c.categories[u] : min(limits[i], c.categories[u])
     end
@@ -99,7 +99,7 @@ function Plan(c::Circuit; soft::Bool=false)
     value_columns = flow_columns = 0
     for g in reverse(eachindex(members))  # parents first: they own the shared columns
         owner = !has_head[g] && length(parents[g]) == 1 && parents[g][1][2] ? parents[g][1][1] : 0
-        if members[g].kind == INPUT && !soft && owner != 0 && !lends[owner]
+        if isinput(members[g].kind) && !soft && owner != 0 && !lends[owner]
             shares_value[g] = lends[owner] = true
             value[g] = value[owner]
         else
@@ -164,7 +164,7 @@ function group_units(c::Circuit)
         key = group_key(c, u, group_of, members)
         g = get(groups, key, 0)
         # Inputs of one variable belong together only as long as their parameters lie side by side.
-        if g != 0 && c.kind[u] == INPUT && c.param_start[u] != c.param_start[members[g].units[1]] + length(members[g].units)
+        if g != 0 && isinput(c.kind[u]) && c.param_start[u] != c.param_start[members[g].units[1]] + length(members[g].units)
             g = 0
         end
         if g == 0
@@ -185,7 +185,7 @@ end
 
 function group_key(c, u, group_of, members)
     key = Int32[c.kind[u]]
-    if c.kind[u] == INPUT
+    if isinput(c.kind[u])
         push!(key, c.variable[u], c.categories[u], c.param_stride[u])
     elseif c.kind[u] == PRODUCT
         append!(key, child_groups(c, u, group_of))
@@ -212,7 +212,7 @@ function child_groups(c, u, group_of)
 end
 
 function scope_and_level(c, u, group_of, members, scopes)
-    c.kind[u] == INPUT && return Int32[c.variable[u]], 0
+    isinput(c.kind[u]) && return Int32[c.variable[u]], 0
     level = 0
     for v in children(c, u)
         level = max(level, members[group_of[v]].level)

@@ -9,7 +9,7 @@ function reference_values(c, x)
     p = zeros(length(c.kind))
     for u in eachindex(p)
         kids = c.child_start[u]:c.child_start[u + 1] - 1
-        p[u] = if c.kind[u] == LVDJuice.INPUT
+        p[u] = if LVDJuice.isinput(c.kind[u])
             value = x[c.variable[u]]
             value < 0 ? 1.0 : Float64(c.leaf[c.param_start[u] + value * c.param_stride[u]])
         elseif c.kind[u] == LVDJuice.PRODUCT
@@ -45,7 +45,7 @@ function reference_step(c, X, head_of, s, a)
         flow, e = reference_flows(c, reference_values(c, x), c.heads[head_of[n]])
         edge .+= e
         for u in eachindex(flow)
-            c.kind[u] == LVDJuice.INPUT || continue
+            LVDJuice.isinput(c.kind[u]) || continue
             counts[c.param_start[u] + x[c.variable[u]] * c.param_stride[u]] += flow[u]
         end
     end
@@ -57,8 +57,17 @@ function reference_step(c, X, head_of, s, a)
     end
     for u in eachindex(c.kind)
         c.kind[u] == LVDJuice.SUM && step!(weight, edge, c.child_start[u]:c.child_start[u + 1] - 1)
-        c.kind[u] == LVDJuice.INPUT &&
-            step!(leaf, counts, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
+        LVDJuice.isinput(c.kind[u]) || continue
+        range_of = range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])
+        if c.kind[u] == LVDJuice.CATEGORICAL
+            step!(leaf, counts, range_of)
+        elseif c.kind[u] == LVDJuice.BINOMIAL
+            N, total = c.categories[u] - 1, sum(counts[range_of]) + a
+            if total > 0
+                p = (1 - s) * c.success[u] + s * (sum((0:N) .* counts[range_of]) + a * N / 2) / (N * total)
+                leaf[range_of] .= [binomial(N, x) * p^x * (1 - p)^(N - x) for x in 0:N]
+            end
+        end
     end
     return weight, leaf
 end
@@ -77,6 +86,10 @@ function random_circuit(rng, V, C, heads)
         if length(scope) == 1
             table = permutedims(reduce(hcat, [weights(C) for _ in 1:rand(rng, 1:18)]))
             append!(pool, LVDJuice.add_inputs!(b, scope[1], table))
+            rand(rng, Bool) && append!(pool, LVDJuice.add_indicators!(b, scope[1], rand(rng, 0:C-1, 2), C))
+            C == 2 && rand(rng, Bool) &&
+                append!(pool, LVDJuice.add_indicators!(b, scope[1], [0, 1], C; kind=LVDJuice.LITERAL))
+            rand(rng, Bool) && append!(pool, LVDJuice.add_binomials!(b, scope[1], C - 1, rand(rng, Float32, 3)))
         else
             for _ in 1:rand(rng, 1:2)  # partitions
                 cut = shuffle(rng, scope)

@@ -81,14 +81,14 @@ end
         for m in axes(Z, 2)
             flow, _ = reference_flows(c, reference_values(c, Z[:, m]), c.heads[1])
             for u in eachindex(flow)
-                c.kind[u] == LVDJuice.INPUT || continue
+                LVDJuice.isinput(c.kind[u]) || continue
                 posterior_counts[c.param_start[u] + Z[c.variable[u], m] * c.param_stride[u]] += weights[m] * flow[u]
             end
         end
     end
     expected = copy(Float64.(c.leaf))
     for u in eachindex(c.kind)
-        c.kind[u] == LVDJuice.INPUT || continue
+        LVDJuice.isinput(c.kind[u]) || continue
         r = range(c.param_start[u], step=c.param_stride[u], length=K)
         expected[r] .= (posterior_counts[r] .+ 0.1 / K) ./ (sum(posterior_counts[r]) + 0.1)
     end

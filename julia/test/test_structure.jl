@@ -61,7 +61,7 @@ end
     parent = [2, 0, 2, 3]
     c = hclt(parent; latents=3, categories=5, heads=2, seed=7)
     @test length(c.heads) == 2
-    @test count(==(LVDJuice.INPUT), c.kind) == 4 * 3
+    @test count(LVDJuice.isinput, c.kind) == 4 * 3
     @test count(==(LVDJuice.PRODUCT), c.kind) == 2 * 3  # of the two variables with children
     @test count(==(LVDJuice.SUM), c.kind) == 3 * 3 + 2
     @test LVDJuice.num_params(c) == 4 * 3 * 5 + 3 * 9 + 2 * 3
@@ -70,7 +70,7 @@ end
     # The start: proportional to U(0.6, 1.4).
     for u in 1:length(c.kind)
         w = c.kind[u] == LVDJuice.SUM ? c.weight[c.child_start[u]:c.child_start[u + 1] - 1] :
-            c.kind[u] == LVDJuice.INPUT ? c.leaf[range(c.param_start[u], step=c.param_stride[u], length=5)] : Float32[1]
+            LVDJuice.isinput(c.kind[u]) ? c.leaf[range(c.param_start[u], step=c.param_stride[u], length=5)] : Float32[1]
         @test sum(w) ≈ 1 && maximum(w) / minimum(w) <= 1.4 / 0.6 + 1e-4
     end
     @test all(isapprox.(hclt([0]; latents=2, categories=2, perturbation=0).leaf, 0.5))

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 _HALF_BIN = 1 / 255
-# The sharpest logistic has all but 2 % of its mass in one bin; the broadest is flat over 0..255. Beyond, nothing is
-# gained and exp overflows.
+_FAR = 1e6
+# The sharpest logistic has all but 3 % of its mass in one bin, the broadest is flat over 0..255: beyond these nothing
+# is gained and float32 ends.
 _LOG_SCALES = (-7.0, 7.0)
 
 
@@ -48,16 +49,15 @@ def log_likelihood(parameters: Tensor, values: Tensor) -> Tensor:
         a, b, c = coefficients.unbind(1)
         red, green = scaled[:, 0], scaled[:, 1]
         means = torch.stack((means[:, 0], means[:, 1] + a * red, means[:, 2] + b * red + c * green), 1)
-    inverse = torch.exp(-log_scales)
-    width = inverse * (2 * _HALF_BIN)
-    below = inverse * (scaled - means - _HALF_BIN)
-    # sigma(u + w) - sigma(u) = sigma(u + w) sigma(-u) (1 - exp(-w)): no difference of nearly equal numbers, whatever
-    # the scale; at the edges only the factor that is not at infinity remains.
-    first, last = levels == 0, levels == 255
-    log_p = -(
-        functional.softplus(-below - width).masked_fill(last, 0)
-        + functional.softplus(below).masked_fill(first, 0)
-        - torch.log(-torch.expm1(-width)).masked_fill(first | last, 0)
+    # From edge to edge of a pixel's bin; the outer edges of the bins of 0 and 255 are where no logistic has mass left.
+    lower = torch.where(levels == 0, -_FAR, scaled - _HALF_BIN)
+    upper = torch.where(levels == 255, _FAR, scaled + _HALF_BIN)
+    sharpness = torch.exp(-log_scales)
+    # sigma(u) - sigma(l) = sigma(u) sigma(-l) (1 - exp(-(u - l))): no difference of nearly equal numbers at any scale.
+    log_p = (
+        functional.logsigmoid(sharpness * (upper - means))
+        + functional.logsigmoid(sharpness * (means - lower))
+        + torch.log(-torch.expm1(-sharpness * (upper - lower)))
     )
     return torch.logsumexp(torch.log_softmax(logits, 1) + log_p.sum(1), 1)
 

@@ -125,10 +125,10 @@ class VQVAE(nn.Module):
 
     def put(self, images: Tensor) -> Tensor:
         """Bring images uint8 (N, H, W, C) to the network's device: float (N, C, H, W)."""
-        return images.to(self.mean.device).permute(0, 3, 1, 2).float()
+        return images.to(self.mean.device).permute(0, 3, 1, 2).contiguous().float()
 
     def over(self, images: UInt8, function: Callable[[Tensor], Tensor], batch_size: int = 128) -> Tensor:
-        """Apply one of these functions to uint8 (N, H, W, C), C order and writable, by batches; return it on the CPU."""
+        """Apply one of these functions to uint8 (N, H, W, C), C order and writable, in batches; return a CPU tensor."""
         with torch.inference_mode():
             batches = torch.split(torch.from_numpy(images), batch_size)
             return torch.cat([function(self.put(batch)).cpu() for batch in batches])
