@@ -145,6 +145,7 @@ class Circuit:
         X: npt.ArrayLike | Evidence,
         *,
         heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
         epochs: int = 50,
         batch_size: int = 256,
         step_size: tuple[float, float] | float = (0.1, 0.01),
@@ -161,6 +162,8 @@ class Circuit:
             Categories from 0.
         heads : integers (N,), optional
             The head of every row, from 0; default: head 0.
+        weights : floats (N,), optional
+            What each row counts for, at least 0; default: 1.
         epochs, batch_size : int
             The last, short batch of an epoch is used.
         step_size : (float, float) or float
@@ -176,7 +179,7 @@ class Circuit:
 
         Returns
         -------
-        The mean log-likelihood of each epoch, in nats, every row before its batch's step.
+        The weighted mean log-likelihood of each epoch, in nats, every row before its batch's step.
 
         Raises InputError where the data or a parameter is out of range. After Ctrl-C the circuit has the parameters of
         the last finished batch.
@@ -185,9 +188,11 @@ class Circuit:
         data = X if isinstance(X, Evidence) else as_table(X, self.num_vars)
         n = len(data)
         head_of = np.zeros(n, np.int32) if heads is None else _as_heads(heads, n)
+        row_weights = np.ones(n, np.float32) if weights is None else np.ascontiguousarray(weights, np.float32)
         first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
         job = julia.call(
-            "em_job", self._handle, data._handle if isinstance(data, Evidence) else data, head_of, epochs, batch_size,
+            "em_job", self._handle, data._handle if isinstance(data, Evidence) else data, head_of, row_weights,
+            epochs, batch_size,
             float(first), float(last), float(pseudocount), shuffle, seed,
         )  # fmt: skip
         history: list[float] = []

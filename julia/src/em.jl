@@ -1,13 +1,93 @@
 # Learning by expectation maximisation: flows are the expected counts (E), their shares the new parameters (M).
 
+function Sources(c::Circuit, head_of, weights, N::Int)
+    length(head_of) == N || throw(ArgumentError("heads has $(length(head_of)) entries for $N samples"))
+    all(h -> 1 <= h <= num_heads(c), head_of) ||
+        throw(ArgumentError("heads: found $(extrema(head_of) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
+    length(weights) == N || throw(ArgumentError("weights has $(length(weights)) entries for $N samples"))
+    all(w -> 0 <= w < Inf, weights) || throw(ArgumentError("weights: found $(extrema(weights)), wanted finite numbers >= 0"))
+    sum(weights) > 0 || throw(ArgumentError("weights: all are 0"))
+    return Sources(Vector{Int32}(head_of), Vector{Float32}(weights))
+end
+
+"""
+    ExpectedCounts(circuit)
+
+The statistics of EM, additive over samples: `weight`, the flow of each edge of a sum, and `leaf`, the flow of each category of
+each input, Float64, in the layout of the circuit's parameters. Those of two parts of a data set add up to the whole's.
+"""
+struct ExpectedCounts
+    weight::Vector{Float64}
+    leaf::Vector{Float64}
+end
+
+ExpectedCounts(c::Circuit) = ExpectedCounts(zeros(length(c.weight)), zeros(length(c.leaf)))
+
+function clear!(counts::ExpectedCounts)
+    fill!(counts.weight, 0.0)
+    fill!(counts.leaf, 0.0)
+end
+
+# Single-precision sums over more samples than this would lose digits that EM on the whole data set needs.
+const SINGLE_PRECISION_SAMPLES = 2^13
+
+"""
+Adds the flows of samples `order[first:last]` to the threads' statistics and returns their weighted log-likelihood. Each thread
+has its own tiles, the same for the same number of threads.
+"""
+function accumulate!(stats::Vector{Statistics}, workspaces::Vector{Workspace}, plan::Plan, X::Data, sources::Sources, order,
+                     first::Int, last::Int)
+    threads, tiles = length(stats), cld(last - first + 1, TILE)
+    totals = zeros(threads)
+    Threads.@threads for t in 1:threads
+        ws, stat = workspaces[t], stats[t]
+        GC.@preserve ws stat plan X for tile in t:threads:tiles
+            count = load_samples!(ws, order, first + (tile - 1) * TILE, last)
+            forward!(ws, plan, X)
+            totals[t] += flows!(stat, ws, plan, X, sources, count)
+        end
+    end
+    return sum(totals)
+end
+
+"As above, into Float64: the threads' statistics are added to `counts` and cleared every few thousand samples."
+function accumulate!(counts::ExpectedCounts, stats::Vector{Statistics}, workspaces::Vector{Workspace}, plan::Plan, X::Data,
+                     sources::Sources, order, first::Int, last::Int)
+    total, theta = 0.0, plan.circuit.weight
+    while first <= last
+        piece = min(first + SINGLE_PRECISION_SAMPLES - 1, last)
+        total += accumulate!(stats, workspaces, plan, X, sources, order, first, piece)
+        for stat in stats
+            @inbounds @simd for e in eachindex(theta)
+                counts.weight[e] += Float64(theta[e]) * stat.weight[e]
+            end
+            @inbounds @simd for e in eachindex(counts.leaf)
+                counts.leaf[e] += stat.leaf[e]
+            end
+            fill!(stat.weight, 0f0)
+            fill!(stat.leaf, 0f0)
+        end
+        first = piece + 1
+    end
+    return total
+end
+
+"One EM step from expected counts; `stats` is room to work in."
+function apply!(plan::Plan, counts::ExpectedCounts, stats::Vector{Statistics}, step::Real, pseudocount::Real)
+    copyto!(stats[1].weight, counts.weight)
+    copyto!(stats[1].leaf, counts.leaf)
+    apply!(plan, stats, step, pseudocount; counts=true)
+end
+
 """
     apply!(plan, stats, step, pseudocount)
 
 One EM step of size `step` (DESIGN 4): for a sum with edge flows F_e: E_e = F_e + pseudocount / #children and
 theta <- (1 - step) theta + step E / sum(E); for a categorical input over C values the same with pseudocount / C. A unit with
-neither flow nor pseudocount keeps its parameters. `stats`, one for each thread, are added up in order and cleared.
+neither flow nor pseudocount keeps its parameters. `stats`, one for each thread, are added up in order and cleared; with
+`counts`, their weights are edge flows as they are, not yet to be multiplied by theta.
 """
-function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::Real)
+function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::Real; counts::Bool=false)
     s, a = Float32(step), Float32(pseudocount)
     threads = Threads.nthreads()
     Threads.@threads for t in 1:threads
@@ -19,19 +99,19 @@ function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::
                 gi % threads == t - 1 && apply_others!(plan.circuit, g, stats, s, a)
             elseif g.kind == SUM
                 for k in t:threads:width(g)
-                    apply_sum!(plan.circuit, edges(plan.circuit, g.units[k]), stats, s, a)
+                    apply_sum!(plan.circuit, edges(plan.circuit, g.units[k]), stats, s, a, counts)
                 end
             end
         end
     end
 end
 
-function apply_sum!(c::Circuit, edges::UnitRange, stats, step::Float32, pseudocount::Float32)
+function apply_sum!(c::Circuit, edges::UnitRange, stats, step::Float32, pseudocount::Float32, counts::Bool)
     merge_statistics!(s -> s.weight, stats, edges)
     flow, theta = stats[1].weight, c.weight
     total = 0f0
     @inbounds @simd for e in edges
-        flow[e] *= theta[e]
+        flow[e] *= ifelse(counts, 1f0, theta[e])
         total += flow[e]
     end
     total += pseudocount
@@ -99,17 +179,17 @@ end
 end
 
 """
-    EMJob(circuit, X, head_of; epochs = 50, batch_size = 256, step_size = (0.1, 0.01), pseudocount = 0.1, shuffle = true,
-          seed = 0)
+    EMJob(circuit, X, head_of; weights = ones, epochs = 50, batch_size = 256, step_size = (0.1, 0.01), pseudocount = 0.1,
+          shuffle = true, seed = 0)
 
-Mini-batch EM on sum over samples of log p(x_n | head_of[n]); changes the circuit's parameters in place. The step goes
+Mini-batch EM on the sum over samples of weights[n] log p(x_n | head_of[n]); changes the circuit's parameters in place. The step goes
 linearly from `step_size[1]` in the first epoch to `step_size[2]` in the last; the last short batch of an epoch is used.
 `X` is kept, not copied. [`advance!`](@ref) does the work, piece by piece.
 """
 mutable struct EMJob{D<:Data}
     plan::Plan
     X::D
-    head_of::Vector{Int32}
+    sources::Sources
     epochs::Int
     batch_size::Int
     step_size::Tuple{Float64,Float64}
@@ -119,18 +199,18 @@ mutable struct EMJob{D<:Data}
     order::Vector{Int32}
     workspaces::Vector{Workspace}
     statistics::Vector{Statistics}
+    counts::ExpectedCounts      # of a batch too large for single-precision sums
     epoch::Int                  # finished epochs
     position::Int               # finished samples of the epoch under way
-    total::Vector{Float64}      # of each thread: sum of the log-likelihoods of those samples, each before its batch's step
+    total::Float64              # weighted log-likelihood of those samples, each before its batch's step
+    weight::Float64             # their weight
 end
 
-function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; epochs::Integer=50, batch_size::Integer=256,
+function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=ones(Float32, num_samples(X)), epochs::Integer=50, batch_size::Integer=256,
                step_size=(0.1, 0.01), pseudocount::Real=0.1, shuffle::Bool=true, seed::Integer=0)
     N = num_samples(X)
     N >= 1 || throw(ArgumentError("X has no samples"))
-    length(head_of) == N || throw(ArgumentError("heads has $(length(head_of)) entries for $N samples"))
-    all(h -> 1 <= h <= num_heads(c), head_of) ||
-        throw(ArgumentError("heads: found $(extrema(head_of) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
+    sources = Sources(c, head_of, weights, N)
     epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
     batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
     all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
@@ -138,9 +218,11 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; epochs::
     plan = Plan(c; soft=X isa SoftEvidence)
     check_data(X, plan.limits)
     threads = Threads.nthreads()
-    return EMJob(plan, X, Vector{Int32}(head_of), Int(epochs), Int(min(batch_size, N)), Float64.(step_size),
+    return EMJob(plan, X, sources, Int(epochs), Int(min(batch_size, N)), Float64.(step_size),
                  Float64(pseudocount), shuffle, Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
-                 [Statistics(c) for _ in 1:threads], 0, 0, zeros(threads))
+                 [Statistics(c) for _ in 1:threads],
+                 batch_size > SINGLE_PRECISION_SAMPLES ? ExpectedCounts(c) : ExpectedCounts(Float64[], Float64[]), 0, 0, 0.0,
+                 0.0)
 end
 
 step_of(job::EMJob) =
@@ -156,7 +238,7 @@ function advance!(job::EMJob, seconds::Real=Inf)
     job.epoch >= job.epochs && return job.epoch, 0, NaN
     N, started = num_samples(job.X), time()
     if job.position == 0
-        fill!(job.total, 0.0)
+        job.total = job.weight = 0.0
         if job.shuffle
             copyto!(job.order, 1:N)
             shuffle!(SplitMix(job.seed, job.epoch), job.order)
@@ -164,12 +246,11 @@ function advance!(job::EMJob, seconds::Real=Inf)
     end
     while job.position < N
         last = min(job.position + job.batch_size, N)
-        accumulate!(job, job.position + 1, last)
-        apply!(job.plan, job.statistics, step_of(job), job.pseudocount)
+        em_step!(job, job.position + 1, last)
         job.position = last
         time() - started > seconds && break
     end
-    mean = sum(job.total) / job.position
+    mean = job.total / job.weight
     if job.position == N
         job.epoch += 1
         job.position = 0
@@ -177,20 +258,19 @@ function advance!(job::EMJob, seconds::Real=Inf)
     return job.epoch, job.position, mean
 end
 
-"Flows and log-likelihoods of samples `order[first:last]`, each thread's tiles into its own statistics."
-function accumulate!(job::EMJob, first::Int, last::Int)
-    plan, threads = job.plan, Threads.nthreads()
-    tiles = cld(last - first + 1, TILE)
-    Threads.@threads for t in 1:threads
-        ws, stat = job.workspaces[t], job.statistics[t]
-        GC.@preserve ws stat plan for tile in t:threads:tiles
-            count = load_samples!(ws, job.order, first + (tile - 1) * TILE, last)
-            forward!(ws, plan, job.X)
-            for s in 1:count
-                job.total[t] += head_log_value(ws, plan, job.X, Int(job.head_of[ws.samples[s]]), s)
-            end
-            backward!(stat, ws, plan, job.X, job.head_of, count)
-        end
+"One batch: samples `order[first:last]`."
+function em_step!(job::EMJob, first::Int, last::Int)
+    plan, step = job.plan, step_of(job)
+    for n in first:last
+        job.weight += job.sources.weight_of[job.order[n]]
+    end
+    if last - first < SINGLE_PRECISION_SAMPLES
+        job.total += accumulate!(job.statistics, job.workspaces, plan, job.X, job.sources, job.order, first, last)
+        apply!(plan, job.statistics, step, job.pseudocount)
+    else
+        job.total += accumulate!(job.counts, job.statistics, job.workspaces, plan, job.X, job.sources, job.order, first, last)
+        apply!(plan, job.counts, job.statistics, step, job.pseudocount)
+        clear!(job.counts)
     end
 end
 

@@ -32,13 +32,30 @@ function SoftEvidence(scores::Array{Float32,3})
     return SoftEvidence(scores, offset)
 end
 
-const Data = Union{AbstractMatrix{<:Integer},SoftEvidence}  # hard data: (variables, samples)
+"""
+    Masked(values, mask)
+
+Categories, integers `(variables, samples)`, of which those where `mask`, Bool of the same size, is true are marginalised.
+"""
+struct Masked{T<:AbstractMatrix{<:Integer}}
+    values::T
+    mask::Matrix{Bool}
+
+    function Masked(values::T, mask::Matrix{Bool}) where {T<:AbstractMatrix{<:Integer}}
+        size(values) == size(mask) ||
+            throw(ArgumentError("mask: found $(reverse(size(mask))), wanted X's $(reverse(size(values)))"))
+        return new{T}(values, mask)
+    end
+end
+
+const Data = Union{AbstractMatrix{<:Integer},Masked,SoftEvidence}  # a matrix is (variables, samples)
 
 num_samples(X::AbstractMatrix) = size(X, 2)
+num_samples(X::Masked) = size(X.values, 2)
 num_samples(X::SoftEvidence) = size(X.likelihood, 3)
 
 "Throws an `ArgumentError` that names the variable and the sample of the first value that is no category."
-function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32})
+function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=nothing)
     size(X, 1) == length(limits) || throw(ArgumentError("X has $(size(X, 1)) variables, the circuit $(length(limits))"))
     top = [limit == 0 ? typemax(Int32) : limit - Int32(1) for limit in limits]
     faulty = zeros(Int, Threads.nthreads())
@@ -46,7 +63,7 @@ function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32})
         for n in t:length(faulty):size(X, 2)
             sound = true
             @inbounds for i in 1:size(X, 1)
-                sound &= (zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])
+                sound &= ((zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])) | hidden(mask, i, n)
             end
             if !sound
                 faulty[t] = n
@@ -56,9 +73,14 @@ function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32})
     end
     all(iszero, faulty) && return
     n = minimum(f for f in faulty if f > 0)
-    i = findfirst(i -> !(0 <= X[i, n] <= top[i]), axes(X, 1))
+    i = findfirst(i -> !(0 <= X[i, n] <= top[i] || hidden(mask, i, n)), axes(X, 1))
     throw(ArgumentError("X: row $(n - 1), variable $(i - 1): value $(X[i, n]) is outside 0..$(top[i])"))
 end
+
+check_data(X::Masked, limits::Vector{Int32}) = check_data(X.values, limits, X.mask)
+
+@inline hidden(::Nothing, i, n) = false
+@inline hidden(mask::Matrix{Bool}, i, n) = @inbounds mask[i, n]
 
 function check_data(X::SoftEvidence, limits::Vector{Int32})
     K, V, _ = size(X.likelihood)
@@ -76,6 +98,7 @@ struct Workspace
     evidence::Vector{Float32}   # (categories, TILE) of one variable
     scratch::Vector{Float32}    # (TILE, widest) twice
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
+    live::Vector{Bool}          # whether the tile's arithmetic held for the lane
     pointers::Vector{Ptr{Int32}}
 end
 
@@ -87,7 +110,7 @@ function Workspace(plan::Plan; flows::Bool)
                      zeros(Int32, TILE * groups), zeros(Float32, TILE * groups),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
                      zeros(Float32, TILE * (2 * plan.widest + most_blocks)), zeros(Int, TILE),
-                     Vector{Ptr{Int32}}(undef, most_blocks))
+                     fill(true, TILE), Vector{Ptr{Int32}}(undef, most_blocks))
 end
 
 @inline value_columns(ws::Workspace, g::Group) = pointer(ws.values) + 4 * TILE * g.value
@@ -106,12 +129,14 @@ end
 
 load_tile!(ws::Workspace, X::SoftEvidence) = nothing
 
-function load_tile!(ws::Workspace, X::AbstractMatrix)
+load_tile!(ws::Workspace, X::Masked) = load_tile!(ws, X.values, X.mask)
+
+function load_tile!(ws::Workspace, X::AbstractMatrix, mask=nothing)
     V = size(X, 1)
     @inbounds for s in 1:TILE
         n = ws.samples[s]
         for i in 1:V
-            ws.x[(i - 1) * TILE + s] = X[i, n]
+            ws.x[(i - 1) * TILE + s] = hidden(mask, i, n) ? Int32(-1) : X[i, n] % Int32
         end
     end
 end
@@ -127,7 +152,7 @@ end
 
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
-function input_values!(ws::Workspace, plan::Plan, g::Group, X::AbstractMatrix)
+function input_values!(ws::Workspace, plan::Plan, g::Group, X::Union{AbstractMatrix,Masked})
     look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
              pointer(ws.x) + 4 * TILE * (g.variable - 1))
 end
@@ -207,7 +232,7 @@ function forward!(ws::Workspace, plan::Plan, X::Data)
     end
 end
 
-offset(X::AbstractMatrix, n) = 0.0
+offset(X::Union{AbstractMatrix,Masked}, n) = 0.0
 offset(X::SoftEvidence, n) = X.offset[n]
 
 "log p(x | head) of lane `s`, in nats; -Inf where the value vanished, which may be an underflow."
@@ -220,7 +245,7 @@ end
 """
     log_likelihood(plan, X; heads = 1:num_heads) -> Matrix{Float64}
 
-log p(x | head) in nats, `(heads, samples)`. `X`: integers `(variables, samples)`, -1... not allowed, or `SoftEvidence`.
+log p(x | head) in nats, `(heads, samples)`. `X`: integers `(variables, samples)`, [`Masked`](@ref) or [`SoftEvidence`](@ref).
 Samples whose value underflows are evaluated again, exactly, in the log domain.
 """
 function log_likelihood(plan::Plan, X::Data; heads=1:num_heads(plan.circuit))
@@ -272,15 +297,42 @@ end
 
 Statistics(c::Circuit) = Statistics(zeros(Float32, length(c.weight)), zeros(Float32, length(c.leaf)))
 
-"Adds the flows of the tile in `ws` to `stat`. `head_of[n]` is the head of sample n; only the first `count` lanes carry flow."
-function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, head_of, count::Int)
+"""
+What the flow of each sample starts from: its head (from 1), and its weight, which multiplies all its flows.
+"""
+struct Sources
+    head_of::Vector{Int32}
+    weight_of::Vector{Float32}
+end
+
+"""
+Adds the flows of the tile in `ws` to `stat` and returns their weighted log-likelihood; only the first `count` lanes carry flow.
+A sample whose value underflowed gets its flows from the exact evaluation.
+"""
+function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int)
+    total = 0.0
+    fill!(ws.live, true)
+    for s in 1:count
+        n = ws.samples[s]
+        value = head_log_value(ws, plan, X, Int(sources.head_of[n]), s)
+        if !isfinite(value)
+            ws.live[s] = false
+            value = add_exact_flows!(stat, plan.circuit, X, n, sources.head_of[n], sources.weight_of[n]) + offset(X, n)
+        end
+        total += sources.weight_of[n] * value
+    end
+    backward!(stat, ws, plan, X, sources, count)
+    return total
+end
+
+function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int)
     for g in plan.groups
         g.clear && fill!(view(ws.flows, TILE * g.flow + 1:TILE * (g.flow + width(g))), 0f0)
     end
     for s in 1:count
-        head = head_of[ws.samples[s]]
+        head = sources.head_of[ws.samples[s]]
         group = plan.groups[plan.head_group[head]]
-        ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] = 1f0
+        ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] = ws.live[s] ? sources.weight_of[ws.samples[s]] : 0f0
     end
     for gi in reverse(eachindex(plan.groups))
         g = plan.groups[gi]
@@ -320,7 +372,7 @@ function sum_flows!(stat, ws, plan, gi)
     end
 end
 
-function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::AbstractMatrix)
+function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::Union{AbstractMatrix,Masked})
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, g), g.param_stride, width(g),
                  pointer(ws.x) + 4 * TILE * (g.variable - 1))
 end

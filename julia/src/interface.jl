@@ -22,6 +22,6 @@ plan_of(c::Circuit, soft) = Plan(c; soft=soft)
 log_likelihoods!(out, plan::Plan, X, head) = (log_likelihood!(out, plan, X, head < 0 ? (1:num_heads(plan.circuit)) :
                                               (head + 1:head + 1)); nothing)
 
-em_job(c, X, head_of, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed) =
-    EMJob(c, X, head_of .+ 1; epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
+em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed) =
+    EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
           pseudocount=pseudocount, shuffle=shuffle, seed=seed)

@@ -1,11 +1,13 @@
+# What a process needs at its start is inferred when the package is precompiled, not when it is first called.
+
 for X in (Matrix{UInt8}, Matrix{Int32}, SoftEvidence)
     precompile(EMJob, (Circuit, X, Vector{Int32}))
-    precompile(em_job, (Circuit, X, Vector{Int32}, Int, Int, Float64, Float64, Float64, Bool, Int))
+    precompile(em_job, (Circuit, X, Vector{Int32}, Vector{Float32}, Int, Int, Float64, Float64, Float64, Bool, Int))
     precompile(advance!, (EMJob{X}, Float64))
-    precompile(accumulate!, (EMJob{X}, Int, Int))
+    precompile(em_step!, (EMJob{X}, Int, Int))
     precompile(log_likelihood!, (Matrix{Float64}, Plan, X, UnitRange{Int}))
     precompile(forward!, (Workspace, Plan, X))
-    precompile(backward!, (Statistics, Workspace, Plan, X, Vector{Int32}, Int))
+    precompile(flows!, (Statistics, Workspace, Plan, X, Sources, Int))
     X == SoftEvidence || precompile(mutual_information_job, (X, Int, Float64))
 end
 precompile(advance!, (MutualInformationJob, Float64))
