@@ -521,3 +521,18 @@ def test_doctor_does_not_need_julia(tmp_path: Path) -> None:
     found = json.loads(ran.stdout)
     assert found["usable"] is False
     assert "run `lvd-juice setup`" in found["problem"]
+
+
+def test_extensions_imported_after_julia_may_throw_cxx_exceptions() -> None:
+    # matplotlib's ft2font answers a missing attribute with a C++ exception, and Python asks for one on import.
+    code = """
+        from pyjuice_lvd import julia
+        julia.start(threads=1)
+        from matplotlib import ft2font
+        try:
+            ft2font.no_such_attribute
+        except AttributeError:
+            print("caught", julia.evaluate('try error("x") catch; 1 end'))
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert ran.stdout == "caught 1\n", ran.stderr

@@ -6,7 +6,7 @@ import atexit
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyjuice_lvd.errors import JuliaUnavailableError
@@ -51,6 +51,10 @@ def start(julia: Julia, threads: int) -> Callable[[str], str]:
 def _load_libjulia(julia: Julia) -> ctypes.CDLL:
     """Load libjulia, and of what lies beside it only what the system lacks."""
     folder = julia.libjulia.parent
+    # libunwind has functions of the same names as the C++ runtime's (`_Unwind_Resume`). Whoever is loaded first provides
+    # them to every extension that is imported later, and with libunwind's a C++ exception there aborts the process.
+    with suppress(OSError):  # no such library: no C++ runtime to protect
+        ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
     # With a newer libunwind than the one it was built with, every exception in Debian's Julia is a crash. The library
     # that is loaded first serves all who ask for its name.
     unwind = folder / "libunwind.so.8"
