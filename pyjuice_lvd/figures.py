@@ -82,4 +82,4 @@ def _figure(width: float, height: float) -> Figure:
 
 def _write(figure: Figure, path: Path) -> None:
     with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+        figure.savefig(file, format="png", bbox_inches="tight")

@@ -66,7 +66,7 @@ def test_same_seed_same_parameters(data: np.ndarray) -> None:
 def test_parameters_are_the_circuits_own_memory(data: np.ndarray) -> None:
     pc = Circuit.hclt(data, num_latents=4, num_cats=3)
     before = pc.log_likelihood(data)
-    weight, leaf = pc.parameters()
+    _, leaf = pc.parameters()
     kept = leaf.copy()
     leaf[:] = 1 / 3
     np.testing.assert_allclose(pc.log_likelihood(data), -5 * np.log(3), rtol=1e-6)

@@ -15,7 +15,7 @@ from pyjuice_lvd.patches import to_patches
 
 
 def tiny_model(cats: int = 256) -> JointModel:
-    """A model of grey 2x2 images with patches of 1x2: two positions, three values of each latent, two patch circuits."""
+    """Grey 2x2 images with patches of 1x2: two positions, three values of each latent, two patch circuits."""
     rng = np.random.default_rng(0)
     patches = rng.integers(0, cats, (300, 2))
     circuits = [
@@ -101,7 +101,7 @@ def test_the_factorised_floor() -> None:
     rng = np.random.default_rng(0)
     uniform = rng.integers(0, 4, (20_000, 2, 2), dtype=np.uint8) * np.uint8(60)
     assert factorized_bpd(uniform, uniform[:500], uniform[500:1500]) == pytest.approx(2, abs=0.01)
-    # By hand: one pixel, seen 3 times 0 and once 1; whatever pseudocount a valid image of 0s prefers, it is the smallest.
+    # By hand: one pixel, 3 times 0 and once 1; an image of 0 is likeliest under the smallest pseudocount.
     train = np.array([0, 0, 0, 1], np.uint8).reshape(4, 1, 1)
     expected = -np.log2((3 + 0.1 / 256) / 4.1)
     assert factorized_bpd(train, train[:1], train[:1]) == pytest.approx(expected)
