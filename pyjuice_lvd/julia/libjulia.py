@@ -51,7 +51,7 @@ def start(julia: Julia, threads: int) -> Callable[[str], str]:
 def _load_libjulia(julia: Julia) -> ctypes.CDLL:
     """Load libjulia, and of what lies beside it only what the system lacks."""
     folder = julia.libjulia.parent
-    # libunwind has functions of the same names as the C++ runtime's (`_Unwind_Resume`). Whoever is loaded first provides
+    # libunwind has functions of the same names as the C++ runtime's (`_Unwind_Resume`). Whoever is loaded first gives
     # them to every extension that is imported later, and with libunwind's a C++ exception there aborts the process.
     with suppress(OSError):  # no such library: no C++ runtime to protect
         ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
@@ -64,25 +64,26 @@ def _load_libjulia(julia: Julia) -> ctypes.CDLL:
     for path in julia.libraries:
         if path.parent == folder and path != julia.libjulia:
             # Needed by what Julia opens later (BLAS needs libgfortran), when nobody can tell the loader where to look.
+            # Not global, or PyTorch, imported later, would take Julia's BLAS for its own.
             try:
-                ctypes.CDLL(path.name, mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(path.name)
             except OSError:
-                _load(path, folder)
+                _load(path, folder, ctypes.RTLD_LOCAL)
     return library
 
 
-def _load(path: Path, folder: Path) -> ctypes.CDLL:
+def _load(path: Path, folder: Path, mode: int = ctypes.RTLD_GLOBAL) -> ctypes.CDLL:
     """Load a library after those of its needs that only `folder` has; the loader's complaint names them one by one."""
     asked: set[str] = set()
     while True:
         try:
-            return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(str(path), mode=mode)
         except OSError as failure:
             missing = str(failure).partition(":")[0]
             if missing in asked or not (folder / missing).exists() or missing == str(path):
                 raise JuliaUnavailableError(f"{path} cannot be loaded: {failure}") from failure
             asked.add(missing)
-            _load(folder / missing, folder)
+            _load(folder / missing, folder, mode)
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from pyjuice_lvd.errors import JuliaUnavailableError
 from pyjuice_lvd.julia.find import juliacall_has_started
 
 
@@ -16,19 +18,35 @@ def start(threads: int) -> Callable[[str], str]:
     settings = {"handle_signals": "yes", "threads": str(threads), "optimize": "3"}
     if juliacall_has_started():
         _warn_of_other_settings(settings)
-    else:
-        for name, value in settings.items():
-            os.environ.setdefault(f"PYTHON_JULIACALL_{name.upper()}", value)
-        os.environ.setdefault("PYTHON_JULIACALL_OPTLEVEL", "3")  # what other packages call `optimize`
-    with warnings.catch_warnings():
+    with _environment(settings), warnings.catch_warnings():
         # With signals handled by Julia, a PyTorch that was imported earlier does no harm.
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
-        import juliacall
+        try:
+            import juliacall
+        except Exception as failure:
+            raise JuliaUnavailableError(
+                f"juliacall cannot start Julia: {failure}; juliacall and PythonCall.jl must have the same version; mend"
+                " that, or set LVD_JULIA_BRIDGE=libjulia"
+            ) from failure
 
     def evaluate(code: str) -> str:
         return str(juliacall.Main.seval(code))
 
     return evaluate
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set what the user has not set, for the import alone: child processes choose for themselves."""
+    ours = {f"PYTHON_JULIACALL_{name.upper()}": value for name, value in settings.items()}
+    ours["PYTHON_JULIACALL_OPTLEVEL"] = settings["optimize"]  # what other packages call it
+    ours = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _warn_of_other_settings(settings: dict[str, str]) -> None:
