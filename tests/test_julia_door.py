@@ -351,7 +351,7 @@ def test_extensions_imported_after_julia_may_throw_cxx_exceptions() -> None:
     # matplotlib's ft2font answers a missing attribute with a C++ exception, and Python asks for one on import.
     code = """
         from pyjuice_lvd import julia
-        julia.start(threads=1)
+        julia.start()
         from matplotlib import ft2font
         try:
             ft2font.no_such_attribute

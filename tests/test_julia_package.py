@@ -5,13 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
-from pyjuice_lvd import julia
+from pyjuice_lvd.julia import find
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_julia_package() -> None:
-    executable = julia.diagnose().julia.executable
+    executable = find.choose().julia.executable
     ran = subprocess.run(
         [executable, "--startup-file=no", f"--project={ROOT}", ROOT / "julia" / "test" / "runtests.jl"],
         env={**os.environ, "JULIA_NUM_THREADS": "2"},
