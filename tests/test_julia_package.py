@@ -20,6 +20,6 @@ def test_julia_package() -> None:
         timeout=600,
     )
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-5000:]
-    passed = re.search(r"LVDJuice \| +(\d+) +(\d+)", ran.stdout)  # "Test Summary: | Pass  Total"
+    passed = re.search(r"LVDJuice +\| +(\d+) +(\d+)", ran.stdout)  # "Test Summary: | Pass  Total"
     assert passed, ran.stdout
     assert passed[1] == passed[2]
