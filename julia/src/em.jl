@@ -109,41 +109,66 @@ end
 function apply_sum!(c::Circuit, edges::UnitRange, stats, step::Float32, pseudocount::Float32, counts::Bool)
     merge_statistics!(s -> s.weight, stats, edges)
     flow, theta = stats[1].weight, c.weight
-    total = 0f0
-    @inbounds @simd for e in edges
-        flow[e] *= ifelse(counts, 1f0, theta[e])
+    if !counts
+        @inbounds @simd for e in edges
+            flow[e] *= theta[e]
+        end
+    end
+    apply_shares!(theta, flow, edges, step, pseudocount)
+end
+
+"theta <- (1 - step) theta + step * shares of flow over `range`; clears the flow."
+@inline function apply_shares!(theta, flow, range, step::Float32, pseudocount::Float32)
+    total = pseudocount
+    @inbounds @simd for e in range
         total += flow[e]
     end
-    total += pseudocount
     if total > 0
-        keep, take, prior = 1 - step, step / total, pseudocount / length(edges)
-        @inbounds @simd for e in edges
+        keep, take, prior = 1 - step, step / total, pseudocount / length(range)
+        @inbounds @simd for e in range
             theta[e] = keep * theta[e] + take * (flow[e] + prior)
         end
     end
-    fill!(view(flow, edges), 0f0)
+    @inbounds for e in range
+        flow[e] = 0f0
+    end
 end
 
 function apply_categoricals!(c::Circuit, g::Group, stats, step::Float32, pseudocount::Float32)
-    units, C = width(g), g.categories
-    flow, theta = stats[1].leaf, c.leaf
-    total = fill(pseudocount, units)
-    for category in 0:C - 1
-        first = g.param_start + category * g.param_stride
-        merge_statistics!(s -> s.leaf, stats, first:first + units - 1)
-        @inbounds @simd for k in 1:units
-            total[k] += flow[first + k - 1]
-        end
+    whole = width(g) - width(g) % LANES
+    GC.@preserve c stats for k in 0:LANES:whole - 1
+        apply_lanes!(c, g.param_start + k, g.param_stride, g.categories, stats, step, pseudocount)
     end
-    keep = [t > 0 ? 1 - step : 1f0 for t in total]
-    take = [t > 0 ? step / t : 0f0 for t in total]
-    prior = pseudocount / C
+    for k in whole:width(g) - 1
+        range = g.param_start + k:g.param_stride:g.param_start + k + (g.categories - 1) * g.param_stride
+        merge_statistics!(s -> s.leaf, stats, range)
+        apply_shares!(c.leaf, stats[1].leaf, range, step, pseudocount)
+    end
+end
+
+"The categorical inputs of 16 units, whose parameters lie side by side from `first` on."
+function apply_lanes!(c::Circuit, first::Int, stride::Int, C::Int, stats, step::Float32, pseudocount::Float32)
+    theta, flow = pointer(c.leaf, first), pointer(stats[1].leaf, first)
+    total = splat(pseudocount)
     for category in 0:C - 1
-        first = g.param_start + category * g.param_stride - 1
-        @inbounds @simd for k in 1:units
-            theta[first + k] = keep[k] * theta[first + k] + take[k] * (flow[first + k] + prior)
-            flow[first + k] = 0f0
+        place = 4 * category * stride
+        sum = load_lanes(flow + place)
+        for t in 2:length(stats)
+            other = pointer(stats[t].leaf, first) + place
+            sum = add(sum, load_lanes(other))
+            store_lanes(other, splat(0f0))
         end
+        length(stats) > 1 && store_lanes(flow + place, sum)
+        total = add(total, sum)
+    end
+    take = ratio(splat(step), total)  # 0 where there is neither flow nor pseudocount
+    keep = muladd_lanes(splat(-1f0), mul(take, total), splat(1f0))
+    prior = mul(take, splat(pseudocount / C))
+    for category in 0:C - 1
+        place = 4 * category * stride
+        new = muladd_lanes(keep, load_lanes(theta + place), muladd_lanes(take, load_lanes(flow + place), prior))
+        store_lanes(theta + place, new)
+        store_lanes(flow + place, splat(0f0))
     end
 end
 

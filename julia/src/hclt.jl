@@ -51,15 +51,12 @@ end
 
 "`n` probabilities in proportion to U(1 - perturbation, 1 + perturbation)."
 function perturbed(rng::SplitMix, n::Int, perturbation::Real)
-    weights = Vector{Float32}(undef, n)
+    weights, total = Vector{Float64}(undef, n), 0.0
     for i in 1:n
         weights[i] = 1 - perturbation + 2 * perturbation * uniform!(rng)
+        total += weights[i]  # one by one: `sum` adds in another order from one Julia version to the next
     end
-    total = sum(weights)
-    for i in 1:n
-        weights[i] /= total
-    end
-    return weights
+    return Float32.(weights ./ total)
 end
 
 function breadth_first(subtrees, root)

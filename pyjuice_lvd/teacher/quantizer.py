@@ -62,7 +62,7 @@ class VectorQuantizer(nn.Module):
         """Move the codes `dead` (int64 indices) to random ones of the features (n, code_dim), distinct if n allows."""
         order = torch.randperm(len(features), generator=generator)
         rows = order.repeat(math.ceil(len(dead) / len(order)))[: len(dead)]
-        self.codebook[dead] = features[rows.to(features.device)]
+        self.codebook[dead] = features[rows.to(features.device)].to(self.codebook.device)
         self.idle[dead] = 0
 
     def revive(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> int:
