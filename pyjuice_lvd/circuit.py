@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.errors import InputError, JuliaError
+from pyjuice_lvd.circuit_files import read_circuit, write_circuit
+from pyjuice_lvd.engine import PIECE, Engine, Evidence, for_julia
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.learning import Flows, History, Statistics, Validation
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.runs import read_arrays, write_arrays
+from pyjuice_lvd.tables import Table, as_heads, as_table, as_weights, for_engine
 
-_PIECE = 0.3
-"""Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
-
-_ARRAYS = (
-    "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
-    "weight", "leaf", "heads",
-)  # fmt: skip
-_FORMAT = "lvd-juice circuit 1"
-
-
-class Evidence:
-    """Soft evidence on every variable of a circuit (DESIGN 4, the joint model).
-
-    `scores`: float32 (N, V, C), the log-likelihood of the evidence on variable v given each of its C categories, in
-    nats; -inf excludes a category. The array is taken over: its contents are replaced.
-    """
-
-    def __init__(self, scores: npt.NDArray[np.float32]) -> None:
-        if scores.ndim != 3 or scores.dtype != np.float32:
-            raise InputError(f"evidence: found {scores.dtype} {scores.shape}, wanted float32 (N, V, C)")
-        self._scores = np.ascontiguousarray(scores)  # kept: Julia borrows its memory
-        self._handle = julia.call("SoftEvidence", self._scores)
-
-    def __len__(self) -> int:
-        return len(self._scores)
+__all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
 
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt` or `Circuit.load`. `num_nodes` counts units, `num_edges` all edges, `num_params` the weights
-    of sum edges and the category probabilities.
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units, `num_edges`
+    all edges, those of products included, `num_params` the weights of sum edges and the inputs' parameters.
     """
 
     def __init__(self, handle: julia.Handle) -> None:
-        self._handle = handle
-        self._plans: dict[bool, julia.Handle] = {}
-        self.num_vars, self.num_heads, self.num_nodes, self.num_edges, self.num_params = map(
-            int, julia.call("circuit_size", handle)
-        )
+        self._engine = engine = Engine(handle)
+        self.num_vars, self.num_heads = engine.num_vars, engine.num_heads
+        self.num_nodes, self.num_edges, self.num_params = engine.num_nodes, engine.num_edges, engine.num_params
 
     def __repr__(self) -> str:
         return (
@@ -107,18 +82,71 @@ class Circuit:
         with progress.stage("mutual information", total=data.shape[1], unit="variables") as stage:
             done = False
             while not done:
-                done, finished, _ = julia.call("advance!", job, _PIECE)
+                done, finished, _ = julia.call("advance!", job, PIECE)
                 stage.update(completed=finished)
         mi = julia.call("mutual_information", job)
         return cls(julia.call("hclt_circuit", mi, num_latents, cats, heads, float(perturbation), seed))
 
-    def log_likelihood(self, X: npt.ArrayLike | Evidence, *, head: int | Literal["all"] = 0) -> npt.NDArray[np.float64]:
+    @classmethod
+    def rat_spn(
+        cls,
+        *,
+        num_vars: int,
+        depth: int,
+        replicas: int,
+        num_sums: int,
+        num_inputs: int,
+        num_cats: int,
+        heads: int = 1,
+        perturbation: float = 0.4,
+        seed: int = 0,
+    ) -> Self:
+        """Make a RAT-SPN (Peharz et al. 2019), untrained.
+
+        `replicas` times, the variables are cut into random halves, `depth` times over. Each region has `num_sums` sums,
+        one that is not cut `num_inputs` factorised distributions; the whole has `heads` sums. Parameters start in
+        proportion to U(1 - perturbation, 1 + perturbation). Raises InputError where a parameter is out of range.
+        """
+        sizes = num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads
+        return cls(julia.call("rat_spn_circuit", *sizes, float(perturbation), seed))
+
+    @classmethod
+    def fully_factorized(cls, *, num_vars: int, num_cats: int, heads: int = 1) -> Self:
+        """Make the product of independent variables, each uniform; one for each head."""
+        return cls(julia.call("factorized_circuit", num_vars, num_cats, heads))
+
+    @classmethod
+    def from_tree(
+        cls,
+        parent: npt.ArrayLike,
+        *,
+        num_latents: int = 16,
+        num_cats: int,
+        heads: int = 1,
+        perturbation: float = 0.4,
+        seed: int = 0,
+    ) -> Self:
+        """Make an HCLT over a given tree: `parent`, integers (V,), is the parent of each variable, -1 for the root.
+
+        The other parameters are those of `hclt`. Raises InputError where `parent` is no tree.
+        """
+        tree = np.asarray(parent)
+        if tree.ndim != 1 or tree.dtype.kind not in "iu":
+            raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
+        tree = np.ascontiguousarray(tree, np.int64)
+        return cls(julia.call("tree_circuit", tree, num_latents, num_cats, heads, float(perturbation), seed))
+
+    def log_likelihood(
+        self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0
+    ) -> npt.NDArray[np.float64]:
         """Evaluate log p(x | head), in nats.
 
         Parameters
         ----------
         X : integers (N, num_vars), or Evidence
             Categories from 0.
+        mask : bool (N, num_vars) or (num_vars,), optional
+            True where a variable is marginalised; its value is not looked at.
         head : int or "all"
             Which head, from 0.
 
@@ -127,17 +155,16 @@ class Circuit:
         float64 (N,), or (N, num_heads) for "all". -inf where p(x) is 0.
 
         """
-        if head != "all" and not (isinstance(head, int | np.integer) and 0 <= head < self.num_heads):
-            raise InputError(f"head: found {head!r}, wanted 'all' or 0..{self.num_heads - 1}")
-        which = -1 if head == "all" else int(head)
-        data = X if isinstance(X, Evidence) else as_table(X, self.num_vars)
-        out = np.empty((len(data), self.num_heads if which < 0 else 1))
-        plan = self._plan(soft=isinstance(data, Evidence))
-        if isinstance(data, Evidence):
-            julia.call("log_likelihoods!", out, plan, data._handle, which)
-        else:
-            for rows in self._pieces(len(data)):
-                julia.call("log_likelihoods!", out[rows], plan, data[rows], which)
+        which = -1 if head == "all" else int(as_heads(head, 1, self.num_heads, "head")[0])
+        rows, hidden = self._engine.rows(X, mask)
+        plan = self._engine.plan(soft=isinstance(rows, Evidence))
+        out = np.empty((len(rows), self.num_heads if which < 0 else 1))
+        for piece in self._engine.pieces(len(rows)):
+            if isinstance(rows, Evidence):
+                julia.call("log_likelihoods!", out[piece], plan, rows.handle, piece.start, which)
+            else:
+                part = for_engine(rows[piece], masked=hidden is not None)
+                julia.call("log_likelihoods!", out[piece], plan, part, None if hidden is None else hidden[piece], which)
         return out if which < 0 else out[:, 0]
 
     def fit_em(
@@ -152,8 +179,11 @@ class Circuit:
         pseudocount: float = 0.1,
         shuffle: bool = True,
         seed: int = 0,
+        valid: npt.ArrayLike | Evidence | None = None,
+        valid_heads: npt.ArrayLike | None = None,
+        patience: int = 5,
         progress: Progress = SILENT,
-    ) -> list[float]:
+    ) -> History:
         """Train by mini-batch EM (DESIGN 4), in place.
 
         Parameters
@@ -174,99 +204,223 @@ class Circuit:
             Take the rows in another order in each epoch.
         seed : int
             Of the shuffling.
+        valid, valid_heads : as X and heads, optional
+            A validation set. The parameters with its best mean log-likelihood are kept, those from before included.
+        patience : int
+            Training ends after so many epochs in a row that did not improve the validation set's.
         progress : Progress
             Where the work is shown.
 
         Returns
         -------
-        The weighted mean log-likelihood of each epoch, in nats, every row before its batch's step.
+        History
+            A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step; with a
+            validation set, its scores in `.valid` and the epoch kept in `.best`.
 
         Raises InputError where the data or a parameter is out of range. After Ctrl-C the circuit has the parameters of
-        the last finished batch.
+        the last finished batch, or with a validation set the best.
 
         """
-        data = X if isinstance(X, Evidence) else as_table(X, self.num_vars)
-        n = len(data)
-        head_of = np.zeros(n, np.int32) if heads is None else _as_heads(heads, n)
-        row_weights = np.ones(n, np.float32) if weights is None else np.ascontiguousarray(weights, np.float32)
+        rows, _ = self._engine.rows(X)
+        n, borrowed = len(rows), for_julia(rows)
         first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
+        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
         job = julia.call(
-            "em_job", self._handle, data._handle if isinstance(data, Evidence) else data, head_of, row_weights,
-            epochs, batch_size,
-            float(first), float(last), float(pseudocount), shuffle, seed,
+            "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
+            float(pseudocount), shuffle, seed,
         )  # fmt: skip
-        history: list[float] = []
-        with progress.stage("EM", total=epochs * n, unit="samples") as stage:
-            while len(history) < epochs:
-                finished, position, mean = julia.call("advance!", job, _PIECE)
-                stage.update(completed=finished * n + position, log_likelihood=mean)
-                if finished > len(history):
-                    history.append(mean)
+        watch = None if valid is None else Validation(self, self._engine.learned(), valid, valid_heads, patience)
+        history = History()
+        try:
+            with progress.stage("EM", total=epochs * n, unit="samples") as stage:
+                while len(history) < epochs and not (watch and watch.over(history)):
+                    finished, position, mean = julia.call("advance!", job, PIECE)
+                    stage.update(completed=finished * n + position, log_likelihood=mean)
+                    if finished > len(history):
+                        history.append(mean)
+                        if watch:
+                            watch.look(history)
+                            stage.update(completed=finished * n, valid=history.valid[-1])
+        finally:
+            if watch:
+                watch.restore()
         return history
 
+    def flows(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        progress: Progress = SILENT,
+    ) -> Flows:
+        """Add up the flows (DESIGN 4) of all rows: how much of the data passes through each unit and edge.
+
+        X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
+        A row of probability 0 has no flow. Raises InputError where the data are out of range.
+        """
+        nodes, edges = julia.call("unit_flows", self._accumulated(X, heads, weights, progress))
+        return Flows(nodes, edges)
+
+    def accumulate(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        progress: Progress = SILENT,
+    ) -> Statistics:
+        """Take the expected counts of EM over all rows: the first half of a step, which `apply` completes.
+
+        X, heads, weights: as for `fit_em`. The statistics of shares of the data, taken in any process, add up.
+        Raises InputError where the data are out of range.
+        """
+        edges, inputs, total, weight = julia.call("statistics", self._accumulated(X, heads, weights, progress))
+        return Statistics(edges, inputs, total, weight, self._engine.structure)
+
+    def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
+        """Take one EM step (DESIGN 4) on what `accumulate` returned for this circuit or one of the same structure.
+
+        Raises InputError where the statistics belong to another circuit or a parameter is out of range.
+        """
+        if stats.structure != self._engine.structure:
+            raise InputError("statistics: found those of another circuit, wanted this one's")
+        plan = self._engine.plan(soft=False)
+        julia.call("apply_statistics!", plan, stats.edges, stats.inputs, float(step_size), float(pseudocount))
+
+    def sample(
+        self,
+        n: int,
+        *,
+        X: npt.ArrayLike | Evidence | None = None,
+        mask: npt.ArrayLike | None = None,
+        head: int | npt.ArrayLike = 0,
+        seed: int = 0,
+        progress: Progress = SILENT,
+    ) -> Table:
+        """Draw `n` exact samples from a head, or, with `X`, `n` for each row given what is known of it.
+
+        Parameters
+        ----------
+        n : int
+            How many, at least 0.
+        X : integers (N, num_vars) with `mask`, or Evidence, optional
+            What is known.
+        mask : bool (N, num_vars) or (num_vars,)
+            True where the value is hidden, and to be drawn.
+        head : int, or with X integers (N,)
+            Which head, from 0; of every row its own.
+        seed : int
+            A sample depends on it, its row and its number alone, not on the number of threads.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        (n, num_vars), or with X (n, N, num_vars), the known values included: uint8, or int32 if a variable has more
+        than 256 categories.
+
+        Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
+
+        """
+        if n < 0:
+            raise InputError(f"n: found {n}, wanted at least 0")
+        if X is None and mask is not None:
+            raise InputError("mask: found without X, wanted together with it")
+        engine = self._engine
+        rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
+        count = 1 if rows is None else len(rows)
+        out = np.empty((count, n, self.num_vars), engine.category_type)
+        heads = as_heads(head, count, self.num_heads, "head")
+        engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
+        return out[0] if rows is None else out.swapaxes(0, 1)
+
+    def posterior_marginals(
+        self,
+        X: npt.ArrayLike | Evidence,
+        mask: npt.ArrayLike | None = None,
+        *,
+        head: int | npt.ArrayLike = 0,
+        progress: Progress = SILENT,
+    ) -> npt.NDArray[np.float64]:
+        """Give each hidden variable's exact distribution, given what is known of its row.
+
+        Parameters
+        ----------
+        X : integers (N, num_vars) with `mask`, or Evidence
+            What is known.
+        mask : bool (N, num_vars) or (num_vars,)
+            True where the value is hidden.
+        head : int or integers (N,)
+            Which head, from 0; of every row its own.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        float64 (N, num_vars, C), C the largest number of categories of a variable; sums to 1 over them. An observed
+        variable has a 1 at its category.
+
+        Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
+
+        """
+        rows, hidden = self._engine.rows(X, mask, hides=True)
+        n, heads = len(rows), as_heads(head, len(rows), self.num_heads, "head")
+        out = np.zeros((n, self.num_vars, self._engine.categories))
+        self._engine.run("marginals_job", rows, hidden, heads, out, stage="marginals", total=n, progress=progress)
+        return out
+
+    def mpe(
+        self,
+        X: npt.ArrayLike | Evidence,
+        mask: npt.ArrayLike | None = None,
+        *,
+        head: int | npt.ArrayLike = 0,
+        progress: Progress = SILENT,
+    ) -> Table:
+        """Complete each row by the most probable values of its hidden variables, found by max-product.
+
+        Exact where at most one child of each sum is possible at a time (deterministic circuits); elsewhere the usual
+        approximation: a sum counts as its best weighted child. Of equals, the first is taken.
+
+        X, mask, head, progress: as for `posterior_marginals`. Returns (N, num_vars), the known values included: uint8,
+        or int32 if a variable has more than 256 categories. Raises InputError where the data are out of range, and
+        where the evidence of a row has probability 0.
+        """
+        rows, hidden = self._engine.rows(X, mask, hides=True)
+        n, heads = len(rows), as_heads(head, len(rows), self.num_heads, "head")
+        out = np.empty((n, self.num_vars), self._engine.category_type)
+        self._engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
+        return out
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the circuit to a `.safetensors` file, aside and renamed."""
-        _check_suffix(path)
-        num_vars, *arrays = julia.call("circuit_arrays", self._handle)
-        write_arrays(
-            path, dict(zip(_ARRAYS, arrays, strict=True)), {"format": _FORMAT, "num_vars": str(num_vars)}
-        )  # fmt: skip
+        """Write the circuit to a `.safetensors`, `.jpc` or `.jpc.gz` file, aside and renamed."""
+        write_circuit(path, self._engine.circuit)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a `.safetensors` file that `save` wrote; raises InputError if it is missing, damaged or no circuit."""
-        _check_suffix(path)
-        arrays, metadata = read_arrays(path)
-        if metadata.get("format") != _FORMAT:
-            raise InputError(f"{path}: found format {metadata.get('format')!r}, wanted {_FORMAT!r}")
-        try:
-            return cls(julia.call("circuit_of", int(metadata["num_vars"]), *(arrays[name] for name in _ARRAYS)))
-        except (KeyError, ValueError, JuliaError) as error:
-            raise InputError(f"{path}: {error}") from error
+        """Read a `.safetensors`, `.jpc` or `.jpc.gz` file.
+
+        Raises InputError, with the line where there are lines, if it is missing, damaged or no valid circuit.
+        """
+        return cls(read_circuit(path))
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.
 
         Both float32; they are the circuit's own memory. Assigning to them changes the circuit.
         """
-        arrays: dict[str, Any] = dict(zip(_ARRAYS, julia.call("circuit_arrays", self._handle)[1:], strict=True))
-        return arrays["weight"], arrays["leaf"]
+        weight, leaf, _ = self._engine.learned()
+        return weight, leaf
 
-    def _plan(self, *, soft: bool) -> julia.Handle:
-        if soft not in self._plans:
-            self._plans[soft] = julia.call("plan_of", self._handle, soft)
-        return self._plans[soft]
-
-    def _pieces(self, n: int) -> Iterator[slice]:
-        """Cut rows into calls well below a second, so that Ctrl-C is heard between them."""
-        step = max(1024, int(2e9 / max(self.num_edges, 1)) // 64 * 64)
-        return (slice(first, min(first + step, n)) for first in range(0, n, step))
-
-
-def as_table(X: npt.ArrayLike, num_vars: int | None = None) -> npt.NDArray[Any]:
-    """Check that `X` is a table of integers (N, V), V = `num_vars` where given; C-contiguous, not copied if it can be.
-
-    Raises InputError that says what was found. The values are checked where they are used.
-    """
-    array = np.asarray(X)
-    if array.dtype == np.bool_:
-        array = array.view(np.uint8)
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise InputError(f"X: found NaN in {array.dtype} {array.shape}, wanted integers (N, V)")
-    if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise InputError(f"X: found {array.dtype} {array.shape}, wanted integers (N, V)")
-    if num_vars is not None and array.shape[1] != num_vars:
-        raise InputError(f"X: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
-    return np.ascontiguousarray(array)
-
-
-def _as_heads(heads: npt.ArrayLike, n: int) -> npt.NDArray[np.int32]:
-    array = np.asarray(heads)
-    if array.shape != (n,) or array.dtype.kind not in "iu":
-        raise InputError(f"heads: found {array.dtype} {array.shape}, wanted integers ({n},)")
-    return np.ascontiguousarray(array, np.int32)
-
-
-def _check_suffix(path: str | os.PathLike[str]) -> None:
-    if Path(path).suffix != ".safetensors":
-        raise InputError(f"{path}: wanted a file that ends in .safetensors")
+    def _accumulated(
+        self,
+        X: npt.ArrayLike | Evidence,
+        heads: npt.ArrayLike | None,
+        weights: npt.ArrayLike | None,
+        progress: Progress,
+    ) -> julia.Handle:
+        rows, _ = self._engine.rows(X)
+        n = len(rows)
+        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
+        return self._engine.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)

@@ -2,6 +2,6 @@
 
 import signal
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, and so would the processes that they start and stop.
+# A shell that runs the tests in the background makes them, and the processes that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

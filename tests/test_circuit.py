@@ -1,6 +1,9 @@
 """`Circuit`, the Python face of the engine. The engine's own tests are in julia/test."""
 
+import contextlib
+import gzip
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,9 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.progress import SILENT
+
+Silent = type(SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +80,15 @@ def test_parameters_are_the_circuits_own_memory(data: np.ndarray) -> None:
     np.testing.assert_array_equal(pc.log_likelihood(data), before)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint16])
-def test_any_integers_and_any_memory_order(data: np.ndarray, dtype: type) -> None:
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", ">i4"])
+def test_any_integers_and_any_memory_order(data: np.ndarray, dtype: str) -> None:
     pc = Circuit.hclt(data, num_latents=4, num_cats=3)
     expected = pc.log_likelihood(data)
     np.testing.assert_array_equal(pc.log_likelihood(np.asfortranarray(data.astype(dtype))), expected)
     np.testing.assert_array_equal(pc.log_likelihood(data.tolist()), expected)
+    np.testing.assert_array_equal(
+        pc.fit_em(data.astype(dtype), epochs=1), Circuit.hclt(data, num_latents=4).fit_em(data, epochs=1)
+    )
 
 
 def test_booleans() -> None:
@@ -99,16 +108,55 @@ def test_soft_evidence_sums_over_the_categories(data: np.ndarray) -> None:
     np.testing.assert_allclose(pc.log_likelihood(Evidence(scores)), expected, rtol=1e-6)
 
 
-def test_save_and_load(data: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".safetensors", ".jpc", ".jpc.gz"])
+def test_save_and_load(data: np.ndarray, tmp_path: Path, suffix: str) -> None:
     pc = Circuit.hclt(data, num_latents=4, num_cats=3, heads=2)
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / f"model{suffix}"
     pc.save(path)
     again = Circuit.load(path)
-    np.testing.assert_array_equal(again.log_likelihood(data, head="all"), pc.log_likelihood(data, head="all"))
+    np.testing.assert_allclose(again.log_likelihood(data, head="all"), pc.log_likelihood(data, head="all"), rtol=1e-6)
     assert repr(again) == repr(pc)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(InputError, match=r"model\.safetensors"):
+    with pytest.raises(InputError, match=rf"model{re.escape(suffix)}: ") as caught:
         Circuit.load(path)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".jpc", ".jpc.gz"])
+def test_equal_circuits_give_equal_files(data: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    pc = Circuit.hclt(data, num_latents=4, num_cats=3)
+    for name in ("one", "two"):
+        pc.save(tmp_path / f"{name}{suffix}")
+    assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
+
+
+def test_files_that_are_no_circuits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"model\.bin: wanted a file that ends in \.safetensors, \.jpc or \.jpc\.gz"):
+        Circuit.load(tmp_path / "model.bin")
+    with pytest.raises(InputError, match=r"model\.jpc: cannot be read \(No such file or directory\)"):
+        Circuit.load(tmp_path / "model.jpc")
+    (tmp_path / "model.jpc").write_text("jpc 1\nC 0 0 1 0.5\n")
+    with pytest.raises(InputError, match=r"model\.jpc: line 2: unit 0: its parameters sum to"):
+        Circuit.load(tmp_path / "model.jpc")
+    (tmp_path / "model.jpc.gz").write_text("not packed")
+    with pytest.raises(InputError, match=r"model\.jpc\.gz: damaged \(Not a gzipped file"):
+        Circuit.load(tmp_path / "model.jpc.gz")
+    monkeypatch.setattr("pyjuice_lvd.circuit_files._UNPACKED_FREE", 2**20)
+    (tmp_path / "model.jpc.gz").write_bytes(gzip.compress(b"c\n" * 2**22))
+    with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
+        Circuit.load(tmp_path / "model.jpc.gz")
+
+
+def test_builders() -> None:
+    rat = Circuit.rat_spn(num_vars=4, depth=2, replicas=2, num_sums=3, num_inputs=2, num_cats=3, heads=2)
+    everything = np.array(list(itertools.product(range(3), repeat=4)))
+    np.testing.assert_allclose(np.exp(rat.log_likelihood(everything, head="all")).sum(0), 1, atol=1e-5)
+    flat = Circuit.fully_factorized(num_vars=4, num_cats=3)
+    np.testing.assert_allclose(flat.log_likelihood(everything), -4 * np.log(3), rtol=1e-6)
+    assert Circuit.from_tree([1, -1, 1], num_latents=2, num_cats=3).num_params == 3 * 2 * 3 + 2 * 4 + 2
+    with pytest.raises(InputError, match=r"parent: found float64 \(2,\), wanted integers"):
+        Circuit.from_tree([0.5, 1.0], num_cats=2)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +180,22 @@ def test_bad_data_is_named(data: np.ndarray, X: np.ndarray, message: str) -> Non
 
 def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
     pc = Circuit.hclt(data, num_latents=2, num_cats=3)
-    with pytest.raises(InputError, match=r"head: found 1, wanted 'all' or 0\.\.0"):
+    with pytest.raises(InputError, match=r"head: found 1, wanted 0\.\.0"):
         pc.log_likelihood(data, head=1)
     with pytest.raises(InputError, match=r"heads: found int64 \(3,\), wanted integers \(400,\)"):
         pc.fit_em(data, heads=[0, 0, 0])
-    with pytest.raises(InputError, match=r"heads: found \(0, 2\), the circuit has heads 0\.\.0"):
+    with pytest.raises(InputError, match=r"heads: found 0\.\.2, wanted 0\.\.0"):
         pc.fit_em(data, heads=data[:, 0])
+    with pytest.raises(InputError, match=r"weights: found float64 \(3,\), wanted numbers \(400,\)"):
+        pc.fit_em(data, weights=[0.5, 0.5, 1])
+    with pytest.raises(InputError, match=r"weights: found -1\.\.-1, wanted finite numbers"):
+        pc.fit_em(data, weights=np.full(400, -1))
+    with pytest.raises(InputError, match="patience: found 0"):
+        pc.fit_em(data, valid=data, patience=0)
+    with pytest.raises(InputError, match="valid: found no rows"):
+        pc.fit_em(data, valid=data[:0])
+    with pytest.raises(InputError, match=r"valid_heads: found 0\.\.2, wanted 0\.\.0"):
+        pc.fit_em(data, valid=data, valid_heads=data[:, 0])
     with pytest.raises(InputError, match="num_latents = 0"):
         Circuit.hclt(data, num_latents=0)
     with pytest.raises(InputError, match="found no rows"):
@@ -146,3 +204,76 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         pc.fit_em(data, batch_size=0)
     with pytest.raises(InputError, match=r"wanted a file that ends in \.safetensors"):
         pc.save(tmp_path / "model.bin")
+
+
+def test_a_validation_set_stops_training_and_the_best_parameters_are_kept(data: np.ndarray) -> None:
+    train, valid = data[:40], data[200:]  # few rows, many latents: EM overfits
+    pc = Circuit.hclt(train, num_latents=16, num_cats=3, heads=2)
+    history = pc.fit_em(
+        train, heads=train[:, 0] % 2, epochs=60, step_size=1.0, pseudocount=0.0,
+        valid=valid, valid_heads=valid[:, 0] % 2, patience=4,
+    )  # fmt: skip
+    assert len(history) == len(history.valid) == history.best + 4 < 60
+    assert history.valid[history.best - 1] == max(history.valid)
+    scores = pc.log_likelihood(valid, head="all")[np.arange(len(valid)), valid[:, 0] % 2]
+    assert scores.mean() == pytest.approx(max(history.valid), rel=1e-9)
+    # Trained parameters that only get worse stay as they were.
+    before = [array.copy() for array in pc.parameters()]
+    worse = pc.fit_em(train[:1], heads=[0], epochs=5, step_size=1.0, pseudocount=0.0, valid=valid, patience=1)
+    assert (worse.best, len(worse)) == (0, 1)
+    for array, values in zip(pc.parameters(), before, strict=True):
+        np.testing.assert_array_equal(array, values)
+
+
+def test_ctrl_c_during_training_keeps_the_best_parameters(data: np.ndarray) -> None:
+    class Impatient(Silent):
+        def update(self, *, completed: float, **info: object) -> None:
+            if completed >= 3 * len(data):
+                raise KeyboardInterrupt
+
+    def trained(epochs: int, **options: object) -> Circuit:
+        pc = Circuit.hclt(data, num_latents=4, num_cats=3)
+        with contextlib.suppress(KeyboardInterrupt):
+            pc.fit_em(data, epochs=epochs, step_size=0.5, seed=1, **options)
+        return pc
+
+    stopped = trained(9, valid=data, progress=Impatient())
+    np.testing.assert_array_equal(stopped.parameters()[1], trained(2).parameters()[1])
+
+
+def test_rows_count_as_their_weights_say(data: np.ndarray) -> None:
+    weights = np.random.default_rng(2).integers(0, 4, len(data))
+    one, other = (Circuit.hclt(data, num_latents=4, num_cats=3) for _ in range(2))
+    step = {"epochs": 1, "batch_size": 2000, "step_size": 1.0}
+    weighted = one.fit_em(data, weights=weights, **step)
+    repeated = other.fit_em(np.repeat(data, weights, axis=0), **step)
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-6)
+    np.testing.assert_allclose(one.parameters()[1], other.parameters()[1], atol=1e-6)
+
+
+def test_statistics_of_two_halves_give_the_whole_step(data: np.ndarray) -> None:
+    heads, weights = data[:, 0] % 2, np.random.default_rng(3).random(len(data))
+
+    def fresh() -> Circuit:
+        return Circuit.hclt(data, num_latents=4, num_cats=3, heads=2)
+
+    whole, parts = fresh(), fresh()
+    (mean,) = whole.fit_em(data, heads=heads, weights=weights, epochs=1, batch_size=len(data), step_size=0.5)
+    shares = (slice(0, 150), slice(150, 400))
+    first, second = (parts.accumulate(data[s], heads=heads[s], weights=weights[s]) for s in shares)
+    stats = first + second
+    assert stats.edges.shape == (parts.num_edges,)
+    assert stats.edges.dtype == stats.inputs.dtype == np.float64
+    assert stats.log_likelihood / stats.weight == pytest.approx(mean, rel=1e-6)
+    assert stats.inputs.sum() == pytest.approx(weights.sum() * 5, rel=1e-6)
+    fresh().apply(first)  # of the same structure
+    parts.apply(stats, step_size=0.5)
+    for array, values in zip(parts.parameters(), whole.parameters(), strict=True):
+        np.testing.assert_allclose(array, values, atol=1e-6)
+    other = Circuit.hclt(data, num_latents=3, num_cats=3, heads=2)
+    with pytest.raises(InputError, match="statistics: found those of another circuit"):
+        other.apply(stats)
+    with pytest.raises(InputError, match="statistics: found those of two circuits"):
+        stats + other.accumulate(data)
+    with pytest.raises(InputError, match=r"step_size = 1\.5"):
+        parts.apply(stats, step_size=1.5)

@@ -18,10 +18,55 @@ circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c)
 
 plan_of(c::Circuit, soft) = Plan(c; soft=soft)
 
+query(X, ::Nothing) = X
+query(X, mask) = Masked(X, mask)
+
+"Throws an `ArgumentError` that names the first value which is no category of its variable."
+check_table(c::Circuit, X, mask) = check_data(query(X, mask), category_limits(c))
+
+function category_limits(c::Circuit)
+    limits = zeros(Int32, c.num_vars)
+    for u in 1:num_units(c)
+        i = c.variable[u]
+        isinput(c.kind[u]) && (limits[i] = limits[i] == 0 ? c.categories[u] : min(limits[i], c.categories[u]))
+    end
+    return limits
+end
+
 "Fills `out`, (heads, samples), with the log-likelihoods of all heads, or, where it has one row, of head `head`."
-log_likelihoods!(out, plan::Plan, X, head) = (log_likelihood!(out, plan, X, head < 0 ? (1:num_heads(plan.circuit)) :
-                                              (head + 1:head + 1)); nothing)
+log_likelihoods!(out, plan::Plan, X, mask, head) =
+    (log_likelihood!(out, plan, query(X, mask), which_heads(plan, head)); nothing)
+
+"Of as many samples of the evidence, from `first` on, as `out` has room for."
+function log_likelihoods!(out, plan::Plan, X::SoftEvidence, first, head)
+    K, V, _ = size(X.likelihood)
+    GC.@preserve X begin
+        part = unsafe_wrap(Array, pointer(X.likelihood, 1 + first * K * V), (K, V, size(out, 2)))
+        log_likelihood!(out, plan, SoftEvidence(part, X.offset[first + 1:first + size(out, 2)]), which_heads(plan, head))
+    end
+    return nothing
+end
+
+which_heads(plan, head) = head < 0 ? (1:num_heads(plan.circuit)) : (head + 1:head + 1)
 
 em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed) =
     EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
           pseudocount=pseudocount, shuffle=shuffle, seed=seed)
+
+flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+
+"Statistics that add up: flows of edges and of the inputs' categories; the weighted log-likelihood, and the weight."
+statistics(job::FlowJob) = (job.counts.weight, job.counts.leaf, job.total, sum(Float64, job.sources.weight_of))
+
+function apply_statistics!(plan::Plan, edge_flows, category_flows, step, pseudocount)
+    0 < step <= 1 || throw(ArgumentError("step_size = $step: want a number in (0, 1]"))
+    0 <= pseudocount < Inf || throw(ArgumentError("pseudocount = $pseudocount: want 0 or more"))
+    apply!(plan, ExpectedCounts(edge_flows, category_flows), [Statistics(plan.circuit)], step, pseudocount)
+    return nothing
+end
+
+sample_job(plan, X, mask, head_of, out, seed) = SampleJob(plan, query(X, mask), head_of .+ Int32(1), out; seed=seed)
+
+marginals_job(plan, X, mask, head_of, out) = MarginalsJob(plan, query(X, mask), head_of .+ Int32(1), out)
+
+completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask), head_of .+ Int32(1), out)

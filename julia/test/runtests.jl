@@ -11,6 +11,9 @@ close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) 
 @testset "LVDJuice" begin
     include("test_circuit.jl")
     include("test_structure.jl")
+    include("test_builders.jl")
     include("test_evaluate.jl")
     include("test_em.jl")
+    include("test_jpc.jl")
+    include("test_queries.jl")
 end

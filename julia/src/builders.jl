@@ -1,0 +1,170 @@
+# Circuits whose structure needs no data: RAT-SPNs, a full factorisation, an HCLT over a given tree.
+
+"A region: a set of variables, sorted, and its partitions, each a pair of regions (their indices, the smaller first)."
+struct Region
+    scope::Vector{Int}
+    partitions::Vector{Tuple{Int,Int}}
+end
+
+"""
+The random region graph of Peharz et al. 2019, algorithm 1: `replicas` times, all variables are cut into random halves, these into
+halves, and so on `depth` times or down to single variables. Regions are sets: where two cuts meet in one scope, they share the
+region, and it has the partitions of both. The first region is the whole.
+"""
+function random_region_graph(rng::SplitMix, num_vars::Integer, depth::Integer, replicas::Integer)
+    regions, index = Region[], Dict{Vector{Int},Int}()
+    whole = region!(regions, index, collect(1:num_vars))
+    for _ in 1:replicas
+        cut!(regions, index, rng, whole, depth)
+    end
+    return regions
+end
+
+"The region over `scope`, made if it is new."
+function region!(regions, index, scope)
+    haskey(index, scope) && return index[scope]
+    push!(regions, Region(scope, Tuple{Int,Int}[]))
+    return index[scope] = length(regions)
+end
+
+function cut!(regions, index, rng, r, depth)
+    region = regions[r]
+    (depth == 0 || length(region.scope) == 1) && return
+    order, half = shuffle!(rng, copy(region.scope)), length(region.scope) ÷ 2
+    parts = (region!(regions, index, sort(order[1:half])), region!(regions, index, sort(order[half + 1:end])))
+    partition = minmax(parts...)
+    partition in region.partitions || push!(region.partitions, partition)
+    for part in parts
+        cut!(regions, index, rng, part, depth - 1)
+    end
+end
+
+"""
+    rat_spn(; num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads = 1, perturbation = 0.4, seed = 0) -> Circuit
+
+The RAT-SPN (Peharz et al. 2019, algorithm 2) over a random region graph of `replicas` recursive cuts into halves, `depth` deep.
+A region that is not cut has `num_inputs` factorised distributions: products of one categorical for each of its variables. Any
+other region has `num_sums` sums, each with parameters of its own, over all products of its partitions, one for each pair of
+units of the two parts; the whole has `heads` of them. Every parameter starts in proportion to
+U(1 - perturbation, 1 + perturbation).
+"""
+function rat_spn(; num_vars::Integer, depth::Integer, replicas::Integer, num_sums::Integer, num_inputs::Integer,
+                 num_cats::Integer, heads::Integer=1, perturbation::Real=0.4, seed::Integer=0)
+    for (name, value) in (("num_vars", num_vars), ("depth", depth), ("replicas", replicas), ("num_sums", num_sums),
+                          ("num_inputs", num_inputs), ("num_cats", num_cats), ("heads", heads))
+        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
+    end
+    0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
+    rng = SplitMix(seed)
+    regions = random_region_graph(rng, num_vars, depth, replicas)
+    b = Builder(num_vars)
+    inputs = add_region_inputs!(b, rng, regions, num_inputs, num_cats, perturbation)
+    units = Vector{UnitRange{Int}}(undef, length(regions))
+    for r in sortperm([length(region.scope) for region in regions])  # parts before wholes
+        leaf = isempty(regions[r].partitions)
+        mixed = leaf ? add_factorised!(b, inputs[r]) : add_pairs!(b, regions[r].partitions, units)
+        count = r == 1 ? heads : leaf ? 0 : num_sums
+        for _ in 1:count
+            add_sum!(b, mixed, perturbed(rng, length(mixed), perturbation))
+        end
+        units[r] = count == 0 ? mixed : last_units(b, count)
+    end
+    return Circuit(b, units[1])
+end
+
+"""
+The inputs of each region that is not cut: for each variable of its scope, `count` of them. Those of one variable share a table,
+because looking up one long row is faster than many short ones.
+"""
+function add_region_inputs!(b::Builder, rng::SplitMix, regions, count, categories, perturbation)
+    regions_of = [Int[] for _ in 1:b.num_vars]
+    for r in eachindex(regions), i in (isempty(regions[r].partitions) ? regions[r].scope : Int[])
+        push!(regions_of[i], r)
+    end
+    inputs = [UnitRange{Int}[] for _ in regions]
+    for i in 1:b.num_vars
+        table = Matrix{Float32}(undef, count * length(regions_of[i]), categories)
+        for k in axes(table, 1)
+            table[k, :] = perturbed(rng, categories, perturbation)
+        end
+        first_unit = first(add_inputs!(b, i, table))
+        for r in regions_of[i]
+            push!(inputs[r], first_unit:first_unit + count - 1)
+            first_unit += count
+        end
+    end
+    return inputs
+end
+
+"Products of the k-th inputs of all variables, for every k; of a single variable, its inputs themselves."
+function add_factorised!(b::Builder, inputs)
+    length(inputs) == 1 && return inputs[1]
+    for k in eachindex(inputs[1])
+        add_product!(b, [units[k] for units in inputs])
+    end
+    return last_units(b, length(inputs[1]))
+end
+
+"For every partition, the products of all pairs of its parts' units."
+function add_pairs!(b::Builder, partitions, units)
+    before = length(b.kind)
+    for (left, right) in partitions, i in units[left], j in units[right]
+        add_product!(b, (i, j))
+    end
+    return before + 1:length(b.kind)
+end
+
+"""
+    fully_factorized(; num_vars, num_cats, heads = 1) -> Circuit
+
+Independent variables: each head is a product of one categorical for each variable, uniform. One full-batch EM step of size 1
+makes them the frequencies in the data.
+"""
+function fully_factorized(; num_vars::Integer, num_cats::Integer, heads::Integer=1)
+    for (name, value) in (("num_vars", num_vars), ("num_cats", num_cats), ("heads", heads))
+        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
+    end
+    b = Builder(num_vars)
+    inputs = [add_inputs!(b, i, fill(1f0 / num_cats, heads, num_cats)) for i in 1:num_vars]
+    return Circuit(b, add_factorised!(b, inputs))
+end
+
+"""
+    from_tree(parent; latents, categories, heads = 1, perturbation = 0.4, seed = 0) -> Circuit
+
+The [`hclt`](@ref) over a tree that did not come from data: `parent[i]` is the parent of variable i, 0 for the one root. Throws an
+`ArgumentError` where `parent` is no tree.
+"""
+function from_tree(parent::AbstractVector{<:Integer}; kwargs...)
+    check_tree(parent)
+    return hclt(parent; kwargs...)
+end
+
+function check_tree(parent)
+    V = length(parent)
+    count(iszero, parent) == 1 || throw(ArgumentError("parent: found $(count(iszero, parent)) roots, wanted 1"))
+    in_tree = Vector{Bool}(iszero.(parent))
+    for i in 1:V
+        path, j = Int[], i
+        while !in_tree[j]
+            push!(path, j)
+            0 <= parent[j] <= V ||
+                throw(ArgumentError("parent: variable $(j - 1) has the parent $(parent[j] - 1), wanted 0..$(V - 1)"))
+            length(path) <= V || throw(ArgumentError("parent: variable $(i - 1) is on or below a cycle"))
+            j = parent[j]
+        end
+        in_tree[path] .= true
+    end
+end
+
+# What Python calls: positional, variables from 0.
+
+rat_spn_circuit(num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads, perturbation, seed) =
+    rat_spn(; num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs, num_cats=num_cats,
+            heads=heads, perturbation=perturbation, seed=seed)
+
+factorized_circuit(num_vars, num_cats, heads) = fully_factorized(; num_vars=num_vars, num_cats=num_cats, heads=heads)
+
+"`parent` counts from 0 and is -1 for the root."
+tree_circuit(parent, latents, categories, heads, perturbation, seed) =
+    from_tree(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed)

@@ -1,0 +1,120 @@
+"""Around EM: its history, early stopping, flows, and statistics that add up over shares of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.tables import as_heads
+
+if TYPE_CHECKING:
+    from pyjuice_lvd.circuit import Circuit
+    from pyjuice_lvd.engine import Evidence
+
+
+class History(list[float]):
+    """The weighted mean log-likelihood of each epoch, in nats, every row before its batch's step.
+
+    With a validation set, `valid` are its mean log-likelihoods after each epoch, and `best` is the epoch whose
+    parameters were kept (from 1; 0 for those from before the fit).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.valid: list[float] = []
+        self.best = 0
+
+
+class Validation:
+    """Early stopping: looks at a validation set after each epoch and keeps the parameters that were best."""
+
+    def __init__(
+        self,
+        circuit: Circuit,
+        learned: Sequence[npt.NDArray[np.float32]],
+        X: npt.ArrayLike | Evidence,
+        heads: npt.ArrayLike | None,
+        patience: int,
+    ) -> None:
+        if patience < 1:
+            raise InputError(f"patience: found {patience}, wanted at least 1")
+        self._circuit = circuit
+        self._learned = learned  # the circuit's own memory
+        self._X = X
+        self._heads = heads
+        self._patience = patience
+        self._keep(self._score())
+
+    def _score(self) -> float:
+        scores = self._circuit.log_likelihood(self._X, head="all")
+        if not len(scores):
+            raise InputError("valid: found no rows, wanted at least 1")
+        heads = as_heads(self._heads, len(scores), self._circuit.num_heads, "valid_heads")
+        return float(scores[np.arange(len(scores)), heads].mean())
+
+    def _keep(self, score: float) -> None:
+        self._best = score
+        self._kept = [array.copy() for array in self._learned]
+
+    def look(self, history: History) -> None:
+        """Score the circuit after an epoch."""
+        history.valid.append(self._score())
+        if history.valid[-1] > self._best:
+            self._keep(history.valid[-1])
+            history.best = len(history)
+
+    def over(self, history: History) -> bool:
+        """Whether the last `patience` epochs did not improve."""
+        return len(history) - history.best >= self._patience
+
+    def restore(self) -> None:
+        """Give the circuit its best parameters."""
+        for array, values in zip(self._learned, self._kept, strict=True):
+            array[:] = values
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """Flows summed over a data set, in the order of the `.jpc` file that `Circuit.save` writes.
+
+    `nodes`: float64 (num_nodes,), by a unit's id. `edges`: float64 (num_edges,), those of sums and of products, unit by
+    unit; a product's edge carries the product's flow. (The file leaves out edges of weight 0: they have no flow.)
+    """
+
+    nodes: npt.NDArray[np.float64]
+    edges: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The expected counts of EM on some rows. Those of two shares of the data add up to the whole's: `a + b`.
+
+    `edges`: float64 (num_edges,), the flow of each edge of a sum; 0 for products. `inputs`: float64, the flow of each
+    category of each input, as `Circuit.parameters` lays them out. `log_likelihood` is the weighted sum over the rows,
+    in nats, and `weight` what they weigh. `structure` says which circuit they belong to, and is the same in every
+    process; parameters do not count for it.
+    """
+
+    edges: npt.NDArray[np.float64]
+    inputs: npt.NDArray[np.float64]
+    log_likelihood: float
+    weight: float
+    structure: str = field(repr=False)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        if other.structure != self.structure:
+            raise InputError("statistics: found those of two circuits, wanted those of one to add up")
+        return Statistics(
+            self.edges + other.edges,
+            self.inputs + other.inputs,
+            self.log_likelihood + other.log_likelihood,
+            self.weight + other.weight,
+            self.structure,
+        )

@@ -1,0 +1,68 @@
+"""Tables of integers, masks, heads and weights: checked, and in the form that the engine takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.errors import InputError
+
+Table = npt.NDArray[Any]
+"""Integers (N, V), C-contiguous."""
+
+Mask = npt.NDArray[np.bool_]
+"""(N, V), C-contiguous; True where a value is hidden."""
+
+
+def as_table(X: npt.ArrayLike, num_vars: int | None = None) -> Table:
+    """Check that `X` is a table of integers (N, V), V = `num_vars` where given; C-contiguous, not copied if it can be.
+
+    Raises InputError that says what was found. The values are checked where they are used.
+    """
+    array = np.asarray(X)
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise InputError(f"X: found NaN in {array.dtype} {array.shape}, wanted integers (N, V)")
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise InputError(f"X: found {array.dtype} {array.shape}, wanted integers (N, V)")
+    if num_vars is not None and array.shape[1] != num_vars:
+        raise InputError(f"X: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
+    """Check that `mask` is bool (N, V), or (V,) for all rows, and return it as (N, V)."""
+    array = np.asarray(mask)
+    if array.dtype != np.bool_ or array.shape not in (shape, shape[1:]):
+        found = "None" if mask is None else f"{array.dtype} {array.shape}"
+        raise InputError(f"mask: found {found}, wanted bool {shape} or {shape[1:]}, True where a value is hidden")
+    return np.ascontiguousarray(np.broadcast_to(array, shape))
+
+
+def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "heads") -> npt.NDArray[np.int32]:
+    """Check that `heads` are integers (n,), or one for all rows, in 0..num_heads - 1; None is head 0 for all."""
+    array = np.asarray(0 if heads is None else heads)
+    if array.shape not in ((n,), ()) or array.dtype.kind not in "iu":
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers ({n},)")
+    if array.size and not (array.min() >= 0 and array.max() < num_heads):
+        found = f"{array.min()}..{array.max()}" if array.ndim else array
+        raise InputError(f"{name}: found {found}, wanted 0..{num_heads - 1}")
+    return np.ascontiguousarray(np.broadcast_to(array, (n,)), np.int32)
+
+
+def as_weights(weights: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float32]:
+    """Check that `weights` are finite numbers (n,), at least 0; None is 1 for each row."""
+    array = np.ones(n, np.float32) if weights is None else np.asarray(weights)
+    if array.shape != (n,) or array.dtype.kind not in "fiu":
+        raise InputError(f"weights: found {array.dtype} {array.shape}, wanted numbers ({n},)")
+    if array.size and not (array.min() >= 0 and np.isfinite(array.max())):
+        raise InputError(f"weights: found {array.min()}..{array.max()}, wanted finite numbers, at least 0")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def for_engine(table: Table, *, masked: bool = False) -> Table:
+    """Take over a table of valid categories as uint8, or as int32: the engine is compiled for few types."""
+    return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)
