@@ -229,7 +229,14 @@ class Circuit:
             "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
             float(pseudocount), shuffle, seed,
         )  # fmt: skip
-        watch = None if valid is None else Validation(self, self._engine.learned(), valid, valid_heads, patience)
+        watch = None
+        if valid is not None:
+            held_out, held_out_heads = valid, valid_heads
+
+            def score() -> float:
+                return self._mean_score(held_out, held_out_heads)
+
+            watch = Validation(score, self._engine.learned(), patience)
         history = History()
         try:
             with progress.stage("EM", total=epochs * n, unit="samples") as stage:
@@ -245,6 +252,14 @@ class Circuit:
             if watch:
                 watch.restore()
         return history
+
+    def _mean_score(self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None) -> float:
+        """Mean log-likelihood of validation rows, each under its head."""
+        scores = self.log_likelihood(valid, head="all")
+        if not len(scores):
+            raise InputError("valid: found no rows, wanted at least 1")
+        heads = as_heads(heads, len(scores), self.num_heads, "valid_heads")
+        return float(scores[np.arange(len(scores)), heads].mean())
 
     def flows(
         self,

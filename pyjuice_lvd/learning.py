@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.tables import as_heads
-
-if TYPE_CHECKING:
-    from pyjuice_lvd.circuit import Circuit
-    from pyjuice_lvd.engine import Evidence
 
 
 class History(list[float]):
@@ -31,31 +25,18 @@ class History(list[float]):
 
 
 class Validation:
-    """Early stopping: looks at a validation set after each epoch and keeps the parameters that were best."""
+    """Early stopping: keeps the parameters with the best `score`, which is asked for after each epoch.
 
-    def __init__(
-        self,
-        circuit: Circuit,
-        learned: Sequence[npt.NDArray[np.float32]],
-        X: npt.ArrayLike | Evidence,
-        heads: npt.ArrayLike | None,
-        patience: int,
-    ) -> None:
+    `learned` are the circuit's parameters, its own memory.
+    """
+
+    def __init__(self, score: Callable[[], float], learned: Sequence[npt.NDArray[np.float32]], patience: int) -> None:
         if patience < 1:
             raise InputError(f"patience: found {patience}, wanted at least 1")
-        self._circuit = circuit
-        self._learned = learned  # the circuit's own memory
-        self._X = X
-        self._heads = heads
+        self._score = score
+        self._learned = learned
         self._patience = patience
-        self._keep(self._score())
-
-    def _score(self) -> float:
-        scores = self._circuit.log_likelihood(self._X, head="all")
-        if not len(scores):
-            raise InputError("valid: found no rows, wanted at least 1")
-        heads = as_heads(self._heads, len(scores), self._circuit.num_heads, "valid_heads")
-        return float(scores[np.arange(len(scores)), heads].mean())
+        self._keep(score())
 
     def _keep(self, score: float) -> None:
         self._best = score
