@@ -319,7 +319,7 @@ function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::S
             ws.live[s] = false
             value = add_exact_flows!(stat, plan.circuit, X, n, sources.head_of[n], sources.weight_of[n]) + offset(X, n)
         end
-        total += sources.weight_of[n] * value
+        sources.weight_of[n] > 0 && (total += sources.weight_of[n] * value)  # 0 times -Inf is NaN
     end
     backward!(stat, ws, plan, X, sources, count)
     return total

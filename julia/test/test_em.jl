@@ -95,3 +95,9 @@ end
     finish!(EMJob(c, SoftEvidence(scores), ones(Int, N); epochs=1, batch_size=N, step_size=(1.0, 1.0), pseudocount=0.1))
     @test close_to(c.leaf, expected; rtol=1e-4)
 end
+
+@testset "an impossible sample of weight zero counts for nothing" begin
+    c = hclt([0, 1]; latents=2, categories=2)
+    c.leaf .= [1, 1, 0, 0, 1, 1, 0, 0]  # category 1 is impossible
+    @test isfinite(finish!(EMJob(c, [0 1; 0 1], [1, 1]; weights=[1, 0], epochs=1)))
+end
