@@ -162,8 +162,8 @@ function apply_lanes!(c::Circuit, first::Int, stride::Int, C::Int, stats, step::
         total = add(total, sum)
     end
     take = ratio(splat(step), total)  # 0 where there is neither flow nor pseudocount
-    # Not below zero: at a whole step, rounding would leave old parameters a weight of -1e-8, and probabilities negative.
-    keep = max_lanes(muladd_lanes(splat(-1f0), mul(take, total), splat(1f0)), splat(0f0))
+    # 1 - step where there is a total, else 1. (total / total is exactly 1: a whole step keeps nothing, not 1e-8.)
+    keep = muladd_lanes(splat(-step), ratio(total, total), splat(1f0))
     prior = mul(take, splat(pseudocount / C))
     for category in 0:C - 1
         place = 4 * category * stride
