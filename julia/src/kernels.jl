@@ -168,14 +168,16 @@ function multiply_sparse!(out::Ptr{Float32}, in::Ptr{Float32}, weight::Vector{Fl
     @inbounds for k in 1:length(b.start) - 1
         acc = ntuple(_ -> splat(0f0), Val(VECTORS))
         for e in b.start[k]:b.start[k + 1] - 1
-            w, source = splat(weight[b.edge[e]]), column(in, b.index[e] - 1)
-            acc = ntuple(v -> muladd_lanes(load_lanes(source + 64 * (v - 1)), w, acc[v]), Val(VECTORS))
+            acc = add_term(acc, column(in, b.index[e] - 1), splat(weight[b.edge[e]]))
         end
         for v in 1:VECTORS
             store_lanes(column(out, k - 1) + 64 * (v - 1), acc[v])
         end
     end
 end
+
+@inline add_term(acc::NTuple{VECTORS,Lanes}, source::Ptr{Float32}, w::Lanes) =
+    ntuple(v -> muladd_lanes(load_lanes(source + 64 * (v - 1)), w, acc[v]), Val(VECTORS))
 
 "As `flow_down!` (always accumulating) and, with `stat`, `edge_flows!`, over a sparse block."
 function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, weight::Vector{Float32},
@@ -239,14 +241,35 @@ function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units
     end
 end
 
-"out[:, k] *= in[:, index[k]]"
-function multiply_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor)
+"""
+out[:, k] *= in[:, index[k]]. Says whether a product of two positive factors underflowed; `underflows`, of a tile's length, is
+above 0 for the samples of which one did.
+"""
+function multiply_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor, underflows::Ptr{Float32})
+    worst = ntuple(_ -> splat(0f0), Val(VECTORS))
     for k in 0:units - 1
-        source, target = column(in, f.identity ? k : f.index[k + 1] - 1), column(out, k)
-        for v in 0:VECTORS - 1
-            store_lanes(target + 64 * v, mul(load_lanes(target + 64 * v), load_lanes(source + 64 * v)))
-        end
+        worst = multiply_unit!(column(out, k), column(in, f.identity ? k : f.index[k + 1] - 1), worst)
     end
+    return store_underflows!(underflows, worst)
+end
+
+# (Closures over a variable that changes are slow: the body of such a loop is a function of its own.)
+@inline function multiply_unit!(target::Ptr{Float32}, source::Ptr{Float32}, worst::NTuple{VECTORS,Lanes})
+    return ntuple(Val(VECTORS)) do v
+        a, b = load_lanes(target + 64 * (v - 1)), load_lanes(source + 64 * (v - 1))
+        product = mul(a, b)
+        store_lanes(target + 64 * (v - 1), product)
+        max_lanes(worst[v], underflow(product, a, b))
+    end
+end
+
+function store_underflows!(underflows::Ptr{Float32}, worst::NTuple{VECTORS,Lanes})
+    total = splat(0f0)
+    for v in 1:VECTORS
+        store_lanes(underflows + 64 * (v - 1), worst[v])
+        total = add(total, worst[v])
+    end
+    return horizontal_sum(total) > 0
 end
 
 "out[:, k] = in[:, index[k]]"
@@ -271,27 +294,35 @@ end
 
 # Scales are powers of two: scaling rounds nothing, and no logarithm is taken before the head.
 
+# A value this far below the largest of its group is looked at for what underflow took from it (losses.jl).
+const SMALL = 2f0^-90
+
 """
 Scales `units` columns so that the largest value of each sample lies in [sqrt(1/2), sqrt(2)), adds the exponent taken out to
-`exponent`, and leaves the factor put in, 2^-exponent, in `factor`. A sample whose values are all zero is left alone.
+`exponent`, and leaves the factor put in, 2^-exponent, in `factor`. A sample whose values are all zero is left alone. Returns
+whether a value of any sample is below `SMALL`, before or after.
 
 (Around 1 on both sides: a product over hundreds of groups then drifts neither to zero nor to infinity.)
 """
 function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, factor::Ptr{Float32})
+    lowest = splat(Inf32)
     for v in 0:VECTORS - 1
-        top = load_lanes(values + 64 * v)
+        top = low = load_lanes(values + 64 * v)
         for k in 1:units - 1
-            top = max_lanes(top, load_lanes(column(values, k) + 64 * v))
+            x = load_lanes(column(values, k) + 64 * v)
+            top, low = max_lanes(top, x), min_lanes(low, x)
         end
         e = exponent_lanes(top)
         store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), e))
         scale = power_of_two(negate(e))
         store_lanes(factor + 64 * v, scale)
+        lowest = min_lanes(lowest, min_lanes(low, mul(low, scale)))
         for k in 0:units - 1
             p = column(values, k) + 64 * v
             store_lanes(p, mul(load_lanes(p), scale))
         end
     end
+    return any(x -> x.value < SMALL, lowest)
 end
 
 """
