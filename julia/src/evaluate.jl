@@ -400,8 +400,7 @@ function sum_flows!(stat, ws, plan, gi)
         value, flow = value_columns(ws, child), flow_columns(ws, child)
         if isdense(block)
             edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
-            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites,
-                       pointer(ws.scratch))
+            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites)
         else
             flow_down_sparse!(flow, value, ratio, c.weight, stat.weight, block)
         end
