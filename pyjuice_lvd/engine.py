@@ -15,7 +15,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.circuit_files import ARRAYS
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.tables import Mask, Table, as_mask, as_table, for_engine
+from pyjuice_lvd.tables import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
 
 PIECE = 0.3
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
@@ -119,6 +119,19 @@ class Engine:
                 done = julia.call("advance!", job, PIECE)
                 shown.update(completed=done)
         return job
+
+    def flow_job(
+        self,
+        X: npt.ArrayLike | Evidence,
+        heads: npt.ArrayLike | None,
+        weights: npt.ArrayLike | None,
+        progress: Progress,
+    ) -> julia.Handle:
+        """Add up the flows of all rows, each from its head and times its weight."""
+        rows, _ = self.rows(X)
+        n = len(rows)
+        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
+        return self.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)
 
     def pieces(self, n: int) -> Iterator[slice]:
         """Cut rows into pieces of about `PIECE`, going by the piece before: between them, Ctrl-C is heard."""

@@ -70,3 +70,11 @@ sample_job(plan, X, mask, head_of, out, seed) = SampleJob(plan, query(X, mask), 
 marginals_job(plan, X, mask, head_of, out) = MarginalsJob(plan, query(X, mask), head_of .+ Int32(1), out)
 
 completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask), head_of .+ Int32(1), out)
+
+support_job(plan, X, mask, head_of, weights) = SupportJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+
+check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, threshold, noise)
+
+"`total`: the weight of the samples whose flows these are."
+grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
+    grow(c, unit_flows, select .+ 1; threshold=least_flow(threshold, total), noise=noise, seed=seed)
