@@ -23,14 +23,22 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units, `num_edges`
-    all edges, those of products included, `num_params` the weights of sum edges and the inputs' parameters.
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units.
     """
 
     def __init__(self, handle: julia.Handle) -> None:
         self._engine = engine = Engine(handle)
-        self.num_vars, self.num_heads = engine.num_vars, engine.num_heads
-        self.num_nodes, self.num_edges, self.num_params = engine.num_nodes, engine.num_edges, engine.num_params
+        self.num_vars, self.num_heads, self.num_nodes = engine.num_vars, engine.num_heads, engine.num_nodes
+
+    @property
+    def num_edges(self) -> int:
+        """All edges, those of products included; an edge that learning gave weight 0 is none."""
+        return self._engine.num_edges
+
+    @property
+    def num_params(self) -> int:
+        """The weights of the sums' edges, and the inputs' parameters."""
+        return self._engine.num_params
 
     def __repr__(self) -> str:
         return (
@@ -275,7 +283,7 @@ class Circuit:
         X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
         A row of probability 0 has no flow. Raises InputError where the data are out of range.
         """
-        nodes, edges = julia.call("unit_flows", self._engine.flow_job(X, heads, weights, progress))
+        nodes, edges = julia.call("file_flows", self._engine.flow_job(X, heads, weights, progress))
         return Flows(nodes, edges)
 
     def accumulate(
@@ -316,21 +324,10 @@ class Circuit:
     ) -> Self:
         """Make a new circuit without the sum edges that carry little of the data's flow (DESIGN 4).
 
-        Parameters
-        ----------
-        X, heads, weights
-            As for `fit_em`.
-        min_flow : float, optional
-            Drop the edges whose flow is at most `min_flow` times the rows' weight; default: 1e-4. With 0, exactly those
-            without any flow: no row of `X` becomes less likely.
-        keep : float in (0, 1], optional
-            Instead: the fraction of the sum edges, those with the largest flows, to keep.
-        progress : Progress
-            Where the work is shown.
-
-        A sum keeps its largest edge in any case; its other weights are scaled to 1; units that no head reaches go.
-        Raises InputError where the data or a parameter is out of range.
-
+        X, heads, weights, progress: as for `fit_em`. Edges with a flow of at most `min_flow` times the rows' weight are
+        dropped (default: 1e-4; with 0, exactly those without any flow, and no row becomes less likely); or all but the
+        fraction `keep`, in (0, 1], with the largest flows. A sum keeps its largest edge in any case, and its weights
+        are scaled to 1; units that no head reaches go. Raises InputError where the data or a parameter is out of range.
         """
         return type(self)(prune(self._engine, X, heads, weights, min_flow, keep, progress))
 
@@ -350,7 +347,7 @@ class Circuit:
 
         Parameters
         ----------
-        X, heads, weights
+        X, heads, weights, progress
             As for `fit_em`. Only the rows whose heads are selected count.
         select : integers (m,)
             Heads, from 0, each at most once. The new heads follow the old ones, in this order.
@@ -361,8 +358,6 @@ class Circuit:
             With 0, old heads keep their distributions, and a new one has that of the head it comes from.
         seed : int
             Of the noise.
-        progress : Progress
-            Where the work is shown.
 
         Raises InputError where the data or a parameter is out of range.
 

@@ -49,8 +49,18 @@ class Engine:
     def __init__(self, circuit: julia.Handle) -> None:
         self.circuit = circuit
         sizes = map(int, julia.call("circuit_size", circuit))
-        self.num_vars, self.num_heads, self.num_nodes, self.num_edges, self.num_params = sizes
+        self.num_vars, self.num_heads, self.num_nodes, self._edges, self._params = sizes
         self._plans: dict[bool, julia.Handle] = {}
+
+    @property
+    def num_edges(self) -> int:
+        """All edges but those of weight 0, which EM leaves behind and files leave out."""
+        return int(np.count_nonzero(self.learned()[0]))
+
+    @property
+    def num_params(self) -> int:
+        """Weights of such edges of sums, and the inputs' parameters."""
+        return self._params - self._edges + self.num_edges
 
     def plan(self, *, soft: bool) -> julia.Handle:
         """The order of work; `soft`: for Evidence."""
@@ -135,7 +145,7 @@ class Engine:
 
     def pieces(self, n: int) -> Iterator[slice]:
         """Cut rows into pieces of about `PIECE`, going by the piece before: between them, Ctrl-C is heard."""
-        first, step = 0, 64 * max(1, min(16, 10**7 // max(self.num_edges, 1)))
+        first, step = 0, 64 * max(1, min(16, 10**7 // max(self._edges, 1)))
         while first < n:
             began = time.monotonic()
             yield slice(first, min(first + step, n))
