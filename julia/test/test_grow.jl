@@ -48,7 +48,7 @@ end
 
 @testset "grow random circuits without noise" begin
     rng = MersenneTwister(60)
-    for trial in 1:120
+    for trial in 1:100
         c, X, _, _, Z, _ = random_query(rng)
         c = with_other_heads(rng, c)
         heads = length(c.heads)
@@ -101,7 +101,7 @@ end
 
 @testset "noise" begin
     rng = MersenneTwister(62)
-    for trial in 1:30
+    for trial in 1:15
         c, X, _, head_of, Z, _ = random_query(rng)
         noise, options = rand(rng, (0.1, 0.2, 0.7)), (select=[1], threshold=2)
         still, one = grow(c, X, head_of; options..., noise=0), grow(c, X, head_of; options..., noise=noise, seed=trial)

@@ -66,7 +66,7 @@ end
 
 @testset "prune random circuits by flow" begin
     rng = MersenneTwister(50)
-    for trial in 1:60
+    for trial in 1:40
         c, X, _, head_of, Z, _ = random_query(rng)
         weights, before = rand(rng, Float32, size(X, 2)) .+ 0.1f0, arrays_of(c)
         flow = reference_edge_flows(c, X, head_of, weights)
@@ -79,7 +79,7 @@ end
 
 @testset "prune random circuits to a fraction" begin
     rng = MersenneTwister(51)
-    for trial in 1:60
+    for trial in 1:40
         c, X, _, head_of, Z, _ = random_query(rng)
         sum_edges = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
         keep = rand(rng)
@@ -94,7 +94,7 @@ end
 
 @testset "prune at 0 drops what has no flow, however small, and nothing else" begin
     rng = MersenneTwister(52)
-    for trial in 1:60
+    for trial in 1:40
         c, X, _, head_of, Z, _ = random_query(rng; N=rand(rng, (1, 3, 70)))
         weights = Float32.(rand(rng, (0, 1, 2), size(X, 2)))
         weights[1] = 1
