@@ -14,6 +14,7 @@ from pyjuice_lvd.engine import PIECE, Engine, Evidence, for_julia
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.learning import Flows, History, Statistics, Validation
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.structure import grow, prune
 from pyjuice_lvd.tables import Table, as_heads, as_table, as_weights, for_engine
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
@@ -22,14 +23,22 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units, `num_edges`
-    all edges, those of products included, `num_params` the weights of sum edges and the inputs' parameters.
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units.
     """
 
     def __init__(self, handle: julia.Handle) -> None:
         self._engine = engine = Engine(handle)
-        self.num_vars, self.num_heads = engine.num_vars, engine.num_heads
-        self.num_nodes, self.num_edges, self.num_params = engine.num_nodes, engine.num_edges, engine.num_params
+        self.num_vars, self.num_heads, self.num_nodes = engine.num_vars, engine.num_heads, engine.num_nodes
+
+    @property
+    def num_edges(self) -> int:
+        """All edges, those of products included; an edge that learning gave weight 0 is none."""
+        return self._engine.num_edges
+
+    @property
+    def num_params(self) -> int:
+        """The weights of the sums' edges, and the inputs' parameters."""
+        return self._engine.num_params
 
     def __repr__(self) -> str:
         return (
@@ -274,7 +283,7 @@ class Circuit:
         X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
         A row of probability 0 has no flow. Raises InputError where the data are out of range.
         """
-        nodes, edges = julia.call("unit_flows", self._accumulated(X, heads, weights, progress))
+        nodes, edges = julia.call("file_flows", self._engine.flow_job(X, heads, weights, progress))
         return Flows(nodes, edges)
 
     def accumulate(
@@ -290,7 +299,7 @@ class Circuit:
         X, heads, weights: as for `fit_em`. The statistics of shares of the data, taken in any process, add up.
         Raises InputError where the data are out of range.
         """
-        edges, inputs, total, weight = julia.call("statistics", self._accumulated(X, heads, weights, progress))
+        edges, inputs, total, weight = julia.call("statistics", self._engine.flow_job(X, heads, weights, progress))
         return Statistics(edges, inputs, total, weight, self._engine.structure)
 
     def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
@@ -302,6 +311,58 @@ class Circuit:
             raise InputError("statistics: found those of another circuit, wanted this one's")
         plan = self._engine.plan(soft=False)
         julia.call("apply_statistics!", plan, stats.edges, stats.inputs, float(step_size), float(pseudocount))
+
+    def prune(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        min_flow: float | None = None,
+        keep: float | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """Make a new circuit without the sum edges that carry little of the data's flow (DESIGN 4).
+
+        X, heads, weights, progress: as for `fit_em`. Edges with a flow of at most `min_flow` times the rows' weight are
+        dropped (default: 1e-4; with 0, exactly those without any flow, and no row becomes less likely); or all but the
+        fraction `keep`, in (0, 1], with the largest flows. A sum keeps its largest edge in any case, and its weights
+        are scaled to 1; units that no head reaches go. Raises InputError where the data or a parameter is out of range.
+        """
+        return type(self)(prune(self._engine, X, heads, weights, min_flow, keep, progress))
+
+    def grow(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike,
+        select: npt.ArrayLike,
+        threshold: float,
+        noise: float = 0.2,
+        seed: int = 0,
+        weights: npt.ArrayLike | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """Make a new circuit with a new head for each of `select`: Algorithm 1 copies what they use most (DESIGN 4).
+
+        Parameters
+        ----------
+        X, heads, weights, progress
+            As for `fit_em`. Only the rows whose heads are selected count.
+        select : integers (m,)
+            Heads, from 0, each at most once. The new heads follow the old ones, in this order.
+        threshold : float
+            Copy units below the selected heads whose flow is at least so many rows; in (0, 1), this fraction of them.
+        noise : float
+            Parameters are multiplied by N(1, noise), clamped to 1 +- 2 noise and at least 0.1, and scaled to sum to 1.
+            With 0, old heads keep their distributions, and a new one has that of the head it comes from.
+        seed : int
+            Of the noise.
+
+        Raises InputError where the data or a parameter is out of range.
+
+        """
+        return type(self)(grow(self._engine, X, heads, weights, select, threshold, noise, seed, progress))
 
     def sample(
         self,
@@ -427,15 +488,3 @@ class Circuit:
         """
         weight, leaf, _ = self._engine.learned()
         return weight, leaf
-
-    def _accumulated(
-        self,
-        X: npt.ArrayLike | Evidence,
-        heads: npt.ArrayLike | None,
-        weights: npt.ArrayLike | None,
-        progress: Progress,
-    ) -> julia.Handle:
-        rows, _ = self._engine.rows(X)
-        n = len(rows)
-        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
-        return self._engine.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)

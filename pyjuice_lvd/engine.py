@@ -15,7 +15,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.circuit_files import ARRAYS
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.tables import Mask, Table, as_mask, as_table, for_engine
+from pyjuice_lvd.tables import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
 
 PIECE = 0.3
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
@@ -49,8 +49,18 @@ class Engine:
     def __init__(self, circuit: julia.Handle) -> None:
         self.circuit = circuit
         sizes = map(int, julia.call("circuit_size", circuit))
-        self.num_vars, self.num_heads, self.num_nodes, self.num_edges, self.num_params = sizes
+        self.num_vars, self.num_heads, self.num_nodes, self._edges, self._params = sizes
         self._plans: dict[bool, julia.Handle] = {}
+
+    @property
+    def num_edges(self) -> int:
+        """All edges but those of weight 0, which EM leaves behind and files leave out."""
+        return int(np.count_nonzero(self.learned()[0]))
+
+    @property
+    def num_params(self) -> int:
+        """Weights of such edges of sums, and the inputs' parameters."""
+        return self._params - self._edges + self.num_edges
 
     def plan(self, *, soft: bool) -> julia.Handle:
         """The order of work; `soft`: for Evidence."""
@@ -120,9 +130,22 @@ class Engine:
                 shown.update(completed=done)
         return job
 
+    def flow_job(
+        self,
+        X: npt.ArrayLike | Evidence,
+        heads: npt.ArrayLike | None,
+        weights: npt.ArrayLike | None,
+        progress: Progress,
+    ) -> julia.Handle:
+        """Add up the flows of all rows, each from its head and times its weight."""
+        rows, _ = self.rows(X)
+        n = len(rows)
+        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
+        return self.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)
+
     def pieces(self, n: int) -> Iterator[slice]:
         """Cut rows into pieces of about `PIECE`, going by the piece before: between them, Ctrl-C is heard."""
-        first, step = 0, 64 * max(1, min(16, 10**7 // max(self.num_edges, 1)))
+        first, step = 0, 64 * max(1, min(16, 10**7 // max(self._edges, 1)))
         while first < n:
             began = time.monotonic()
             yield slice(first, min(first + step, n))

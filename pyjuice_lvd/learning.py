@@ -64,7 +64,7 @@ class Flows:
     """Flows summed over a data set, in the order of the `.jpc` file that `Circuit.save` writes.
 
     `nodes`: float64 (num_nodes,), by a unit's id. `edges`: float64 (num_edges,), those of sums and of products, unit by
-    unit; a product's edge carries the product's flow. (The file leaves out edges of weight 0: they have no flow.)
+    unit; a product's edge carries the product's flow. Edges of weight 0 are in neither.
     """
 
     nodes: npt.NDArray[np.float64]
@@ -75,10 +75,10 @@ class Flows:
 class Statistics:
     """The expected counts of EM on some rows. Those of two shares of the data add up to the whole's: `a + b`.
 
-    `edges`: float64 (num_edges,), the flow of each edge of a sum; 0 for products. `inputs`: float64, the flow of each
-    category of each input, as `Circuit.parameters` lays them out. `log_likelihood` is the weighted sum over the rows,
-    in nats, and `weight` what they weigh. `structure` says which circuit they belong to, and is the same in every
-    process; parameters do not count for it.
+    `edges`: float64, the flow of each edge of a sum, 0 for products; `inputs`: float64, the flow of each category of
+    each input; both as `Circuit.parameters` lays them out. `log_likelihood` is the weighted sum over the rows, in nats,
+    and `weight` what they weigh. `structure` says which circuit they belong to, and is the same in every process;
+    parameters do not count for it.
     """
 
     edges: npt.NDArray[np.float64]

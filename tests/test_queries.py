@@ -108,6 +108,25 @@ def test_flows_count_what_passes(pc: Circuit, kinds: Circuit) -> None:
     np.testing.assert_allclose(flows.edges, [2, 2, 2, 1, 1, 1, 2, 1], rtol=1e-6)
 
 
+def test_flows_follow_the_file_without_edges_of_weight_zero(tmp_path: Path) -> None:
+    X = np.random.default_rng(7).integers(0, 2, (200, 3))
+    pc = Circuit.from_tree([-1, 0, 1], num_latents=3, num_cats=2, seed=3)
+    whole = pc.num_edges
+    weight, _ = pc.parameters()
+    for e in np.flatnonzero(weight < 1)[[0, 4]]:  # of two sums over three children
+        weight[e + 1] += weight[e]
+        weight[e] = 0
+    pc.save(tmp_path / "pc.jpc")
+    again = Circuit.load(tmp_path / "pc.jpc")
+    flows = pc.flows(X)
+    assert (pc.num_edges, len(flows.edges)) == (whole - 2, whole - 2) == (again.num_edges, len(again.flows(X).edges))
+    assert pc.num_params == again.num_params
+    np.testing.assert_allclose(flows.edges, again.flows(X).edges, rtol=1e-4)
+    stats = pc.accumulate(X)  # for parameters as they lie in memory
+    assert stats.edges.shape == weight.shape
+    pc.apply(stats)
+
+
 def test_inputs_of_all_kinds(kinds: Circuit) -> None:
     binomial = np.array([0.3**2, 2 * 0.7 * 0.3, 0.7**2])
     first = 0.3 * np.multiply.outer(np.multiply.outer([0, 0, 1], [0, 1]), binomial)

@@ -2,7 +2,8 @@
 LVDJuice: probabilistic circuits on a CPU, for latent variable distillation.
 
 A [`Circuit`](@ref) is a directed acyclic graph of input, product and sum units with one or more heads. It is learned as
-a hidden Chow-Liu tree ([`hclt`](@ref)) and by mini-batch EM ([`EMJob`](@ref)); it answers [`log_likelihood`](@ref),
+a hidden Chow-Liu tree ([`hclt`](@ref)) and by mini-batch EM ([`EMJob`](@ref)); [`prune`](@ref) and [`grow`](@ref) make
+another one of it, where the data call for less or more; it answers [`log_likelihood`](@ref),
 [`flows`](@ref), [`sample`](@ref), [`posterior_marginals`](@ref) and [`mpe`](@ref), also with variables [`Masked`](@ref).
 Evaluation goes through a [`Plan`](@ref), which groups the units and fixes the order of work.
 
@@ -29,12 +30,15 @@ include("em.jl")
 include("queries.jl")
 include("mpe.jl")
 include("flows.jl")
+include("support.jl")
+include("prune.jl")
+include("grow.jl")
 include("interface.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, MutualInformationJob
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
-export flows, sample, posterior_marginals, mpe
+export flows, prune, grow, sample, posterior_marginals, mpe
 
 end

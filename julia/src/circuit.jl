@@ -64,6 +64,9 @@ num_params(c::Circuit) = num_sum_edges(c) + sum(Int[c.kind[u] == CATEGORICAL ? c
 @inline edges(c::Circuit, u) = c.child_start[u]:c.child_start[u + 1] - 1
 children(c::Circuit, u) = view(c.child, edges(c, u))
 
+"The probabilities of the categories of input `u`."
+probabilities(c::Circuit, u) = view(c.leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
+
 invalid(u, reason) = throw(ArgumentError("invalid circuit: unit $(u - 1): $reason"))  # ids count from 0, as in .jpc
 
 const WEIGHT_TOLERANCE = 1e-3  # of a sum's total weight: Float32 sums over thousands of edges, decimal files
@@ -184,6 +187,15 @@ function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix; kind=C
         add_unit!(b, kind, variable, categories, first_param + k - 1, count, success[k])
     end
     return last_units(b, count)
+end
+
+"Inputs with the parameters of `units` of `c`, all of one variable and kind, in a table of their own."
+function copy_inputs!(b::Builder, c::Circuit, units)
+    table = Matrix{Float32}(undef, length(units), c.categories[units[1]])
+    for category in axes(table, 2), (k, u) in enumerate(units)
+        table[k, category] = c.leaf[c.param_start[u] + (category - 1) * c.param_stride[u]]
+    end
+    return add_inputs!(b, c.variable[units[1]], table; kind=c.kind[units[1]], success=c.success[units])
 end
 
 "The range of the `count` units that were added last."

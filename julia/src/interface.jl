@@ -55,6 +55,12 @@ em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudo
 
 flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
+"The flows of all units, and of the edges that `write_jpc` writes, in its order."
+function file_flows(job::FlowJob)
+    units, edge_flows = unit_flows(job)
+    return units, edge_flows[job.plan.circuit.weight .> 0]
+end
+
 "Statistics that add up: flows of edges and of the inputs' categories; the weighted log-likelihood, and the weight."
 statistics(job::FlowJob) = (job.counts.weight, job.counts.leaf, job.total, sum(Float64, job.sources.weight_of))
 
@@ -70,3 +76,11 @@ sample_job(plan, X, mask, head_of, out, seed) = SampleJob(plan, query(X, mask), 
 marginals_job(plan, X, mask, head_of, out) = MarginalsJob(plan, query(X, mask), head_of .+ Int32(1), out)
 
 completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask), head_of .+ Int32(1), out)
+
+support_job(plan, X, mask, head_of, weights) = SupportJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+
+check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, threshold, noise)
+
+"`total`: the weight of the samples whose flows these are."
+grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
+    grow(c, unit_flows, select .+ 1; threshold=least_flow(threshold, total), noise=noise, seed=seed)

@@ -289,7 +289,6 @@ end
 
 function print_unit(io::IO, c::Circuit, u::Int)
     kind, id, variable = c.kind[u], u - 1, c.variable[u]
-    probabilities = view(c.leaf, range(c.param_start[u], step=max(c.param_stride[u], 1), length=c.categories[u]))
     if kind == PRODUCT
         print(io, "P ", id, " 0 ", length(children(c, u)))
         for v in children(c, u)
@@ -302,13 +301,13 @@ function print_unit(io::IO, c::Circuit, u::Int)
         end
     elseif kind == CATEGORICAL
         print(io, "C ", id, " 0 ", variable)
-        for p in probabilities
+        for p in probabilities(c, u)
             print(io, ' ', log_parameter(p))
         end
     elseif kind == BINOMIAL
         print(io, "B ", id, " 0 ", variable, ' ', c.categories[u] - 1, ' ', log_parameter(c.success[u]))
     else
-        category = findfirst(==(1), probabilities) - 1
+        category = findfirst(==(1), probabilities(c, u)) - 1
         kind == LITERAL ? print(io, "L ", id, " 0 ", category == 1 ? variable : -variable) :
                           print(io, "I ", id, " 0 ", variable, ' ', category)
     end

@@ -65,10 +65,7 @@ struct Plan
 end
 
 function Plan(c::Circuit; soft::Bool=false)
-    group_of, place, members = group_units(c)
-    order = evaluation_order(c, group_of, members)
-    members = members[order]
-    group_of = Int32.(invperm(order))[group_of]
+    group_of, place, members = ordered_groups(c)
     head_group = group_of[c.heads]
     limits = zeros(Int32, c.num_vars)
     for u in 1:num_units(c)
@@ -152,6 +149,13 @@ struct Members
     level::Int
     scope::Int
     units::Vector{Int32}
+end
+
+"Of each unit its group and its place in it; and the groups, in the order of work."
+function ordered_groups(c::Circuit)
+    group_of, place, members = group_units(c)
+    order = evaluation_order(c, group_of, members)
+    return Int32.(invperm(order))[group_of], place, members[order]
 end
 
 "Groups of units: inputs by their table, products by their child groups, sums by scope and depth."

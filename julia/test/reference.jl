@@ -114,3 +114,15 @@ function random_circuit(rng, V, C, heads)
     tops = [LVDJuice.add_sum!(b, whole, weights(length(whole))) for _ in 1:heads]
     return Circuit(b, tops)
 end
+
+"Copies of a circuit's arrays."
+arrays_of(c) = [copy(getfield(c, f)) for f in fieldnames(Circuit)[2:end]]
+
+"A level between the values, far from all of them."
+function level_between(rng, values)
+    sorted = sort(unique(values))
+    gaps = [i for i in 1:length(sorted) - 1 if sorted[i + 1] > 1.01 * sorted[i] + 1e-6]
+    isempty(gaps) && return sorted[end] + 1
+    i = rand(rng, gaps)
+    return (sorted[i] + sorted[i + 1]) / 2
+end

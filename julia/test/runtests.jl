@@ -17,4 +17,6 @@ close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) 
     include("test_em.jl")
     include("test_jpc.jl")
     include("test_queries.jl")
+    include("test_prune.jl")
+    include("test_grow.jl")
 end

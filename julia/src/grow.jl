@@ -1,0 +1,155 @@
+# Growing (Liu, Liu, Van den Broeck and Liang 2023, algorithm 1; DESIGN 4): units that the selected heads use much are doubled.
+
+# Of a sum's weight for a child with two copies, this share goes to the copy that is not its own.
+const OTHER_COPY = 0.2
+
+# The noise multiplies a parameter by a number within so many standard deviations of 1, and no smaller than the least.
+const NOISE_DEVIATIONS = 2
+const LEAST_NOISE = 0.1
+
+"""
+    grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0) -> Circuit
+    grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, weights = ones) -> Circuit
+
+Algorithm 1: a new circuit with the heads of the old one and, for each head of `select` in turn, a new head that starts as its copy.
+`unit_flows` are the units' flows over the samples whose heads are selected. G are the units below the selected heads whose
+flow is at least `threshold`; with `X`, a threshold in (0, 1) is a fraction of the weight of the selected heads' samples. Children
+before parents,
+
+- an input in G gets a second copy;
+- a product gets a second copy, of its children's second copies (their first, where there is no second), if a child has one;
+- a sum in G gets a second copy; each copy is over all copies of the children.
+
+Selected heads always get one. A sum's weight for a child with two copies is divided: 1 - d to the copy of its own rank, d = $OTHER_COPY
+to the other. (The only copy of a sum is a first one.) Then every weight and every input's probability is multiplied by clamp(N(1, noise),
+max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. With `noise = 0` each old
+head keeps its distribution, and each new one has that of the head it comes from.
+
+The copies of one group of units are neighbours, so that what was a dense block stays one.
+"""
+function grow(c::Circuit, unit_flows::AbstractVector{<:Real}, select; threshold::Real, noise::Real=0.2, seed::Integer=0)
+    check_growth(c, select, threshold, noise)
+    length(unit_flows) == num_units(c) ||
+        throw(ArgumentError("the flows have $(length(unit_flows)) entries for $(num_units(c)) units"))
+    selected = c.heads[select]
+    doubled = reachable(c, selected, trues(num_edges(c))) .& (unit_flows .>= threshold)
+    doubled[selected] .= true
+    grown = double_units(c, doubled, selected)
+    noise > 0 && perturb!(grown, noise, seed)
+    return grown
+end
+
+function grow(c::Circuit, X::Data, head_of; select, threshold::Real, noise::Real=0.2, seed::Integer=0,
+              weights=ones(Float32, num_samples(X)))
+    check_growth(c, select, threshold, noise)
+    length(head_of) == length(weights) ||
+        throw(ArgumentError("heads has $(length(head_of)) entries for $(length(weights)) weights"))
+    weights = [h in select ? w : zero(w) for (h, w) in zip(head_of, weights)]
+    # Without a sample for the selected heads, nothing has flow.
+    unit_flows = any(>(0), weights) ? flows(c, X, head_of; weights=weights)[1] : zeros(num_units(c))
+    return grow(c, unit_flows, select; threshold=least_flow(threshold, sum(Float64, weights)), noise=noise, seed=seed)
+end
+
+least_flow(threshold, total) = 0 < threshold < 1 ? threshold * total : threshold
+
+function check_growth(c::Circuit, select, threshold, noise)
+    isempty(select) && throw(ArgumentError("select: found no head, wanted at least 1"))
+    all(h -> 1 <= h <= num_heads(c), select) ||
+        throw(ArgumentError("select: found $(extrema(select) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
+    allunique(select) || throw(ArgumentError("select: found a head twice, wanted each at most once"))
+    threshold >= 0 || throw(ArgumentError("threshold = $threshold: want 0 or more"))
+    0 <= noise < Inf || throw(ArgumentError("noise = $noise: want 0 or more"))
+end
+
+"""
+The circuit with two copies of the inputs and sums that are `doubled`, and of the products that this concerns or that are
+`selected`; the heads' first copies are its heads, and after them the second ones of `selected`.
+"""
+function double_units(c::Circuit, doubled, selected)
+    b = Builder(c.num_vars)
+    sizehint!(b.leaf, 2 * length(c.leaf))  # the largest arrays: not to be moved as they grow
+    sizehint!(b.child, 4 * num_edges(c))
+    sizehint!(b.weight, 4 * num_edges(c))
+    first_copy, second_copy = zeros(Int32, num_units(c)), zeros(Int32, num_units(c))  # second: 0 where there is none
+    group_of, _, groups = ordered_groups(c)
+    for group in groups
+        if group.kind == PRODUCT
+            again = filter(u -> u in selected || any(v -> second_copy[v] > 0, children(c, u)), group.units)
+        else
+            again = filter(u -> doubled[u], group.units)
+        end
+        if isinput(group.kind)
+            copies = copy_inputs!(b, c, vcat(group.units, again))
+            first_copy[group.units] = copies[1:length(group.units)]
+            second_copy[again] = copies[length(group.units) + 1:end]
+            continue
+        end
+        for u in group.units
+            first_copy[u] = group.kind == PRODUCT ? add_product!(b, first_copy[children(c, u)]) :
+                                                    add_grown_sum!(b, c, u, first_copy, second_copy, group_of, OTHER_COPY)
+        end
+        for u in again
+            second_copy[u] = group.kind == PRODUCT ?
+                             add_product!(b, [second_copy[v] > 0 ? second_copy[v] : first_copy[v] for v in children(c, u)]) :
+                             add_grown_sum!(b, c, u, first_copy, second_copy, group_of, 1 - OTHER_COPY)
+        end
+    end
+    return Circuit(b, vcat(first_copy[c.heads], second_copy[selected]))
+end
+
+"""
+Sum `u` over all copies of its children, giving `share` of the weight to second ones. In the order of the groups' units: the
+first copies of the children in one group, then their second ones.
+"""
+function add_grown_sum!(b::Builder, c::Circuit, u, first_copy, second_copy, group_of, share)
+    at, final = first(edges(c, u)), last(edges(c, u))
+    while at <= final
+        group, stop = group_of[c.child[at]], at
+        while stop < final && group_of[c.child[stop + 1]] == group
+            stop += 1
+        end
+        for e in at:stop
+            v = c.child[e]
+            push!(b.child, first_copy[v])
+            push!(b.weight, second_copy[v] > 0 ? (1 - share) * c.weight[e] : c.weight[e])
+        end
+        for e in at:stop
+            v = c.child[e]
+            second_copy[v] > 0 || continue
+            push!(b.child, second_copy[v])
+            push!(b.weight, share * c.weight[e])
+        end
+        at = stop + 1
+    end
+    return add_unit!(b, SUM)
+end
+
+"Multiplies all parameters by noise. A unit's noise depends on the seed and its place in the circuit alone, not on the threads."
+function perturb!(c::Circuit, noise::Real, seed::Integer)
+    Threads.@threads for u in 1:num_units(c)
+        rng = SplitMix(seed, u)
+        if c.kind[u] == SUM
+            perturb!(rng, view(c.weight, edges(c, u)), noise)
+        elseif c.kind[u] == CATEGORICAL
+            perturb!(rng, probabilities(c, u), noise)
+        elseif c.kind[u] == BINOMIAL
+            outcome = Float32[1 - c.success[u], c.success[u]]
+            perturb!(rng, outcome, noise)
+            c.success[u] = outcome[2]
+            probabilities(c, u) .= binomial_table(c.categories[u] - 1, outcome[2])
+        end
+    end
+end
+
+function perturb!(rng::SplitMix, weights::AbstractVector{Float32}, noise::Real)
+    low, high, n = max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE), 1 + NOISE_DEVIATIONS * noise, length(weights)
+    total = 0.0
+    @inbounds for i in 1:2:n
+        x, y = normals!(rng)
+        total += weights[i] *= clamp(1 + noise * x, low, high)
+        i < n && (total += weights[i + 1] *= clamp(1 + noise * y, low, high))
+    end
+    @inbounds for i in 1:n
+        weights[i] /= total
+    end
+end

@@ -1,0 +1,121 @@
+# Pruning (DESIGN 4): the edges with little flow go, and with them the units that nothing reaches any more.
+
+"""
+    prune(circuit, X, head_of; min_flow = 1e-4, keep = nothing, weights = ones) -> Circuit
+
+A new circuit without the sum edges whose data-set flow is at most `min_flow` times the samples' weight; or, with `keep`, a number
+in (0, 1], with that fraction of the sum edges, those with the largest flows (the first of equals). A sum that would lose all its
+edges keeps the one with the largest flow (of equals, the largest weight). What is left of a sum's weights is scaled to 1, and units that no head
+reaches are dropped. Edges of weight 0 are always dropped, and count for nothing.
+
+`min_flow = 0` drops the edges without any flow, however small ([`SupportJob`](@ref)): no sample becomes less likely.
+"""
+function prune(c::Circuit, X::Data, head_of; min_flow::Real=1e-4, keep::Union{Nothing,Real}=nothing,
+               weights=ones(Float32, num_samples(X)))
+    check_pruning(min_flow, keep)
+    job = FlowJob(Plan(c; soft=X isa SoftEvidence), X, head_of; weights=weights)
+    advance!(job)
+    keep === nothing || return prune_to_fraction(job, keep)
+    has_silent_edges(job, min_flow) || return prune_by_flow(job, min_flow)
+    support = SupportJob(job.plan, X, head_of; weights=weights)
+    advance!(support)
+    return prune_unsupported(job, support)
+end
+
+function check_pruning(min_flow, keep)
+    0 <= min_flow < Inf || throw(ArgumentError("min_flow = $min_flow: want a number, 0 or more"))
+    keep === nothing || 0 < keep <= 1 || throw(ArgumentError("keep = $keep: want a number in (0, 1]"))
+end
+
+"Whether edges may have been left without flow by rounding alone, which matters where any flow counts."
+function has_silent_edges(job::FlowJob, min_flow)
+    c, flow = job.plan.circuit, job.counts.weight
+    return min_flow == 0 &&
+           any(u -> c.kind[u] == SUM && any(e -> flow[e] == 0 && c.weight[e] > 0, edges(c, u)), 1:num_units(c))
+end
+
+"By the flows that a finished job has found."
+function prune_by_flow(job::FlowJob, min_flow::Real)
+    flow, least = job.counts.weight, min_flow * sum(Float64, job.sources.weight_of)
+    return keep_edges(job.plan.circuit, flow, flow .> least)
+end
+
+prune_unsupported(job::FlowJob, support::SupportJob) =
+    keep_edges(job.plan.circuit, job.counts.weight, supported(support))
+
+function prune_to_fraction(job::FlowJob, keep::Real)
+    c, flow = job.plan.circuit, job.counts.weight
+    candidates = Int[e for u in 1:num_units(c) if c.kind[u] == SUM for e in edges(c, u) if c.weight[e] > 0]
+    count = round(Int, keep * length(candidates))
+    kept = fill(false, num_edges(c))
+    if count > 0
+        least = partialsort(flow[candidates], count; rev=true)
+        larger = 0
+        for e in candidates
+            flow[e] > least && (kept[e] = true; larger += 1)
+        end
+        for e in candidates
+            flow[e] == least && larger < count && (kept[e] = true; larger += 1)
+        end
+    end
+    return keep_edges(c, flow, kept)
+end
+
+"The circuit with those edges of its sums that are `kept`, and at least one of each sum."
+function keep_edges(c::Circuit, flow::Vector{Float64}, kept::AbstractVector{Bool})
+    kept = kept .& (c.weight .> 0)
+    for u in 1:num_units(c)
+        c.kind[u] == PRODUCT && (kept[edges(c, u)] .= true)
+        c.kind[u] == SUM && !any(view(kept, edges(c, u))) && (kept[largest(c, flow, u)] = true)
+    end
+    reached = reachable(c, c.heads, kept)
+    b, new = Builder(c.num_vars), zeros(Int32, num_units(c))
+    for group in ordered_groups(c)[3]
+        units = filter(u -> reached[u], group.units)
+        isempty(units) && continue
+        if isinput(group.kind)
+            new[units] = copy_inputs!(b, c, units)
+        else
+            for u in units
+                new[u] = group.kind == PRODUCT ? add_product!(b, new[children(c, u)]) : add_pruned_sum!(b, c, u, kept, new)
+            end
+        end
+    end
+    return Circuit(b, new[c.heads])
+end
+
+"The edge of sum `u` with the largest flow; of equals, the largest weight."
+function largest(c::Circuit, flow, u)
+    best = first(edges(c, u))
+    for e in edges(c, u)
+        (flow[e], c.weight[e]) > (flow[best], c.weight[best]) && (best = e)
+    end
+    return best
+end
+
+"Which units can be reached from `starts` over the edges that are `kept`."
+function reachable(c::Circuit, starts, kept)
+    reached = fill(false, num_units(c))
+    reached[starts] .= true
+    for u in reverse(1:num_units(c))
+        reached[u] || continue
+        for e in edges(c, u)
+            kept[e] && (reached[c.child[e]] = true)
+        end
+    end
+    return reached
+end
+
+function add_pruned_sum!(b::Builder, c::Circuit, u, kept, new)
+    total, lost = 0.0, false
+    for e in edges(c, u)
+        kept[e] ? (total += c.weight[e]) : (lost |= c.weight[e] > 0)
+    end
+    lost || (total = 1.0)  # nothing to make up for: the weights stay what they are, bit for bit
+    for e in edges(c, u)
+        kept[e] || continue
+        push!(b.child, new[c.child[e]])
+        push!(b.weight, c.weight[e] / total)
+    end
+    return add_unit!(b, SUM)
+end
