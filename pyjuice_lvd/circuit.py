@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units, `num_edges`
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture` or `load`. `num_nodes` counts units, `num_edges`
     all edges, those of products included, `num_params` the weights of sum edges and the inputs' parameters.
     """
 
@@ -135,6 +136,16 @@ class Circuit:
             raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
         tree = np.ascontiguousarray(tree, np.int64)
         return cls(julia.call("tree_circuit", tree, num_latents, num_cats, heads, float(perturbation), seed))
+
+    @classmethod
+    def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:
+        """Make one circuit of several: each head is a sum over that head of all of them; their parameters are copied.
+
+        `weights`, numbers (len(circuits),), are those of the sums, up to a factor; default: equal. Raises InputError
+        where the circuits differ in their numbers of variables or heads, or the weights do not fit.
+        """
+        shares = np.ones(len(circuits)) if weights is None else np.asarray(weights, np.float64)
+        return cls(julia.call("mixture_circuit", shares, *(circuit._engine.circuit for circuit in circuits)))
 
     def log_likelihood(
         self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0

@@ -32,7 +32,7 @@ include("interface.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, MutualInformationJob
-export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree
+export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export flows, sample, posterior_marginals, mpe
 
