@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -23,7 +24,8 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units.
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from another
+    circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
     """
 
     def __init__(self, handle: julia.Handle) -> None:
@@ -144,6 +146,32 @@ class Circuit:
             raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
         tree = np.ascontiguousarray(tree, np.int64)
         return cls(julia.call("tree_circuit", tree, num_latents, num_cats, heads, float(perturbation), seed))
+
+    @classmethod
+    def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:
+        """Make one circuit of several: each head is a sum over that head of all of them; their parameters are copied.
+
+        `weights`, numbers (len(circuits),), are those of the sums, up to a factor; default: equal. Raises InputError
+        where the circuits differ in their numbers of variables or heads, or the weights do not fit.
+        """
+        shares = np.ones(len(circuits)) if weights is None else np.asarray(weights, np.float64)
+        return cls(julia.call("mixture_circuit", shares, *(circuit._engine.circuit for circuit in circuits)))
+
+    @classmethod
+    def side_by_side(cls, circuits: Sequence[Circuit]) -> Self:
+        """Make one circuit with the heads of all, one after another; their parameters are copied.
+
+        Raises InputError where the circuits differ in their numbers of variables.
+        """
+        return cls(julia.call("side_by_side_circuit", *(circuit._engine.circuit for circuit in circuits)))
+
+    def with_heads(self, heads: npt.ArrayLike) -> Self:
+        """Make a new circuit with some of the heads, integers (m,) from 0, in this order, and what they reach.
+
+        Raises InputError where a head is not one of the circuit's.
+        """
+        chosen = as_heads(heads, np.size(heads), self.num_heads)
+        return type(self)(julia.call("circuit_with_heads", self._engine.circuit, chosen))
 
     def log_likelihood(
         self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0

@@ -19,6 +19,12 @@ from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings
 
 METHODS = ("lvd",)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {"start": 1, "tree_per_head": False, "quantized": False, "stickiness": 0.0, "new_heads": "double"},
+    "reference": {"start": 2, "tree_per_head": True, "quantized": True, "stickiness": 1.0, "new_heads": "one"},
+}
+"""Of progressive growing: the paper's text, and the code released with it. Naming one sets these of its settings."""
+NEW_HEADS = ("double", "one")
 DEVICES = ("auto", "cpu", "cuda")
 PHOTO_SIZES = (16, 32)
 
@@ -84,6 +90,42 @@ class CircuitSettings:
 
 
 @dataclass(frozen=True)
+class GrowingSettings:
+    """`[growing]`: the rounds of progressive growing (paper, Sec. 4 and Appendix B)."""
+
+    variant: str = "paper"
+    """`paper`, or `reference`: as the code released with it does. Sets the other settings that the two differ in."""
+    start: int = 1
+    """Heads in the first round."""
+    tree_per_head: bool = False
+    """A Chow-Liu tree for each head of the first round, in place of one for all."""
+    quantized: bool = False
+    """Cluster the teacher's codes, in place of its features before quantisation."""
+    min_flow: float = 1e-4
+    """Of a cluster's patches: edges with no more flow are pruned."""
+    stickiness: float = 0.0
+    """Nats in favour of a patch's present head as it is relabelled."""
+    share: float = 0.4
+    """Of the patches: the clusters of lowest likelihood are divided until they hold so many."""
+    new_heads: str = NEW_HEADS[0]
+    """`double`: one for each cluster that is divided; `one`: one in each round."""
+    threshold: float = 0.1
+    """Copy units with a flow of at least so many of these patches; below 1, of this fraction of them."""
+    noise: float = 0.2
+    """Standard deviation of the factor that parameters are multiplied by as they are copied."""
+
+    def __post_init__(self) -> None:
+        _one_of("growing.variant", self.variant, tuple(VARIANTS))
+        _at_least("growing.start", self.start, 1)
+        _nonnegative("growing.min_flow", self.min_flow)
+        _nonnegative("growing.stickiness", self.stickiness)
+        _require(0 < self.share <= 1, "growing.share", self.share, "a number above 0 and at most 1")
+        _one_of("growing.new_heads", self.new_heads, NEW_HEADS)
+        _nonnegative("growing.threshold", self.threshold)
+        _nonnegative("growing.noise", self.noise)
+
+
+@dataclass(frozen=True)
 class PriorSettings:
     """`[prior]`: p(z), an HCLT over all positions, trained by EM on the labels z, then by EM on p(x)."""
 
@@ -126,6 +168,7 @@ class Settings:
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     clusters: ClusterSettings = field(default_factory=ClusterSettings)
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
+    growing: GrowingSettings = field(default_factory=GrowingSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
 
     def __post_init__(self) -> None:
@@ -194,8 +237,14 @@ def resolve(
 
     table = (Settings() if base is None else base).to_dict()
     for source, layer in layers:
-        table = _merged(table, _typed(Settings, layer, "", source))
+        table = _merged(table, _with_variant(_typed(Settings, layer, "", source)))
     return Settings.from_dict(table)
+
+
+def _with_variant(layer: dict[str, Any]) -> dict[str, Any]:
+    """Add to a layer that names a variant of progressive growing what this stands for, under what the layer itself sets."""
+    growing = layer.get("growing", {})
+    return {**layer, "growing": {**VARIANTS.get(growing.get("variant"), {}), **growing}}
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

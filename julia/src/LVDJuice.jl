@@ -37,8 +37,8 @@ include("interface.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, MutualInformationJob
-export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree
+export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
-export flows, prune, grow, sample, posterior_marginals, mpe
+export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 
 end

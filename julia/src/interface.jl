@@ -79,6 +79,8 @@ completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask)
 
 support_job(plan, X, mask, head_of, weights) = SupportJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
+circuit_with_heads(c, heads) = with_heads(c, heads .+ 1)
+
 check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, threshold, noise)
 
 "`total`: the weight of the samples whose flows these are."
