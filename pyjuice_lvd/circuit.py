@@ -24,8 +24,8 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from another
-    circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from
+    another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
     """
 
     def __init__(self, handle: julia.Handle) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from pyjuice_lvd.progress import SILENT, Progress
-
 # K-means sees at most this many features; the others join the nearest centre. Centres move little beyond it.
 _FEATURES_SEEN = 200_000
 
@@ -33,41 +31,6 @@ class Labels:
         first = np.concatenate([[0], np.cumsum(self.heads)[:-1]]).astype(np.int32)
         z: npt.NDArray[np.int32] = first[self.outer] + self.head
         return z
-
-
-def one_shot_labels(
-    h: npt.NDArray[np.float32], outer: int, inner: int, *, seed: int = 0, progress: Progress = SILENT
-) -> Labels:
-    """Cluster features once, without feedback from the circuits: the baseline of the paper's Sec. 4.
-
-    Parameters
-    ----------
-    h : float32 (N, P, D)
-        Features of every patch, before quantisation.
-    outer, inner : int
-        N1 outer clusters, each with N2 inner ones; fewer where features coincide.
-    seed : int
-        Of K-means.
-    progress : Progress
-        Where the work is shown.
-
-    """
-    n, positions, dims = h.shape
-    flat = h.reshape(-1, dims)
-    with progress.stage("clusters", total=1 + outer, unit="runs of K-means") as stage:
-        outer_of = kmeans(flat, outer, seed)
-        clusters = int(outer_of.max()) + 1
-        head_of = np.zeros(len(flat), np.int32)
-        heads = np.ones(clusters, np.int32)
-        stage.advance()
-        for cluster in range(clusters):
-            members = np.flatnonzero(outer_of == cluster)
-            head_of[members] = kmeans(flat[members], inner, seed + 1 + cluster)
-            heads[cluster] = head_of[members].max() + 1
-            stage.advance()
-    if heads.sum() < outer * inner:
-        progress.log(f"features coincide: {heads.sum()} clusters in place of {outer} x {inner}")
-    return Labels(outer_of.reshape(n, positions), head_of.reshape(n, positions), heads)
 
 
 def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int) -> npt.NDArray[np.int32]:
@@ -100,7 +63,8 @@ def divide(
     labels : int32 (n,)
         The old numbers, and first_new + j for new cluster j.
     origins : int64 (m,)
-        For each new cluster an old one that it has many features of, no two the same; m < extra where features coincide.
+        For each new cluster an old one that it has many features of, no two the same; m < extra where features
+        coincide.
 
     """
     old = np.unique(labels)

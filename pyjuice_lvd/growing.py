@@ -24,7 +24,7 @@ Record = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Grown:
-    """What `progressive_growing` and `one_shot` learn: a circuit of several heads, and the head of each patch, int32 (n,)."""
+    """A circuit of one or more heads, and the head of each patch it was learned from, int32 (n,)."""
 
     circuit: Circuit
     labels: Heads
@@ -39,15 +39,16 @@ def progressive_growing(
     circuit: CircuitSettings | None = None,
     growing: GrowingSettings | None = None,
     seed: int = 0,
+    name: str = "patches",
     record: Record = lambda _: None,
     progress: Progress = SILENT,
 ) -> Grown:
-    """Learn p(x | z) and the labels z together, z growing value by value: from patches and any features of them.
+    """Learn p(x | z) and the labels z together, from patches and any features of them.
 
-    Each round (1) trains the circuit by EM on log p(x | z) and prunes it, (2) relabels z = argmax p(x | z), (3) picks the
-    clusters of lowest mean log-likelihood, up to a share of the patches, (4) divides those by K-means on h into more
-    clusters, and grows the circuit by a head for each new one. It ends with (1), at `num_heads` heads, or at fewer where
-    the patches or their features cannot be told apart: that is said in the log.
+    Each round (1) trains the circuit by EM on log p(x | z) and prunes it, (2) relabels z = argmax p(x | z), (3) picks
+    the clusters of lowest mean log-likelihood, up to a share of the patches, (4) divides those by K-means on h into
+    more clusters, and grows the circuit by a head for each new one. It ends with (1), at `num_heads` heads, or at fewer
+    where features cannot be told apart: that is said in the log.
 
     Parameters
     ----------
@@ -63,10 +64,12 @@ def progressive_growing(
         Of EM (`CircuitSettings`) and of the rounds (`GrowingSettings`).
     seed : int
         Of everything random.
+    name : str
+        What messages call these patches.
     record : callable
         Gets one record (plain numbers) after each round.
     progress : Progress
-        Where the work is shown.
+        Where messages are shown.
 
     Raises InputError where the patches, features or settings are not what is wanted.
 
@@ -76,18 +79,23 @@ def progressive_growing(
     pc, labels = _first_circuit(patches, features, num_heads, num_cats, em, rounds, seed)
     number = 0
     while True:
-        started = time.monotonic()
-        pc, measured = _train(pc, patches, labels, em, rounds, seed + number)
-        scores = pc.log_likelihood(patches, head="all")
-        measured |= {"log_likelihood": float(scores[np.arange(len(labels)), labels].mean())}
-        grown = None
+        started, own_seed = time.monotonic(), derived_seed(seed, number)
+        pc, measured = _train(pc, patches, labels, em, rounds, own_seed)
+        following, message = None, ""
         if pc.num_heads < num_heads:
-            grown = _next(pc, scores, labels, patches, features, num_heads, rounds, seed + number, measured, progress)
-        record({"stage": "growing", "round": number, **_size(pc), **measured, "seconds": time.monotonic() - started})
-        if grown is None:
+            following, message = _next(pc, labels, patches, features, num_heads, rounds, own_seed, measured)
+        record({"stage": "growing", "round": number, **measured, "seconds": time.monotonic() - started})
+        if message:
+            progress.log(f"{name}: {message}")
+        if following is None:
             return Grown(pc, labels)
-        pc, labels = grown
+        pc, labels = following
         number += 1
+
+
+def derived_seed(seed: int, *numbers: int) -> int:
+    """Derive a seed for a numbered part of the work, which has nothing to do with another part's or another seed's."""
+    return int(np.random.SeedSequence((seed, *numbers)).generate_state(1)[0])
 
 
 def one_shot(
@@ -100,7 +108,7 @@ def one_shot(
     seed: int = 0,
     record: Record = lambda _: None,
 ) -> Grown:
-    """Learn p(x | z) for labels z by K-means on h, without feedback from the circuit: the baseline of the paper's Sec. 4.
+    """Learn p(x | z) for labels z by K-means on h, without feedback from the circuit: the paper's baseline (Sec. 4).
 
     Parameters and errors are those of `progressive_growing`.
     """
@@ -158,17 +166,29 @@ def _em(pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, seed: int) ->
 def _train(
     pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, rounds: GrowingSettings, seed: int
 ) -> tuple[Circuit, dict[str, Any]]:
-    """Step 1: EM on log p(x | z), and pruning, whose loss is measured."""
+    """Step 1: EM on log p(x | z), and pruning; with what was measured."""
     history = _em(pc, x, labels, em, seed)
-    before = _own(pc, x, labels)
+    before = _own_scores(pc, x, labels)
     pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
-    loss = before - _own(pruned, x, labels)
-    return pruned, {"em": history, "pruned_edges": pc.num_edges - pruned.num_edges, "pruning_loss": loss}
+    after = _own_scores(pruned, x, labels)
+    return pruned, {
+        **_size(pruned),
+        "em": history,
+        "log_likelihood": float(after.mean()),
+        "cluster_log_likelihoods": _means(after, labels, pruned.num_heads),
+        "pruned_edges": pc.num_edges - pruned.num_edges,
+        "pruning_loss": float(before.mean() - after.mean()),
+    }
 
 
-def _own(pc: Circuit, x: Table, labels: Heads) -> float:
-    """Mean log-likelihood of the patches under their own heads, nats."""
-    return float(pc.log_likelihood(x, head="all")[np.arange(len(labels)), labels].mean())
+def _own_scores(pc: Circuit, x: Table, labels: Heads) -> npt.NDArray[np.float64]:
+    """log p(x | z) of each patch under its own head, nats."""
+    scores: npt.NDArray[np.float64] = pc.log_likelihood(x, head="all")[np.arange(len(labels)), labels]
+    return scores
+
+
+def _means(scores: npt.NDArray[np.float64], labels: Heads, heads: int) -> list[float]:
+    return [float(scores[labels == head].mean()) for head in range(heads)]
 
 
 def _size(pc: Circuit) -> dict[str, int]:
@@ -177,7 +197,6 @@ def _size(pc: Circuit) -> dict[str, int]:
 
 def _next(
     pc: Circuit,
-    scores: npt.NDArray[np.float64],
     labels: Heads,
     x: Table,
     h: npt.NDArray[np.float32],
@@ -185,29 +204,30 @@ def _next(
     rounds: GrowingSettings,
     seed: int,
     measured: dict[str, Any],
-    progress: Progress,
-) -> tuple[Circuit, Heads] | None:
-    """Steps 2 to 4: the circuit and labels of the next round, or None where there is nothing to divide."""
+) -> tuple[tuple[Circuit, Heads] | None, str]:
+    """Steps 2 to 4: the circuit and labels of the next round, None if it would have no more heads; and what to say."""
+    before = pc.num_heads
+    scores = pc.log_likelihood(x, head="all")
     moved = relabel(scores, labels, rounds.stickiness)
     measured["moved"] = int((moved != labels).sum())
     used, again = np.unique(moved, return_inverse=True)
     labels = again.astype(np.int32)
-    if len(used) < pc.num_heads:
-        progress.log(f"{pc.num_heads - len(used)} of {pc.num_heads} heads have no patch any more, and are dropped")
+    message = ""
+    if len(used) < before:
+        message = f"{before - len(used)} of {before} heads had no patch left, and were dropped"
         pc, scores = pc.with_heads(used), scores[:, used]
-    means = np.array([scores[labels == head, head].mean() for head in range(len(used))])
-    measured["cluster_log_likelihoods"] = means.tolist()
-    picked = pick(means, np.bincount(labels), rounds.share)
+    means = _means(scores[np.arange(len(labels)), labels], labels, pc.num_heads)
+    picked = pick(np.array(means), np.bincount(labels), rounds.share)
     members = np.flatnonzero(np.isin(labels, picked))
-    most = len(picked) if rounds.new_heads == "double" else 1
-    divided, origins = divide(h[members], labels[members], min(most, num_heads - pc.num_heads), pc.num_heads, seed)
-    measured |= {"cluster_log_likelihoods": means.tolist(), "picked": picked.tolist(), "new_heads": len(origins)}
-    if not len(origins):
-        progress.log(f"{pc.num_heads} heads in place of {num_heads}: the features of the patches cannot be told apart")
-        return None
+    wanted = min(len(picked) if rounds.new_heads == "double" else 1, num_heads - pc.num_heads)
+    divided, origins = divide(h[members], labels[members], wanted, pc.num_heads, seed)
+    measured |= {"picked": picked.tolist(), "new_heads": len(origins)}
+    if pc.num_heads + len(origins) <= before:
+        return None, f"{before} heads in place of {num_heads}: no more clusters can be told apart"
+    # The flows that say what to copy are those of the patches as they are labelled now, before the division.
     grown = pc.grow(x, heads=labels, select=origins, threshold=rounds.threshold, noise=rounds.noise, seed=seed)
     labels[members] = divided
-    return grown, labels
+    return (grown, labels), message
 
 
 def relabel(scores: npt.NDArray[np.float64], labels: Heads, stickiness: float = 0.0) -> Heads:

@@ -18,7 +18,7 @@ from pyjuice_lvd.images import parse_crop
 from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings
 
-METHODS = ("lvd",)
+METHODS = ("lvd-pg", "lvd")
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"start": 1, "tree_per_head": False, "quantized": False, "stickiness": 0.0, "new_heads": "double"},
     "reference": {"start": 2, "tree_per_head": True, "quantized": True, "stickiness": 1.0, "new_heads": "one"},
@@ -242,7 +242,7 @@ def resolve(
 
 
 def _with_variant(layer: dict[str, Any]) -> dict[str, Any]:
-    """Add to a layer that names a variant of progressive growing what this stands for, under what the layer itself sets."""
+    """Add to a layer that names a variant of progressive growing what that sets, under what the layer itself sets."""
     growing = layer.get("growing", {})
     return {**layer, "growing": {**VARIANTS.get(growing.get("variant"), {}), **growing}}
 
