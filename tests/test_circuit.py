@@ -12,8 +12,8 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.runs import read_arrays, write_arrays
 from pyjuice_lvd.progress import SILENT
+from pyjuice_lvd.runs import read_arrays, write_arrays
 
 Silent = type(SILENT)
 

@@ -25,7 +25,7 @@ _Entry = ctypes.CFUNCTYPE(  # unlike PYFUNCTYPE, it lets other Python threads ru
 )
 
 # Loads the package and gives the address of its C entry, or "!" and what went wrong. Its value is a String in any case.
-# Julia keeps one precompiled LVDJuice in a depot, wherever its sources are. A depot inside the user's own for each folder
+# Julia keeps one precompiled LVDJuice in a depot, wherever its sources are. A depot inside the user's for each folder
 # of sources keeps those of two checkouts, or of two installed versions, apart.
 BOOT = """
 let sources = raw"{sources}"
