@@ -505,9 +505,15 @@ class Circuit:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a `.safetensors`, `.jpc` or `.jpc.gz` file.
 
-        Raises InputError, with the line where there are lines, if it is missing, damaged or no valid circuit.
+        Raises InputError, with the line where there are lines, if it is missing, damaged or no valid circuit: one that
+        is not smooth or not decomposable included.
         """
-        return cls(read_circuit(path))
+        circuit = cls(read_circuit(path))
+        try:
+            circuit._engine.plan(soft=False)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        return circuit
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.

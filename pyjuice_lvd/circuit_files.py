@@ -27,6 +27,9 @@ _UNPACKED_FREE = 2**28
 _UNPACKED_RATIO = 100
 _CHUNK = 2**20
 
+# A circuit may have so many variables beyond one for each byte of its file: memory follows the file, not its claims.
+_FREE_VARIABLES = 2**16
+
 
 def write_circuit(path: str | os.PathLike[str], circuit: julia.Handle) -> None:
     """Write a circuit to the kind of file that the name says, aside and renamed."""
@@ -79,6 +82,9 @@ def _read_safetensors(path: str | os.PathLike[str]) -> julia.Handle:
         ordered = [arrays[name] for name in ARRAYS]
     except (KeyError, ValueError) as error:
         raise InputError(f"damaged ({error}), wanted a circuit") from error
+    most = _FREE_VARIABLES + Path(path).stat().st_size
+    if not 0 <= num_vars <= most:
+        raise InputError(f"found {num_vars} variables, wanted 0..{most} in a file of this size")
     circuit: julia.Handle = julia.call("circuit_of", num_vars, *ordered)
     return circuit
 

@@ -13,6 +13,7 @@ from pyjuice_lvd import Circuit
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import SILENT
+from pyjuice_lvd.runs import read_arrays, write_arrays
 
 Silent = type(SILENT)
 
@@ -129,6 +130,16 @@ def test_equal_circuits_give_equal_files(data: np.ndarray, tmp_path: Path, suffi
     for name in ("one", "two"):
         pc.save(tmp_path / f"{name}{suffix}")
     assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
+
+
+def test_a_file_that_claims_too_many_variables_is_refused(data: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    Circuit.hclt(data, num_latents=4, num_cats=3).save(path)
+    arrays, metadata = read_arrays(path)
+    for claim in (10**15, -1):
+        write_arrays(path, arrays, {**metadata, "num_vars": str(claim)})
+        with pytest.raises(InputError, match=rf"model\.safetensors: found {claim} variables, wanted 0\.\."):
+            Circuit.load(path)
 
 
 def test_files_that_are_no_circuits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

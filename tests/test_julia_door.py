@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -360,3 +362,29 @@ def test_extensions_imported_after_julia_may_throw_cxx_exceptions() -> None:
     """
     ran = python(code)
     assert ran.stdout == "caught 1\n", ran.stderr
+
+
+def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> None:
+    # The door in front of a package that is nothing but the boundary: it precompiles in a moment.
+    here = Path(find.__file__).parent
+    for checkout in (tmp_path / "one", tmp_path / "two"):
+        shutil.copytree(here, checkout / "pyjuice_lvd" / "julia", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(here.parent / "errors.py", checkout / "pyjuice_lvd")
+        (checkout / "pyjuice_lvd" / "__init__.py").touch()
+        sources = checkout / "julia" / "src"
+        sources.mkdir(parents=True)
+        shutil.copy(find.sources() / "boundary.jl", sources)
+        (sources / "LVDJuice.jl").write_text('module LVDJuice\ninclude("boundary.jl")\nend\n')
+        # As in a wheel that someone else installed.
+        sources.chmod(0o555)
+    code = "from pyjuice_lvd import julia; info = julia.start(); print(info.sources, info.depot)"
+    precompiled: list[dict[Path, bytes]] = []
+    for checkout in (tmp_path / "one", tmp_path / "two", tmp_path / "one"):
+        ran = python(
+            code, PYTHONSAFEPATH="1", PYTHONPATH=str(checkout), JULIA_DEPOT_PATH=f"{tmp_path / 'depot'}{os.pathsep}"
+        )
+        assert ran.stdout.split() == [str(checkout / "julia" / "src"), str(tmp_path / "depot")], ran.stderr
+        precompiled.append({file: file.read_bytes() for file in (tmp_path / "depot").glob("**/LVDJuice*.ji")})
+    first, both, again = precompiled
+    assert (len(first), len(both)) == (1, 2)
+    assert again == both  # each compilation has a number of its own: there was no third

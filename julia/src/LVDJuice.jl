@@ -34,6 +34,7 @@ include("support.jl")
 include("prune.jl")
 include("grow.jl")
 include("interface.jl")
+include("bench.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, MutualInformationJob

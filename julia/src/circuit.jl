@@ -28,7 +28,8 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | `heads` | Int32 | the heads' unit indices |
 
 Structure is fixed; `weight`, `leaf` and `success` are learned in place. Throws an `ArgumentError` that names the unit and the reason
-where the arrays are no valid circuit; `Plan` checks smoothness and decomposability.
+where the arrays are no valid circuit, inputs of one variable with different numbers of categories included; `Plan` checks
+smoothness and decomposability.
 """
 struct Circuit
     num_vars::Int
@@ -67,6 +68,15 @@ children(c::Circuit, u) = view(c.child, edges(c, u))
 "The probabilities of the categories of input `u`."
 probabilities(c::Circuit, u) = view(c.leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
 
+"The number of categories of each variable; 0 where no input looks at it."
+function category_limits(c::Circuit)
+    limits = zeros(Int32, c.num_vars)
+    for u in 1:num_units(c)
+        isinput(c.kind[u]) && (limits[c.variable[u]] = c.categories[u])
+    end
+    return limits
+end
+
 invalid(u, reason) = throw(ArgumentError("invalid circuit: unit $(u - 1): $reason"))  # ids count from 0, as in .jpc
 
 const WEIGHT_TOLERANCE = 1e-3  # of a sum's total weight: Float32 sums over thousands of edges, decimal files
@@ -82,6 +92,7 @@ function check(c::Circuit)
     length(c.weight) == length(c.child) ||
         throw(ArgumentError("invalid circuit: $(length(c.weight)) weights for $(length(c.child)) edges"))
     isempty(c.heads) && throw(ArgumentError("invalid circuit: no head"))
+    first_input = Dict{Int32,Int}()  # of each variable: a value means the same to all of its inputs
     for u in 1:n
         c.child_start[u + 1] >= c.child_start[u] || invalid(u, "its children end before they begin")
         for v in children(c, u)
@@ -89,6 +100,9 @@ function check(c::Circuit)
         end
         if c.kind[u] in (CATEGORICAL, INDICATOR, LITERAL, BINOMIAL)
             check_input(c, u)
+            v = get!(first_input, c.variable[u], u)
+            c.categories[u] == c.categories[v] ||
+                invalid(u, "variable $(c.variable[u]) has $(c.categories[u]) categories here, $(c.categories[v]) in unit $(v - 1)")
         elseif c.kind[u] == PRODUCT || c.kind[u] == SUM
             isempty(children(c, u)) && invalid(u, "no children")
             c.kind[u] == SUM && check_weights(u, view(c.weight, edges(c, u)))

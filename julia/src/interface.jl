@@ -24,15 +24,6 @@ query(X, mask) = Masked(X, mask)
 "Throws an `ArgumentError` that names the first value which is no category of its variable."
 check_table(c::Circuit, X, mask) = check_data(query(X, mask), category_limits(c))
 
-function category_limits(c::Circuit)
-    limits = zeros(Int32, c.num_vars)
-    for u in 1:num_units(c)
-        i = c.variable[u]
-        isinput(c.kind[u]) && (limits[i] = limits[i] == 0 ? c.categories[u] : min(limits[i], c.categories[u]))
-    end
-    return limits
-end
-
 "Fills `out`, (heads, samples), with the log-likelihoods of all heads, or, where it has one row, of head `head`."
 log_likelihoods!(out, plan::Plan, X, mask, head) =
     (log_likelihood!(out, plan, query(X, mask), which_heads(plan, head)); nothing)

@@ -67,12 +67,6 @@ end
 function Plan(c::Circuit; soft::Bool=false)
     group_of, place, members = ordered_groups(c)
     head_group = group_of[c.heads]
-    limits = zeros(Int32, c.num_vars)
-    for u in 1:num_units(c)
-        isinput(c.kind[u]) || continue
-        i = c.variable[u]
-        limits[i] = limits[i] == 0 ? c.categories[u] : min(limits[i], c.categories[u])
-    end
 
     factors, blocks = Vector{Factor}[], Vector{Block}[]
     parents = [Tuple{Int,Bool}[] for _ in members]  # (parent group, whether it is a product that takes each unit once, in order)
@@ -120,7 +114,7 @@ function Plan(c::Circuit; soft::Bool=false)
                             blocks[g], value[g], flow[g], shares_value[g], shares_flow[g], clear[g]))
         widest = max(widest, length(m.units))
     end
-    return Plan(c, groups, head_group, place[c.heads], value_columns, flow_columns, widest, limits, soft)
+    return Plan(c, groups, head_group, place[c.heads], value_columns, flow_columns, widest, category_limits(c), soft)
 end
 
 """

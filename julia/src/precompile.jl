@@ -1,12 +1,14 @@
 # What a process needs at its start is inferred when the package is precompiled, not when it is first called.
 
+for X in (Masked{Matrix{UInt8}}, Masked{Matrix{Int32}}, Matrix{UInt8}, Matrix{Int32}, SoftEvidence)
+    precompile(log_likelihood!, (Matrix{Float64}, Plan, X, UnitRange{Int}))
+    precompile(forward!, (Workspace, Plan, X))
+end
 for X in (Matrix{UInt8}, Matrix{Int32}, SoftEvidence)
     precompile(EMJob, (Circuit, X, Vector{Int32}))
     precompile(em_job, (Circuit, X, Vector{Int32}, Vector{Float32}, Int, Int, Float64, Float64, Float64, Bool, Int))
     precompile(advance!, (EMJob{X}, Float64))
     precompile(em_step!, (EMJob{X}, Int, Int))
-    precompile(log_likelihood!, (Matrix{Float64}, Plan, X, UnitRange{Int}))
-    precompile(forward!, (Workspace, Plan, X))
     precompile(flows!, (Statistics, Workspace, Plan, X, Sources, Int))
     X == SoftEvidence || precompile(mutual_information_job, (X, Int, Float64))
 end
@@ -14,3 +16,5 @@ precompile(advance!, (MutualInformationJob, Float64))
 precompile(hclt_circuit, (Matrix{Float64}, Int, Int, Int, Float64, Int))
 precompile(apply!, (Plan, Vector{Statistics}, Float64, Float64))
 precompile(Plan, (Circuit,))
+precompile(read_jpc, (String,))
+precompile(write_jpc, (String, Circuit))

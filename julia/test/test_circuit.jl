@@ -20,6 +20,8 @@ end
     @test occursin("unit 4: no children", refused(b -> LVDJuice.add_sum!(b, Int[], Float32[])))
     @test occursin("unit 4: parameter NaN", refused(b -> LVDJuice.add_sum!(b, [1, 2], [NaN32, 1])))
     @test occursin("unit 4: variable 3 is outside 1..2", refused(b -> LVDJuice.add_inputs!(b, 3, Float32[0.5 0.5])))
+    @test occursin("unit 5: variable 2 has 3 categories here, 2 in unit 2",
+                   refused(b -> (LVDJuice.add_inputs!(b, 1, table[1:1, :]); LVDJuice.add_inputs!(b, 2, ones(Float32, 1, 3) ./ 3))))
     @test occursin("head 8", message_of(() -> Circuit(builder(), [9])))
 end
 

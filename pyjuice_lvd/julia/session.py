@@ -25,13 +25,22 @@ _Entry = ctypes.CFUNCTYPE(  # unlike PYFUNCTYPE, it lets other Python threads ru
 )
 
 # Loads the package and gives the address of its C entry, or "!" and what went wrong. Its value is a String in any case.
+# Julia keeps one precompiled LVDJuice in a depot, wherever its sources are. A depot inside the user's for each folder
+# of sources keeps those of two checkouts, or of two installed versions, apart.
 BOOT = """
-try
-    pushfirst!(LOAD_PATH, raw"{sources}")
-    @eval Main using LVDJuice
-    string(Base.invokelatest(() -> Main.LVDJuice.Boundary.open_door()))  # the name is younger than this expression
-catch e
-    string("!", sprint(showerror, e))
+let sources = raw"{sources}"
+    try
+        pushfirst!(LOAD_PATH, sources)
+        pushfirst!(DEPOT_PATH, joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(sources); base = 16)))
+        try
+            @eval Main using LVDJuice
+        finally
+            popfirst!(DEPOT_PATH)
+        end
+        string(Base.invokelatest(() -> Main.LVDJuice.Boundary.open_door()))  # the name is younger than this expression
+    catch e
+        string("!", sprint(showerror, e))
+    end
 end
 """
 

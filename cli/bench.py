@@ -1,0 +1,28 @@
+"""`lvd-juice bench`: the engine's speed on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.bench import as_text, run_bench
+from pyjuice_lvd.progress import make_progress
+from pyjuice_lvd.runs import json_text
+
+from .options import json_option, quiet_option
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer repetitions and sizes: half a minute instead of some minutes.")
+@json_option
+@quiet_option
+def bench(quick: bool, as_json: bool, quiet: bool) -> None:
+    """Measure the engine's speed on this machine, as ratios taken in one run.
+
+    Each circuit that is timed is first held to an independent evaluation: status 1 if its answers differ. Then come the
+    times of EM steps and likelihoods beside sgemm's, their growth with samples, edges and threads, memory and start-up,
+    and cirkit's times on the same circuit where it is installed. All on one thread, but for the growth with threads.
+    """
+    julia.start(threads=1)
+    result = run_bench(quick=quick, progress=make_progress(quiet))
+    click.echo(json_text(result) if as_json else as_text(result))

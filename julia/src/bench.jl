@@ -1,0 +1,95 @@
+"""
+What `lvd-juice bench` needs beside the engine: its independent evaluation in Float64, and timings of several pieces of work
+taken in turn, so that their ratios mean something on a machine that others use too.
+"""
+module Bench
+
+using ..LVDJuice: Circuit, Plan, EMJob, PRODUCT, SUM, CATEGORICAL
+using ..LVDJuice: edges, em_step!, isinput, log_likelihood!, log_values, num_samples, num_units
+using LinearAlgebra: BLAS
+
+"The BLAS behind sgemm, and the kind of CPU that it takes this one for."
+blas() = strip(string(isdefined(BLAS, :get_config) ? BLAS.get_config() : BLAS.openblas_get_config()))
+
+"log p of every sample under head 1, in nats, evaluated unit by unit in the log domain."
+reference_log_likelihood(c::Circuit, X) = [log_values(c, X, n)[c.heads[1]] for n in 1:num_samples(X)]
+
+"""
+The parameters (weights, leaf) after one whole EM step (DESIGN 4, step size 1) on `X` under head 1, from the log-domain values,
+for a circuit whose inputs are categorical.
+"""
+function reference_step(c::Circuit, X, pseudocount)
+    weight, leaf = zeros(length(c.weight)), zeros(length(c.leaf))
+    for n in 1:num_samples(X)
+        value, flow = log_values(c, X, n), zeros(num_units(c))
+        flow[c.heads[1]] = 1
+        for u in reverse(1:num_units(c))
+            if isinput(c.kind[u])
+                leaf[c.param_start[u] + X[c.variable[u], n] * c.param_stride[u]] += flow[u]
+            else
+                for e in edges(c, u)
+                    v = c.child[e]
+                    share = c.kind[u] == PRODUCT ? flow[u] : c.weight[e] * exp(value[v] - value[u]) * flow[u]
+                    weight[e] += share
+                    flow[v] += share
+                end
+            end
+        end
+    end
+    for u in 1:num_units(c)
+        if c.kind[u] == SUM
+            settle!(view(weight, edges(c, u)), pseudocount)
+        elseif c.kind[u] == PRODUCT
+            weight[edges(c, u)] .= 1
+        elseif c.kind[u] == CATEGORICAL
+            settle!(view(leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])), pseudocount)
+        end
+    end
+    return weight, leaf
+end
+
+settle!(flow, pseudocount) = flow .= (flow .+ pseudocount / length(flow)) ./ (sum(flow) + pseudocount)
+
+"""
+Seconds of each EM step, of each evaluation of all likelihoods and of each product of two `n` by `n` matrices: three vectors.
+In each of `rounds` rounds each has its turn of `share` seconds, after a first run that is not counted. An EM step is one batch.
+"""
+function timings(plan::Plan, job::EMJob, X, n, rounds, share)
+    out, a, b, c = zeros(1, num_samples(X)), ones(Float32, n, n), ones(Float32, n, n), zeros(Float32, n, n)
+    works = (() -> em_step!(job, 1, job.batch_size), () -> log_likelihood!(out, plan, X, 1:1),
+             () -> BLAS.gemm!('N', 'N', 1f0, a, b, 0f0, c))
+    seconds = (Float64[], Float64[], Float64[])
+    for _ in 1:rounds, (work, times) in zip(works, seconds)
+        work()
+        last = began = time_ns()
+        while last - began < 1e9 * share
+            work()
+            now = time_ns()
+            push!(times, 1e-9 * (now - last))
+            last = now
+        end
+    end
+    return seconds
+end
+
+"""
+Bytes: the arrays of an EM job, without its data; what one of its steps allocates; the parameters; one thread's tile of values
+and flows.
+"""
+function memory(c::Circuit, X)
+    job = EMJob(c, X, ones(Int32, num_samples(X)); batch_size=num_samples(X))
+    em_step!(job, 1, job.batch_size)  # compiles
+    allocated = @allocated em_step!(job, 1, job.batch_size)
+    tile = job.workspaces[1]
+    return array_bytes(job) - sizeof(X), allocated, sizeof(c.weight) + sizeof(c.leaf), sizeof(tile.values) + sizeof(tile.flows)
+end
+
+"Bytes of the arrays that are reached from `x`, each once. (`Base.summarysize` of Julia 1.5 does not look into arrays of structs.)"
+function array_bytes(x, seen=Base.IdSet{Any}())
+    x isa Array || return sum(Int[array_bytes(getfield(x, i), seen) for i in 1:nfields(x)])
+    x in seen && return 0
+    push!(seen, x)
+    return sizeof(x) + (isbitstype(eltype(x)) ? 0 : sum(Int[array_bytes(y, seen) for y in x]))
+end
+
+end

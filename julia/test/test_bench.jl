@@ -1,0 +1,26 @@
+@testset "the benchmark's reference is the definition" begin
+    rng = MersenneTwister(7)
+    c = hclt([2, 0, 2, 3]; latents=3, categories=4, seed=1)
+    X = rand(rng, 0:3, 4, 20)
+    expected = [log(reference_values(c, X[:, n])[c.heads[1]]) for n in 1:20]
+    @test LVDJuice.Bench.reference_log_likelihood(c, X) ≈ expected rtol=1e-12
+    weight, leaf = LVDJuice.Bench.reference_step(c, X, 0.1)
+    expected_weight, expected_leaf = reference_step(c, X, ones(Int, 20), 1.0, 0.1)
+    @test weight ≈ expected_weight rtol=1e-12
+    @test leaf ≈ expected_leaf rtol=1e-12
+end
+
+@testset "timings and memory of an EM job" begin
+    c = hclt([0, 1, 2]; latents=4, categories=3)
+    X = rand(MersenneTwister(8), Int32(0):Int32(2), 3, 100)
+    job = EMJob(c, X, ones(Int32, 100); batch_size=100)
+    for seconds in LVDJuice.Bench.timings(Plan(c), job, X, 8, 2, 0.01)
+        @test length(seconds) >= 2 && all(s -> 0 <= s < 10, seconds)
+    end
+    shared = zeros(10)
+    @test LVDJuice.Bench.array_bytes((shared, [shared, zeros(5)], 3, "text")) - sizeof([shared, shared]) == 120
+    bytes, allocated, parameters, tile = LVDJuice.Bench.memory(c, X)
+    @test parameters == 4 * (length(c.weight) + length(c.leaf))
+    @test bytes > 2 * parameters + Threads.nthreads() * tile
+    @test tile % (4 * LVDJuice.TILE) == 0
+end

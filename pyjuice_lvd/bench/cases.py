@@ -1,0 +1,147 @@
+"""The circuits that are timed, their parity with an independent evaluation, and their timings beside sgemm's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.engine import Engine
+from pyjuice_lvd.errors import LVDJuiceError
+from pyjuice_lvd.tables import as_heads, as_weights
+
+TOLERANCE = 1e-5
+"""The largest relative error of a circuit whose timings count."""
+
+FORWARD_FLOPS, BACKWARD_FLOPS = 2, 4
+"""Useful operations of a sum's edge for each sample: w x for a value; w r and x r for its child's flow and its own."""
+
+PARITY_ROWS = 8
+SGEMM_SIZE = 1024
+STEP_SIZE, PSEUDOCOUNT = 0.1, 0.1
+
+Times = npt.NDArray[np.float64]
+
+
+class ParityError(LVDJuiceError):
+    """A circuit that is timed gives other answers than the independent evaluation: its timings mean nothing."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An HCLT over a random tree, and random rows, as many as a batch has."""
+
+    name: str
+    num_vars: int
+    num_latents: int
+    num_cats: int
+    batch_size: int
+
+    def parent(self) -> npt.NDArray[np.int64]:
+        """Draw the tree: a parent for each variable, -1 for the root."""
+        rng = np.random.default_rng(self.num_vars)
+        return np.array([-1, *(rng.integers(0, i) for i in range(1, self.num_vars))])
+
+    def circuit(self) -> Circuit:
+        """Make the circuit, untrained."""
+        return Circuit.from_tree(self.parent(), num_latents=self.num_latents, num_cats=self.num_cats)
+
+    def rows(self, n: int) -> npt.NDArray[np.uint8]:
+        """Draw rows, uint8 (n, num_vars)."""
+        return np.random.default_rng(n).integers(0, self.num_cats, (n, self.num_vars), np.uint8)
+
+
+CASES = (
+    Case("image", num_vars=256, num_latents=16, num_cats=256, batch_size=128),
+    Case("patch", num_vars=48, num_latents=16, num_cats=256, batch_size=256),
+    Case("128 latents", num_vars=32, num_latents=128, num_cats=16, batch_size=256),
+    Case("256 latents", num_vars=16, num_latents=256, num_cats=16, batch_size=256),
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long timings take: `rounds` times, every piece of work has its turn of `share` seconds."""
+
+    rounds: int
+    share: float
+
+
+def engine_of(circuit: Circuit) -> Engine:
+    """Give what stands behind a circuit, which the public face has no need of."""
+    return circuit._engine
+
+
+def sum_edges(circuit: Circuit) -> int:
+    """Count the edges of sums."""
+    arrays = engine_of(circuit).arrays()
+    return int(np.diff(arrays["child_start"])[arrays["kind"] == 2].sum())
+
+
+def check_parity(name: str, circuit: Circuit, X: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """Hold a circuit to LVDJuice's evaluation unit by unit, in the log domain and Float64, on a few rows.
+
+    Returns the largest relative errors of their log-likelihoods, and of the parameters after one whole EM step on them
+    (the circuit then gets its parameters back). Raises ParityError, which names the case, for one above TOLERANCE.
+    """
+    rows, handle = X[:PARITY_ROWS], engine_of(circuit).circuit
+    reference = julia.call("Bench.reference_log_likelihood", handle, rows)
+    errors = {"log_likelihood": _relative_error(circuit.log_likelihood(rows), reference)}
+    wanted = julia.call("Bench.reference_step", handle, rows, PSEUDOCOUNT)
+    before = [array.copy() for array in circuit.parameters()]
+    circuit.fit_em(rows, epochs=1, batch_size=len(rows), step_size=1.0, pseudocount=PSEUDOCOUNT)
+    found = circuit.parameters()
+    errors["em_step"] = max(_relative_error(a, b) for a, b in zip(found, wanted, strict=True))
+    for array, values in zip(found, before, strict=True):
+        array[:] = values
+    for what, error in errors.items():
+        if not error < TOLERANCE:
+            raise ParityError(f"case {name!r}: relative error {error:.1e} of {what}, wanted below {TOLERANCE:.0e}")
+    return errors
+
+
+def _relative_error(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    return float(np.max(np.abs(found - wanted) / np.abs(wanted)))
+
+
+def batch_job(circuit: Circuit, X: npt.NDArray[np.uint8], batch_size: int, epochs: int) -> julia.Handle:
+    """Start an EM job, which borrows X."""
+    n, endless = len(X), (STEP_SIZE, STEP_SIZE, PSEUDOCOUNT, False, 0)
+    handle, sources = engine_of(circuit).circuit, (as_heads(None, n, 1), as_weights(None, n))
+    job: julia.Handle = julia.call("em_job", handle, X, *sources, epochs, batch_size, *endless)
+    return job
+
+
+def time_circuit(circuit: Circuit, X: npt.NDArray[np.uint8], effort: Effort) -> dict[str, Any]:
+    """Time EM steps on all of X as one batch, all likelihoods, and sgemm on one thread, in turn.
+
+    Gives milliseconds (the least and the median) and GFLOP/s (of the least): for sums, the operations that count are
+    FORWARD_FLOPS an edge and sample for a likelihood, and BACKWARD_FLOPS more for an EM step.
+    """
+    job = batch_job(circuit, X, len(X), 1)
+    plan = engine_of(circuit).plan(soft=False)
+    em, likelihood, sgemm = julia.call("Bench.timings", plan, job, X, SGEMM_SIZE, effort.rounds, effort.share)
+    work, rate = sum_edges(circuit) * len(X), _gflops(2 * SGEMM_SIZE**3, sgemm)
+    em_rate = _gflops((FORWARD_FLOPS + BACKWARD_FLOPS) * work, em)
+    return {
+        "edges": sum_edges(circuit),
+        "em_step_ms": milliseconds(em),
+        "likelihood_ms": milliseconds(likelihood),
+        "em_step_gflops": em_rate,
+        "likelihood_gflops": _gflops(FORWARD_FLOPS * work, likelihood),
+        "sgemm_gflops": rate,
+        "em_step_of_sgemm": em_rate / rate,
+    }
+
+
+def milliseconds(times: Times) -> dict[str, float]:
+    """Sum up seconds."""
+    return {"min": 1e3 * float(np.min(times)), "median": 1e3 * float(np.median(times))}
+
+
+def _gflops(operations: float, times: Times) -> float:
+    return 1e-9 * operations / float(np.min(times))
