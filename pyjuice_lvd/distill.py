@@ -169,8 +169,6 @@ def _patch_circuits(
                 pseudocount=settings.circuit.pseudocount,
                 seed=settings.seed,
             )
-            if path is not None:
-                circuit.save(path)
             record(
                 {
                     "stage": "patch circuit",
@@ -182,6 +180,8 @@ def _patch_circuits(
                     "seconds": time.monotonic() - started,
                 }
             )
+            if path is not None:  # after the record: work that is done again is recorded again, in its place
+                circuit.save(path)
             circuits.append(circuit)
             stage.advance(len(members), cluster=f"{cluster + 1}/{len(labels.heads)}", log_likelihood=history[-1])
     return circuits
