@@ -117,7 +117,7 @@ def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: P
         for number, share in enumerate(shares):
             members = rows[clusters == number]
             tree = Circuit.hclt(members, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
-            tree.fit_em(members, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size[0], seed=seed)
+            tree.fit_em(members, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
             trees.append(tree)
             stage.advance(float(share))
     return Circuit.mixture(trees, weights=shares)
