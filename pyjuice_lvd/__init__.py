@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit
-    from pyjuice_lvd.estimators import LVD
+    from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
+    from pyjuice_lvd.estimators.lvd import LVD
 
-__all__ = ["LVD", "Circuit"]
+__all__ = ["HCLT", "LVD", "RATSPN", "Circuit"]
 
-_HOMES = {"Circuit": "pyjuice_lvd.circuit", "LVD": "pyjuice_lvd.estimators"}
+_HOMES = {
+    "Circuit": "pyjuice_lvd.circuit",
+    "HCLT": "pyjuice_lvd.estimators.baselines",
+    "LVD": "pyjuice_lvd.estimators.lvd",
+    "RATSPN": "pyjuice_lvd.estimators.baselines",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checkpoints import Checkpoint
 from pyjuice_lvd.circuit_files import read_circuit, write_circuit
 from pyjuice_lvd.engine import PIECE, Engine, Evidence, for_julia
 from pyjuice_lvd.errors import InputError
@@ -219,6 +220,8 @@ class Circuit:
         valid: npt.ArrayLike | Evidence | None = None,
         valid_heads: npt.ArrayLike | None = None,
         patience: int = 5,
+        checkpoint: str | os.PathLike[str] | None = None,
+        on_epoch: Callable[[History], None] | None = None,
         progress: Progress = SILENT,
     ) -> History:
         """Train by mini-batch EM (DESIGN 4), in place.
@@ -245,6 +248,11 @@ class Circuit:
             A validation set. The parameters with its best mean log-likelihood are kept, those from before included.
         patience : int
             Training ends after so many epochs in a row that did not improve the validation set's.
+        checkpoint : path, optional
+            A safetensors file, replaced after an epoch every few seconds. If it exists, training goes on from it; with
+            the same data, parameters and number of threads it ends in the very parameters of undisturbed training.
+        on_epoch : callable, optional
+            Gets the history after each epoch that is run here, before the checkpoint is written.
         progress : Progress
             Where the work is shown.
 
@@ -254,18 +262,15 @@ class Circuit:
             A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step; with a
             validation set, its scores in `.valid` and the epoch kept in `.best`.
 
-        Raises InputError where the data or a parameter is out of range. After Ctrl-C the circuit has the parameters of
-        the last finished batch, or with a validation set the best.
+        Raises InputError where the data or a parameter is out of range, or the checkpoint is of other training. After
+        Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
 
         """
         rows, _ = self._engine.rows(X)
         n, borrowed = len(rows), for_julia(rows)
         first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
         sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
-        job = julia.call(
-            "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
-            float(pseudocount), shuffle, seed,
-        )  # fmt: skip
+        learned = self._engine.learned()
         watch = None
         if valid is not None:
             held_out, held_out_heads = valid, valid_heads
@@ -273,8 +278,19 @@ class Circuit:
             def score() -> float:
                 return self._mean_score(held_out, held_out_heads)
 
-            watch = Validation(score, self._engine.learned(), patience)
-        history = History()
+            watch = Validation(score, learned, patience)
+        history, state = History(), None
+        if checkpoint is not None:
+            about = {
+                "structure": self._engine.structure, "rows": n, "epochs": epochs, "batch_size": batch_size,
+                "step_size": (first, last), "pseudocount": pseudocount, "shuffle": shuffle, "seed": seed,
+            }  # fmt: skip
+            state = Checkpoint(checkpoint, learned, about)
+            state.restore(history, watch)
+        job = julia.call(
+            "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
+            float(pseudocount), shuffle, seed, len(history),
+        )  # fmt: skip
         try:
             with progress.stage("EM", total=epochs * n, unit="samples") as stage:
                 while len(history) < epochs and not (watch and watch.over(history)):
@@ -285,6 +301,10 @@ class Circuit:
                         if watch:
                             watch.look(history)
                             stage.update(completed=finished * n, valid=history.valid[-1])
+                        if on_epoch:
+                            on_epoch(history)
+                        if state:
+                            state.epoch_done(history, watch)
         finally:
             if watch:
                 watch.restore()

@@ -61,6 +61,16 @@ def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     _write(figure, path)
 
 
+def plot_em(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the metrics of a run that is EM on one circuit."""
+    figure = _figure(5, 3.2)
+    axes = figure.subplots()
+    records = [record for record in metrics if record["stage"] == "EM"]
+    _line(axes, records, "epoch", {"train": "train", "validation": "valid"})
+    axes.set(title="EM", xlabel="epoch", ylabel="mean log p(x), nats")
+    _write(figure, path)
+
+
 def _line(axes: Axes, records: Sequence[Mapping[str, Any]], x: str, series: Mapping[str, str]) -> None:
     for label, name in series.items():
         points = [(record[x], record[name]) for record in records if record.get(name) is not None]

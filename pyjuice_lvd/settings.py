@@ -18,7 +18,9 @@ from pyjuice_lvd.images import parse_crop
 from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings
 
-METHODS = ("lvd-pg", "lvd")
+METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")
+BASELINES = ("hclt", "rat-spn")
+"""Methods of one circuit over whole images, or over the rows of a table."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"start": 1, "tree_per_head": False, "quantized": False, "stickiness": 0.0, "new_heads": "double"},
     "reference": {"start": 2, "tree_per_head": True, "quantized": True, "stickiness": 1.0, "new_heads": "one"},
@@ -153,6 +155,47 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
+class HCLTSettings:
+    """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
+
+    latents: int = 16
+    trees: int = 1
+    epochs: int = 50
+    """At most: see `patience`."""
+    batch_size: int = 256
+    step_size: tuple[float, float] = (0.8, 0.02)
+    pseudocount: float = 0.003
+    patience: int = 10
+    """EM ends after so many epochs without a better validation likelihood."""
+
+    def __post_init__(self) -> None:
+        _at_least("hclt.latents", self.latents, 1)
+        _at_least("hclt.trees", self.trees, 1)
+        _em("hclt", self)
+
+
+@dataclass(frozen=True)
+class RatSpnSettings:
+    """`[rat_spn]`: method `rat-spn`, a random and tensorised sum-product network over all variables."""
+
+    depth: int = 4
+    replicas: int = 8
+    sums: int = 16
+    inputs: int = 16
+    epochs: int = 50
+    """At most: see `patience`."""
+    batch_size: int = 256
+    step_size: tuple[float, float] = (0.8, 0.02)
+    pseudocount: float = 0.003
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "replicas", "sums", "inputs"):
+            _at_least(f"rat_spn.{name}", getattr(self, name), 1)
+        _em("rat_spn", self)
+
+
+@dataclass(frozen=True)
 class Settings:
     """A run's complete settings; docs/settings.md describes each. A value out of range is an InputError.
 
@@ -170,6 +213,8 @@ class Settings:
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
     growing: GrowingSettings = field(default_factory=GrowingSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
+    hclt: HCLTSettings = field(default_factory=HCLTSettings)
+    rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
@@ -363,6 +408,14 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _nonnegative(name: str, value: float) -> None:
     _require(0 <= value < math.inf, name, value, "a finite number, 0 or above")
+
+
+def _em(section: str, settings: HCLTSettings | RatSpnSettings) -> None:
+    _at_least(f"{section}.epochs", settings.epochs, 1)
+    _at_least(f"{section}.batch_size", settings.batch_size, 1)
+    _steps(f"{section}.step_size", settings.step_size)
+    _nonnegative(f"{section}.pseudocount", settings.pseudocount)
+    _at_least(f"{section}.patience", settings.patience, 1)
 
 
 def _steps(name: str, value: tuple[float, float]) -> None:

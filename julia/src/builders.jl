@@ -163,7 +163,7 @@ end
 Head h is a sum over head h of each of the circuits, with their weights. The circuits look at the same variables and have as many
 heads as one another; their units and parameters are copied. Throws an `ArgumentError` where circuits or weights do not fit.
 """
-function mixture(circuits::AbstractVector{Circuit}, weights::AbstractVector{<:Real}=fill(1 / length(circuits), length(circuits)))
+function mixture(circuits::AbstractVector{Circuit}, weights::AbstractVector{<:Real}=ones(length(circuits)))
     isempty(circuits) && throw(ArgumentError("mixture: found no circuits, wanted at least 1"))
     length(weights) == length(circuits) ||
         throw(ArgumentError("mixture: found $(length(weights)) weights for $(length(circuits)) circuits"))
