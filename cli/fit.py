@@ -14,7 +14,7 @@ from pyjuice_lvd.color import COLORS, color_transform
 from pyjuice_lvd.data import load_data, num_categories
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
-from pyjuice_lvd.figures import plot_em, plot_reconstructions, plot_training
+from pyjuice_lvd.figures import plot_em, plot_growth, plot_reconstructions, plot_training
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.runs import RunDirectory, read_json, write_json
 from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve
@@ -144,6 +144,8 @@ def _distill(
     nats = teacher.reconstruction_nats(splits.test)
     plot_reconstructions(directory / "reconstructions.png", splits.test, teacher)
     plot_training(directory / "training.png", directory.metrics())
+    if settings.method == "lvd-pg":
+        plot_growth(directory / "growth.png", directory.metrics())
     return model, {
         "teacher": {
             "reconstruction_bits_per_dim": float(-nats.mean() / (np.log(2) * model.dims)),

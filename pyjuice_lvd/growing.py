@@ -84,7 +84,7 @@ def progressive_growing(
         following, message = None, ""
         if pc.num_heads < num_heads:
             following, message = _next(pc, labels, patches, features, num_heads, rounds, own_seed, measured)
-        record({"stage": "growing", "round": number, **measured, "seconds": time.monotonic() - started})
+        record({"stage": "patch circuit", "round": number, **measured, "seconds": time.monotonic() - started})
         if message:
             progress.log(f"{name}: {message}")
         if following is None:
@@ -118,7 +118,15 @@ def one_shot(
     labels = kmeans(features, num_heads, seed)
     pc = Circuit.hclt(patches, num_latents=em.latents, num_cats=num_cats, heads=int(labels.max()) + 1, seed=seed)
     history = _em(pc, patches, labels, em, seed)
-    record({"stage": "one-shot", **_size(pc), "log_likelihood": history[-1], "seconds": time.monotonic() - started})
+    record(
+        {
+            "stage": "patch circuit",
+            **_size(pc),
+            "em": history,
+            "log_likelihood": history[-1],
+            "seconds": time.monotonic() - started,
+        }
+    )
     return Grown(pc, labels)
 
 
@@ -216,8 +224,9 @@ def _next(
     if len(used) < before:
         message = f"{before - len(used)} of {before} heads had no patch left, and were dropped"
         pc, scores = pc.with_heads(used), scores[:, used]
-    means = _means(scores[np.arange(len(labels)), labels], labels, pc.num_heads)
-    picked = pick(np.array(means), np.bincount(labels), rounds.share)
+    own = scores[np.arange(len(labels)), labels]
+    measured["relabelled_log_likelihood"] = float(own.mean())
+    picked = pick(np.array(_means(own, labels, pc.num_heads)), np.bincount(labels), rounds.share)
     members = np.flatnonzero(np.isin(labels, picked))
     wanted = min(len(picked) if rounds.new_heads == "double" else 1, num_heads - pc.num_heads)
     divided, origins = divide(h[members], labels[members], wanted, pc.num_heads, seed)

@@ -33,7 +33,12 @@ from pyjuice_lvd.errors import InputError
 _ASIDE = ".tmp-"  # how the name of a file that is being written begins
 _SETTINGS, _METRICS, _RESULT, _LOCK = "settings.toml", "metrics.jsonl", "result.json", ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
-_ABOUT = ("stage", "cluster", "epoch")  # the entries of a metrics record that say which piece of work it is about
+_ABOUT = (
+    "stage",
+    "cluster",
+    "round",
+    "epoch",
+)  # the entries of a metrics record that say which piece of work it is about
 
 
 @contextlib.contextmanager
@@ -283,7 +288,7 @@ class RunDirectory:
         A line is one O_APPEND write and an fsync, not a rewrite of the file: the cost stays the same however long the
         run, and all that a crash can tear is the last line, which readers pass over and `create` removes. In a resumed
         run, the record of work that is done again takes the place of the first one: those about the same `stage`,
-        `cluster` and `epoch`.
+        `cluster`, `round` and `epoch`.
         """
         if _about(record) in self._earlier:
             self._earlier.remove(_about(record))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.teacher import Teacher
 
 
-class LVD(DensityEstimator):
-    """One-shot latent variable distillation: a density model of images with exact likelihoods.
+class LVDPG(DensityEstimator):
+    """Latent variable distillation with progressive growing: a density model of images with exact likelihoods.
 
     Parameters
     ----------
@@ -43,6 +43,8 @@ class LVD(DensityEstimator):
 
     """
 
+    _method: ClassVar[str] = "lvd-pg"
+
     def __init__(
         self,
         *,
@@ -63,7 +65,9 @@ class LVD(DensityEstimator):
 
         Raises InputError where the images or a setting are not what is wanted.
         """
-        self.settings_: Settings = resolve(self.preset, self.config, seed=self.random_state, device=self.device)
+        self.settings_: Settings = resolve(
+            self.preset, self.config, method=self._method, seed=self.random_state, device=self.device
+        )
         train, valid = self._set_apart(self._checked(X))
         learned = distill(train, valid, self.settings_, progress=self.progress or SILENT)
         self.model_: JointModel = learned.model
@@ -88,3 +92,9 @@ class LVD(DensityEstimator):
         estimator.teacher_ = Teacher.load(folder / "teacher.safetensors", device=settings.device)
         estimator.settings_ = settings
         return estimator
+
+
+class LVD(LVDPG):
+    """One-shot latent variable distillation: clusters of the teacher's features as they are. Otherwise as LVDPG."""
+
+    _method = "lvd"
