@@ -154,12 +154,16 @@ function gather_evidence!(ws::Workspace, X::SoftEvidence, i::Int)
     return matrix(pointer(ws.evidence), K, TILE)
 end
 
+"Whether a vector may begin at any of a group's parameters: all but the last table of a circuit are followed by others."
+has_room(c::Circuit, g::Group) =
+    g.param_start + (g.categories - 1) * g.param_stride + width(g) - 1 + LANES - 1 <= length(c.leaf)
+
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
     g = plan.groups[gi]
     look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
-             pointer(ws.x) + 4 * TILE * (g.variable - 1))
+             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
@@ -409,7 +413,7 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::Union{AbstractMatrix,Masked})
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, g), g.param_stride, width(g),
-                 pointer(ws.x) + 4 * TILE * (g.variable - 1))
+                 pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)
