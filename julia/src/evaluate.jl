@@ -183,7 +183,7 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
     out, exponent = value_columns(ws, g), exponents(ws, gi)
     started = any(f -> plan.groups[f.child].shares_value, g.factors)
-    factors_in, nested = started ? 1 : 0, false
+    factors_in, nested, largest = started ? 1 : 0, false, 1f0
     for f in g.factors
         child = plan.groups[f.child]
         child.shares_value && continue
@@ -193,14 +193,15 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
             ws.losing[f.child] && carry_loss!(ws, gi, f.child)
         else
             underflowed = multiply_units!(out, value_columns(ws, child), width(g), f, pointer(ws.underflows))
-            underflowed | ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, gi, f.child, underflowed)
+            underflowed | ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, plan, gi, f.child, largest, underflowed)
         end
         factors_in += 1
+        largest *= largest_value(child)
         child_exponent = exponents(ws, f.child)
         for v in 0:VECTORS - 1
             store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), load_lanes(child_exponent + 64 * v)))
         end
-        factors_in % FACTORS_BETWEEN_SCALING == 0 && normalise_product!(ws, plan, gi)
+        factors_in % FACTORS_BETWEEN_SCALING == 0 && (normalise_product!(ws, plan, gi); largest = LARGEST_SUM)
     end
     # Products of products, each over no more than a few groups, would drift to infinity together.
     nested && normalise_product!(ws, plan, gi)
