@@ -149,8 +149,8 @@ end
 
 """
 The categorical inputs of a table: `units` of them, whose parameters for one category lie side by side. The table is gone through
-16 numbers at a time, wherever the categories end; `shares`, (3, units + 15) transposed, holds what each unit's parameters take,
-keep and get in advance, around again beyond the last unit.
+16 numbers at a time, wherever the categories end. `shares`, (units + 15, 3) or longer, is room for what each unit's parameters
+take of the flow, keep, and get of the pseudocount; beyond the last unit it begins again.
 """
 function apply_table!(leaf, flows, first::Int, units::Int, C::Int, shares::Matrix{Float32}, step::Float32, pseudocount::Float32)
     entries = units * C
@@ -171,8 +171,11 @@ function apply_table!(leaf, flows, first::Int, units::Int, C::Int, shares::Matri
             e += units
         end
         store_lanes(pointer(shares, 1 + k), total)
-        for e in e:units:entries - 1, i in e:min(e + units - k, entries) - 1
-            shares[1 + k + i - e] += flow[first + i]
+        while e < entries  # the last categories: a vector would reach beyond the table
+            for i in k:min(k + LANES, units) - 1
+                shares[1 + i] += flow[first + e + i - k]
+            end
+            e += units
         end
     end
     @inbounds for k in 1:units
@@ -185,7 +188,8 @@ function apply_table!(leaf, flows, first::Int, units::Int, C::Int, shares::Matri
     end
     k = 0  # the unit of the first of the 16 numbers
     GC.@preserve leaf flow shares begin
-        take, keep, prior, source = pointer(shares), pointer(shares, 1 + size(shares, 1)), pointer(shares, 1 + 2 * size(shares, 1)), pointer(flow, first)
+        rows, source = size(shares, 1), pointer(flow, first)
+        take, keep, prior = pointer(shares), pointer(shares, 1 + rows), pointer(shares, 1 + 2 * rows)
         for e in 0:LANES:whole - 1
             new = muladd_lanes(load_lanes(keep + 4k), load_lanes(theta + 4e),
                                muladd_lanes(load_lanes(take + 4k), load_lanes(source + 4e), load_lanes(prior + 4k)))

@@ -32,8 +32,8 @@ const LARGEST_FACTOR = LARGEST_SUM^FACTORS_BETWEEN_SCALING
 largest_value(g::Group) = isinput(g.kind) ? 1f0 : g.kind == SUM ? LARGEST_SUM : LARGEST_FACTOR
 
 """
-The bound of product group `gi`, whose values were at most `largest`, after it was multiplied by `child`, and underflowed in the lanes
-of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
+The bound of product group `gi`, whose values were at most `largest`, after it was multiplied by `child`, and underflowed in the
+lanes of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
 """
 function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, child::Int, largest::Float32, underflowed::Bool)
     b = largest_value(plan.groups[child])
