@@ -154,12 +154,16 @@ function gather_evidence!(ws::Workspace, X::SoftEvidence, i::Int)
     return matrix(pointer(ws.evidence), K, TILE)
 end
 
+"Whether a vector may begin at any of a group's parameters: all but the last table of a circuit are followed by others."
+has_room(c::Circuit, g::Group) =
+    g.param_start + (g.categories - 1) * g.param_stride + width(g) - 1 + LANES - 1 <= length(c.leaf)
+
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
     g = plan.groups[gi]
     look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
-             pointer(ws.x) + 4 * TILE * (g.variable - 1))
+             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
@@ -179,7 +183,7 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
     out, exponent = value_columns(ws, g), exponents(ws, gi)
     started = any(f -> plan.groups[f.child].shares_value, g.factors)
-    factors_in, nested = started ? 1 : 0, false
+    factors_in, nested, largest = started ? 1 : 0, false, 1f0
     for f in g.factors
         child = plan.groups[f.child]
         child.shares_value && continue
@@ -189,14 +193,15 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
             ws.losing[f.child] && carry_loss!(ws, gi, f.child)
         else
             underflowed = multiply_units!(out, value_columns(ws, child), width(g), f, pointer(ws.underflows))
-            underflowed | ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, gi, f.child, underflowed)
+            underflowed | ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, plan, gi, f.child, largest, underflowed)
         end
         factors_in += 1
+        largest *= largest_value(child)
         child_exponent = exponents(ws, f.child)
         for v in 0:VECTORS - 1
             store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), load_lanes(child_exponent + 64 * v)))
         end
-        factors_in % FACTORS_BETWEEN_SCALING == 0 && normalise_product!(ws, plan, gi)
+        factors_in % FACTORS_BETWEEN_SCALING == 0 && (normalise_product!(ws, plan, gi); largest = LARGEST_SUM)
     end
     # Products of products, each over no more than a few groups, would drift to infinity together.
     nested && normalise_product!(ws, plan, gi)
@@ -409,7 +414,7 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::Union{AbstractMatrix,Masked})
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, g), g.param_stride, width(g),
-                 pointer(ws.x) + 4 * TILE * (g.variable - 1))
+                 pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)

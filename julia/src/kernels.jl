@@ -176,9 +176,12 @@ function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float
     end
 end
 
-"out[:, k] = table[k, x[:]] for `units` rows of a (stride, categories) table; x counts from 0, and -1 stands for a marginalised variable."
-function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32})
-    whole = units - units % LANES
+"""
+out[:, k] = table[k, x[:]] for `units` rows of a (stride, categories) table; x counts from 0, and -1 stands for a marginalised
+variable. `room`: whether 15 numbers may be read beyond the table's end.
+"""
+function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32}, room::Bool)
+    whole = room ? units : units - units % LANES
     for v in 0:VECTORS - 1
         for k in 0:LANES:whole - 1
             rows = ntuple(Val(LANES)) do s
@@ -186,7 +189,7 @@ function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::In
                 category < 0 ? splat(1f0) : load_lanes(table + 4 * (category * stride + k))
             end
             columns = transpose16(rows)
-            for l in 1:LANES
+            for l in 1:min(LANES, units - k)
                 store_lanes(column(out, k + l - 1) + 64 * v, columns[l])
             end
         end
@@ -197,12 +200,12 @@ function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::In
     end
 end
 
-"stat[k, x[:]] += flow[:, k]: the statistics of a group of categorical inputs."
-function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32})
-    whole = units - units % LANES
+"stat[k, x[:]] += flow[:, k]: the statistics of a group of categorical inputs. `room`: whether 0 may be added to what lies beyond."
+function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32}, room::Bool)
+    whole = room ? units : units - units % LANES
     for v in 0:VECTORS - 1
         for k in 0:LANES:whole - 1
-            rows = transpose16(ntuple(l -> load_lanes(column(flow, k + l - 1) + 64 * v), Val(LANES)))
+            rows = transpose16(ntuple(l -> k + l <= units ? load_lanes(column(flow, k + l - 1) + 64 * v) : splat(0f0), Val(LANES)))
             for s in 1:LANES
                 category = unsafe_load(x, LANES * v + s)
                 category < 0 && continue

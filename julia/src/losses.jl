@@ -25,15 +25,23 @@ function carry_loss!(ws::Workspace, gi::Int, child::Int, scale::Ptr{Float32}=Ptr
     ws.losing[gi] = true
 end
 
-# Bounds on the values of a product before it is normalised, and of the groups that it multiplies.
-const LARGEST_FACTOR = sqrt(2f0)^FACTORS_BETWEEN_SCALING
+# The largest value of a group: inputs are probabilities, sums are normalised, products are every so many factors.
+const LARGEST_SUM = sqrt(2f0)
+const LARGEST_FACTOR = LARGEST_SUM^FACTORS_BETWEEN_SCALING
 
-"The bound of product group `gi` after it was multiplied by `child`, and underflowed in the lanes of `ws.underflows`."
-function multiply_losses!(ws::Workspace, gi::Int, child::Int, underflowed::Bool)
+largest_value(g::Group) = isinput(g.kind) ? 1f0 : g.kind == SUM ? LARGEST_SUM : LARGEST_FACTOR
+
+"""
+The bound of product group `gi`, whose values were at most `largest`, after it was multiplied by `child`, and underflowed in the
+lanes of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
+"""
+function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, child::Int, largest::Float32, underflowed::Bool)
+    b = largest_value(plan.groups[child])
     for s in 1:TILE
         bound = underflowed && ws.underflows[s] > 0 ? LOSS : 0f0
-        ws.losing[gi] && (bound += 2 * LARGEST_FACTOR * lost(ws, gi, s))
-        ws.losing[child] && (bound += 2 * LARGEST_FACTOR * lost(ws, child, s))
+        db = ws.losing[child] ? lost(ws, child, s) : 0f0
+        bound += largest * db
+        ws.losing[gi] && lost(ws, gi, s) > 0 && (bound += (b + db) * lost(ws, gi, s))
         set_lost!(ws, gi, s, bound)
     end
     ws.losing[gi] = true
