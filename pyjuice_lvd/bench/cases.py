@@ -108,11 +108,15 @@ def _relative_error(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     return float(np.max(np.abs(found - wanted) / np.abs(wanted)))
 
 
-def batch_job(circuit: Circuit, X: npt.NDArray[np.uint8], batch_size: int, epochs: int) -> julia.Handle:
+def batch_job(
+    circuit: Circuit, X: npt.NDArray[np.uint8], batch_size: int, epochs: int, *, shuffle: bool = False
+) -> julia.Handle:
     """Start an EM job, which borrows X."""
-    n, endless = len(X), (STEP_SIZE, STEP_SIZE, PSEUDOCOUNT, False, 0)
-    handle, sources = engine_of(circuit).circuit, (as_heads(None, n, 1), as_weights(None, n))
-    job: julia.Handle = julia.call("em_job", handle, X, *sources, epochs, batch_size, *endless)
+    sources = as_heads(None, len(X), 1), as_weights(None, len(X))
+    job: julia.Handle = julia.call(
+        "em_job", engine_of(circuit).circuit, X, *sources, epochs, batch_size, STEP_SIZE, STEP_SIZE, PSEUDOCOUNT,
+        shuffle, 0,
+    )  # fmt: skip
     return job
 
 
