@@ -39,7 +39,7 @@ print(time.time())
 
 
 def time_samples(case: Case, counts: Sequence[int]) -> dict[str, Any]:
-    """Time epochs of EM, shuffled, and all likelihoods for each number of rows; `flatness`: EM's largest over its least.
+    """Time shuffled epochs of EM and all likelihoods for each number of rows; `flatness`: EM's most over its least.
 
     Means over as many epochs as bring the largest number's rows, so that all take about as long.
     """
