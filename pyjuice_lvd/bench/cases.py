@@ -20,6 +20,7 @@ TOLERANCE = 1e-5
 FORWARD_FLOPS, BACKWARD_FLOPS = 2, 4
 """Useful operations of a sum's edge for each sample: w x for a value; w r and x r for its child's flow and its own."""
 
+SUM, CATEGORICAL = 2, 3  # kinds of units, as in julia/src/circuit.jl
 PARITY_ROWS = 8
 SGEMM_SIZE = 1024
 STEP_SIZE, PSEUDOCOUNT = 0.1, 0.1
@@ -79,7 +80,7 @@ def engine_of(circuit: Circuit) -> Engine:
 def sum_edges(circuit: Circuit) -> int:
     """Count the edges of sums."""
     arrays = engine_of(circuit).arrays()
-    return int(np.diff(arrays["child_start"])[arrays["kind"] == 2].sum())
+    return int(np.diff(arrays["child_start"])[arrays["kind"] == SUM].sum())
 
 
 def check_parity(name: str, circuit: Circuit, X: npt.NDArray[np.uint8]) -> dict[str, float]:
@@ -90,12 +91,12 @@ def check_parity(name: str, circuit: Circuit, X: npt.NDArray[np.uint8]) -> dict[
     """
     rows, handle = X[:PARITY_ROWS], engine_of(circuit).circuit
     reference = julia.call("Bench.reference_log_likelihood", handle, rows)
-    errors = {"log_likelihood": _relative_error(circuit.log_likelihood(rows), reference)}
+    errors = {"log_likelihood": relative_error(circuit.log_likelihood(rows), reference)}
     wanted = julia.call("Bench.reference_step", handle, rows, PSEUDOCOUNT)
     before = [array.copy() for array in circuit.parameters()]
     circuit.fit_em(rows, epochs=1, batch_size=len(rows), step_size=1.0, pseudocount=PSEUDOCOUNT)
     found = circuit.parameters()
-    errors["em_step"] = max(_relative_error(a, b) for a, b in zip(found, wanted, strict=True))
+    errors["em_step"] = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
     for array, values in zip(found, before, strict=True):
         array[:] = values
     for what, error in errors.items():
@@ -104,15 +105,21 @@ def check_parity(name: str, circuit: Circuit, X: npt.NDArray[np.uint8]) -> dict[
     return errors
 
 
-def _relative_error(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return float(np.max(np.abs(found - wanted) / np.abs(wanted)))
+def relative_error(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """Give the largest; NaN where one of them has no value."""
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(found - wanted) / np.abs(wanted)))
 
 
-def batch_job(circuit: Circuit, X: npt.NDArray[np.uint8], batch_size: int, epochs: int) -> julia.Handle:
+def batch_job(
+    circuit: Circuit, X: npt.NDArray[np.uint8], batch_size: int, epochs: int, *, shuffle: bool = False
+) -> julia.Handle:
     """Start an EM job, which borrows X."""
-    n, endless = len(X), (STEP_SIZE, STEP_SIZE, PSEUDOCOUNT, False, 0)
-    handle, sources = engine_of(circuit).circuit, (as_heads(None, n, 1), as_weights(None, n))
-    job: julia.Handle = julia.call("em_job", handle, X, *sources, epochs, batch_size, *endless)
+    sources = as_heads(None, len(X), 1), as_weights(None, len(X))
+    job: julia.Handle = julia.call(
+        "em_job", engine_of(circuit).circuit, X, *sources, epochs, batch_size, STEP_SIZE, STEP_SIZE, PSEUDOCOUNT,
+        shuffle, 0,
+    )  # fmt: skip
     return job
 
 

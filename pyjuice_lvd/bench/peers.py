@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.bench.cases import (
+    CATEGORICAL,
     PSEUDOCOUNT,
     STEP_SIZE,
+    SUM,
     TOLERANCE,
     Case,
     Effort,
     ParityError,
     engine_of,
     milliseconds,
+    relative_error,
 )
 from pyjuice_lvd.circuit import Circuit
-
-CATEGORICAL, SUM = 3, 2
 
 
 def time_peers(case: Case, effort: Effort) -> list[dict[str, Any]]:
@@ -32,7 +32,9 @@ def time_peers(case: Case, effort: Effort) -> list[dict[str, Any]]:
 
     On one thread. Raises ParityError where its log-likelihoods, or those after one EM step, are not ours.
     """
-    if importlib.util.find_spec("cirkit") is None or importlib.util.find_spec("cirkit.pipeline") is None:
+    try:
+        name = f"cirkit {version('libcirkit')}"
+    except PackageNotFoundError:
         return []
     import torch
 
@@ -40,7 +42,7 @@ def time_peers(case: Case, effort: Effort) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     try:
         with _no_clamp():
-            return [_time_cirkit(case, effort)]
+            return [{"peer": name, "case": case.name, **_time_cirkit(case, effort)}]
     finally:
         torch.set_num_threads(threads)
 
@@ -75,26 +77,20 @@ def _time_cirkit(case: Case, effort: Effort) -> dict[str, Any]:
             values: npt.NDArray[np.float32] = network(x).flatten().numpy()
         return values
 
-    parity = {"log_likelihood": _relative_error(likelihood(), circuit.log_likelihood(X))}
+    parity = {"log_likelihood": relative_error(likelihood(), circuit.log_likelihood(X))}
     em_step()
     circuit.fit_em(X, epochs=1, batch_size=len(X), step_size=STEP_SIZE, pseudocount=PSEUDOCOUNT)
-    parity["em_step"] = _relative_error(likelihood(), circuit.log_likelihood(X))
+    parity["em_step"] = relative_error(likelihood(), circuit.log_likelihood(X))
     for what, error in parity.items():
         if not error < TOLERANCE:
             raise ParityError(
                 f"case {case.name!r}: cirkit's {what} differs by {error:.1e}, wanted below {TOLERANCE:.0e}"
             )
     return {
-        "peer": f"cirkit {version('libcirkit')}",
-        "case": case.name,
         "parity": parity,
         "em_step_ms": milliseconds(_timings(em_step, effort)),
         "likelihood_ms": milliseconds(_timings(likelihood, effort)),
     }
-
-
-def _relative_error(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
-    return float(np.max(np.abs(found - wanted) / np.abs(wanted)))
 
 
 def _timings(work: Callable[[], object], effort: Effort) -> npt.NDArray[np.float64]:
