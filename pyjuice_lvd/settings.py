@@ -140,6 +140,8 @@ class PriorSettings:
     step_size: tuple[float, float] = (0.1, 0.01)
     soft_step_size: tuple[float, float] = (0.1, 0.01)
     pseudocount: float = 0.1
+    memory: float = 4.0
+    """GiB of evidence for p(z) to keep while EM on p(x) goes on; more is computed anew in each epoch."""
     patience: int = 3
     """EM on p(x) ends after so many epochs without a better validation likelihood."""
 
@@ -151,6 +153,7 @@ class PriorSettings:
         _steps("prior.step_size", self.step_size)
         _steps("prior.soft_step_size", self.soft_step_size)
         _nonnegative("prior.pseudocount", self.pseudocount)
+        _require(self.memory > 0, "prior.memory", self.memory, "a number above 0")
         _at_least("prior.patience", self.patience, 1)
 
 
