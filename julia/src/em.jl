@@ -1,33 +1,5 @@
 # Learning by expectation maximisation: flows are the expected counts (E), their shares the new parameters (M).
 
-function Sources(c::Circuit, head_of, weights, N::Int)
-    length(head_of) == N || throw(ArgumentError("heads has $(length(head_of)) entries for $N samples"))
-    all(h -> 1 <= h <= num_heads(c), head_of) ||
-        throw(ArgumentError("heads: found $(extrema(head_of) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
-    length(weights) == N || throw(ArgumentError("weights has $(length(weights)) entries for $N samples"))
-    all(w -> 0 <= w < Inf, weights) || throw(ArgumentError("weights: found $(extrema(weights)), wanted finite numbers >= 0"))
-    sum(weights) > 0 || throw(ArgumentError("weights: all are 0"))
-    return Sources(Vector{Int32}(head_of), Vector{Float32}(weights))
-end
-
-"""
-    ExpectedCounts(circuit)
-
-The statistics of EM, additive over samples: `weight`, the flow of each edge of a sum, and `leaf`, the flow of each category of
-each input, Float64, in the layout of the circuit's parameters. Those of two parts of a data set add up to the whole's.
-"""
-struct ExpectedCounts
-    weight::Vector{Float64}
-    leaf::Vector{Float64}
-end
-
-ExpectedCounts(c::Circuit) = ExpectedCounts(zeros(length(c.weight)), zeros(length(c.leaf)))
-
-function clear!(counts::ExpectedCounts)
-    fill!(counts.weight, 0.0)
-    fill!(counts.leaf, 0.0)
-end
-
 # Single-precision sums over more samples than this would lose digits that EM on the whole data set needs.
 const SINGLE_PRECISION_SAMPLES = 2^13
 

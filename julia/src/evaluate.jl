@@ -1,93 +1,5 @@
 # Evaluation of a circuit, tile by tile: values upward, flows downward; likelihoods of whole data sets on all threads.
 
-"""
-    SoftEvidence(scores)
-
-Soft evidence on every variable: `scores`, Float32 `(categories, variables, samples)`, are log-likelihoods of the evidence
-given each category (DESIGN 4: leaf_h = sum over k of theta_{h,k} p(x_i | k)). They are replaced **in place** by
-likelihoods whose largest is 1 for each variable and sample; `offset`, Float64 `(samples,)`, is what that took out, in nats.
-"""
-struct SoftEvidence
-    likelihood::Array{Float32,3}
-    offset::Vector{Float64}
-end
-
-function SoftEvidence(scores::Array{Float32,3})
-    K, V, N = size(scores)
-    offset = zeros(N)
-    Threads.@threads for n in 1:N
-        for i in 1:V
-            top = -Inf32
-            for k in 1:K
-                top = max(top, scores[k, i, n])
-            end
-            # Evidence that no category allows stays all zeros: the sample's likelihood is zero.
-            shift = isfinite(top) ? top : 0f0
-            for k in 1:K
-                scores[k, i, n] = exp(scores[k, i, n] - shift)
-            end
-            offset[n] += shift
-        end
-    end
-    return SoftEvidence(scores, offset)
-end
-
-"""
-    Masked(values, mask)
-
-Categories, integers `(variables, samples)`, of which those where `mask`, Bool of the same size, is true are marginalised.
-"""
-struct Masked{T<:AbstractMatrix{<:Integer}}
-    values::T
-    mask::Matrix{Bool}
-
-    function Masked(values::T, mask::Matrix{Bool}) where {T<:AbstractMatrix{<:Integer}}
-        size(values) == size(mask) ||
-            throw(ArgumentError("mask: found $(reverse(size(mask))), wanted X's $(reverse(size(values)))"))
-        return new{T}(values, mask)
-    end
-end
-
-const Data = Union{AbstractMatrix{<:Integer},Masked,SoftEvidence}  # a matrix is (variables, samples)
-
-num_samples(X::AbstractMatrix) = size(X, 2)
-num_samples(X::Masked) = size(X.values, 2)
-num_samples(X::SoftEvidence) = size(X.likelihood, 3)
-
-"Throws an `ArgumentError` that names the variable and the sample of the first value that is no category."
-function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=nothing)
-    size(X, 1) == length(limits) || throw(ArgumentError("X has $(size(X, 1)) variables, the circuit $(length(limits))"))
-    top = [limit == 0 ? typemax(Int32) : limit - Int32(1) for limit in limits]
-    faulty = zeros(Int, Threads.nthreads())
-    Threads.@threads for t in 1:length(faulty)
-        for n in t:length(faulty):size(X, 2)
-            sound = true
-            @inbounds for i in 1:size(X, 1)
-                sound &= ((zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])) | hidden(mask, i, n)
-            end
-            if !sound
-                faulty[t] = n
-                break
-            end
-        end
-    end
-    all(iszero, faulty) && return
-    n = minimum(f for f in faulty if f > 0)
-    i = findfirst(i -> !(0 <= X[i, n] <= top[i] || hidden(mask, i, n)), axes(X, 1))
-    throw(ArgumentError("X: row $(n - 1), variable $(i - 1): value $(X[i, n]) is outside 0..$(top[i])"))
-end
-
-check_data(X::Masked, limits::Vector{Int32}) = check_data(X.values, limits, X.mask)
-
-@inline hidden(::Nothing, i, n) = false
-@inline hidden(mask::Matrix{Bool}, i, n) = @inbounds mask[i, n]
-
-function check_data(X::SoftEvidence, limits::Vector{Int32})
-    K, V, _ = size(X.likelihood)
-    V == length(limits) || throw(ArgumentError("the evidence has $V variables, the circuit $(length(limits))"))
-    all(==(K), limits) || throw(ArgumentError("the evidence has $K categories, the circuit's inputs $(extrema(limits))"))
-end
-
 "One thread's buffers for one tile of samples."
 struct Workspace
     values::Vector{Float32}
@@ -103,6 +15,7 @@ struct Workspace
     lost::Vector{Float32}       # (TILE, groups): where it may have, at most how much of each value
     underflows::Vector{Float32} # (TILE): the lanes in which the last product underflowed
     pointers::Vector{Ptr{Int32}}
+    wide::Vector{WideWorkspace}  # of the samples that underflow, as soon as there is one
 end
 
 function Workspace(plan::Plan; flows::Bool)
@@ -114,7 +27,7 @@ function Workspace(plan::Plan; flows::Bool)
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
                      zeros(Float32, TILE * (2 * plan.widest + most_blocks)), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), zeros(Float32, TILE * groups), zeros(Float32, TILE),
-                     Vector{Ptr{Int32}}(undef, most_blocks))
+                     Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[])
 end
 
 @inline value_columns(ws::Workspace, g::Group) = pointer(ws.values) + 4 * TILE * g.value
@@ -272,9 +185,6 @@ function forward!(ws::Workspace, plan::Plan, X::Data)
     end
 end
 
-offset(X::Union{AbstractMatrix,Masked}, n) = 0.0
-offset(X::SoftEvidence, n) = X.offset[n]
-
 "log p(x | head) of lane `s`, in nats; NaN where underflow leaves it uncertain, so that it must be evaluated exactly."
 @inline function head_log_value(ws::Workspace, plan::Plan, X::Data, head::Int, s::Int)
     gi = Int(plan.head_group[head])
@@ -287,7 +197,7 @@ end
     log_likelihood(plan, X; heads = 1:num_heads) -> Matrix{Float64}
 
 log p(x | head) in nats, `(heads, samples)`. `X`: integers `(variables, samples)`, [`Masked`](@ref) or [`SoftEvidence`](@ref).
-Samples whose value underflows are evaluated again, exactly, in the log domain.
+Samples that underflow are evaluated again, with a scale for each unit.
 """
 function log_likelihood(plan::Plan, X::Data; heads=1:num_heads(plan.circuit))
     out = Matrix{Float64}(undef, length(heads), num_samples(X))
@@ -315,12 +225,7 @@ function log_likelihood!(out::AbstractMatrix{Float64}, plan::Plan, X::Data, head
             end
         end
     end
-    for n in reduce(vcat, underflows)
-        values = log_values(plan.circuit, X, n)
-        for (i, head) in enumerate(heads)
-            out[i, n] = values[plan.circuit.heads[head]] + offset(X, n)
-        end
-    end
+    redo!(out, plan, X, heads, reduce(vcat, underflows))
     return out
 end
 
@@ -328,27 +233,8 @@ end
 # the factor theta of every edge, which is the same for all samples, until they are used.
 
 """
-Statistics of one thread: `weight` (edge flows divided by the edge's weight) and `leaf` (flows of the categories), in the
-layout of the circuit's parameters.
-"""
-struct Statistics
-    weight::Vector{Float32}
-    leaf::Vector{Float32}
-end
-
-Statistics(c::Circuit) = Statistics(zeros(Float32, length(c.weight)), zeros(Float32, length(c.leaf)))
-
-"""
-What the flow of each sample starts from: its head (from 1), and its weight, which multiplies all its flows.
-"""
-struct Sources
-    head_of::Vector{Int32}
-    weight_of::Vector{Float32}
-end
-
-"""
 Adds the flows of the tile in `ws` to `stat` and returns their weighted log-likelihood; only the first `count` lanes carry flow.
-A sample whose value underflowed gets its flows from the exact evaluation.
+Samples that underflow are evaluated again, with a scale for each unit.
 """
 function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int)
     total = 0.0
@@ -356,11 +242,12 @@ function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::S
     for s in 1:count
         n = ws.samples[s]
         value = head_log_value(ws, plan, X, Int(sources.head_of[n]), s)
-        if !isfinite(value)
-            ws.live[s] = false
-            value = add_exact_flows!(stat, plan.circuit, X, n, sources.head_of[n], sources.weight_of[n]) + offset(X, n)
-        end
-        sources.weight_of[n] > 0 && (total += sources.weight_of[n] * value)  # 0 times -Inf is NaN
+        ws.live[s] = isfinite(value)
+        ws.live[s] && (total += sources.weight_of[n] * value)
+    end
+    if !all(ws.live)
+        isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan.circuit; flows=true))
+        total += add_flows!(stat, ws.wide[1], plan, X, sources, [ws.samples[s] for s in 1:count if !ws.live[s]])
     end
     backward!(stat, ws, plan, X, sources, count)
     return total

@@ -126,3 +126,32 @@ function level_between(rng, values)
     i = rand(rng, gaps)
     return (sorted[i] + sorted[i + 1]) / 2
 end
+
+"""
+Adds the flows of sample `n` to `stat`, exactly, and returns log p(x | head) (without a soft evidence's offset). A sample of
+probability zero has no flow.
+"""
+function add_exact_flows!(stat, c, X, n, head, sample_weight)
+    value = LVDJuice.log_values(c, X, n)
+    flow = zeros(LVDJuice.num_units(c))
+    flow[c.heads[head]] = sample_weight
+    isfinite(value[c.heads[head]]) || return -Inf
+    for u in reverse(1:LVDJuice.num_units(c))
+        flow[u] > 0 || continue
+        if LVDJuice.isinput(c.kind[u])
+            LVDJuice.add_input_flow!(stat, c, u, X, n, flow[u])
+        else
+            for e in LVDJuice.edges(c, u)
+                v = c.child[e]
+                if c.kind[u] == LVDJuice.PRODUCT
+                    flow[v] += flow[u]
+                else
+                    ratio = exp(value[v] - value[u]) * flow[u]
+                    stat.weight[e] += ratio
+                    flow[v] += c.weight[e] * ratio
+                end
+            end
+        end
+    end
+    return value[c.heads[head]]
+end

@@ -20,7 +20,7 @@ end
 "Flows of the data set by the exact evaluation, in the layout of the parameters."
 function exact_statistics(c, X, head_of)
     stat = LVDJuice.Statistics(c)
-    total = sum(LVDJuice.add_exact_flows!(stat, c, X, n, head_of[n], 1) for n in axes(X, 2))
+    total = sum(add_exact_flows!(stat, c, X, n, head_of[n], 1) for n in axes(X, 2))
     return c.weight .* stat.weight, stat.leaf, total
 end
 
@@ -129,4 +129,24 @@ end
     pinned = fully_factorized(num_vars=3, num_cats=2)
     pinned.leaf .= [1, 0, 1, 0, 1, 0]
     @test left_over(pinned, zeros(Int, 3, 64)) == 0
+end
+
+@testset "heads hundreds of nats apart, masks and soft evidence" begin
+    rng = MersenneTwister(35)
+    V = 40
+    c = side_by_side([sharpen!(rng, hclt([0; 1:V - 1]; latents=3, categories=3, seed=seed), 25) for seed in 1:3])
+    X = rand(rng, 0:2, V, 150)
+    expected(X) = reduce(hcat, [LVDJuice.log_values(c, X, n)[c.heads] for n in 1:LVDJuice.num_samples(X)])
+    @test same_nats(log_likelihood(c, X), expected(X))
+    masked = Masked(X, Matrix{Bool}(rand(rng, V, 150) .< 0.3))
+    @test same_nats(log_likelihood(c, masked), expected(masked))
+    scores = 30 .* randn(rng, Float32, 3, V, 100)
+    soft = SoftEvidence(copy(scores))
+    @test same_nats(log_likelihood(c, soft), expected(soft) .+ soft.offset')
+    # Their flows: what each head's own circuit says.
+    head_of = rand(rng, 1:3, 150)
+    _, edges = flows(c, X, head_of)
+    exact, _, _ = exact_statistics(c, X, head_of)
+    sums = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
+    @test maximum(abs.(edges[sums] .- exact[sums])) < 1e-3
 end

@@ -1,0 +1,93 @@
+# What circuits are evaluated on: categories, some of them perhaps hidden, or soft evidence of them.
+
+"""
+    SoftEvidence(scores)
+
+Soft evidence on every variable: `scores`, Float32 `(categories, variables, samples)`, are log-likelihoods of the evidence
+given each category (DESIGN 4: leaf_h = sum over k of theta_{h,k} p(x_i | k)). They are replaced **in place** by
+likelihoods whose largest is 1 for each variable and sample; `offset`, Float64 `(samples,)`, is what that took out, in nats.
+"""
+struct SoftEvidence
+    likelihood::Array{Float32,3}
+    offset::Vector{Float64}
+end
+
+function SoftEvidence(scores::Array{Float32,3})
+    K, V, N = size(scores)
+    offset = zeros(N)
+    Threads.@threads for n in 1:N
+        for i in 1:V
+            top = -Inf32
+            for k in 1:K
+                top = max(top, scores[k, i, n])
+            end
+            # Evidence that no category allows stays all zeros: the sample's likelihood is zero.
+            shift = isfinite(top) ? top : 0f0
+            for k in 1:K
+                scores[k, i, n] = exp(scores[k, i, n] - shift)
+            end
+            offset[n] += shift
+        end
+    end
+    return SoftEvidence(scores, offset)
+end
+
+"""
+    Masked(values, mask)
+
+Categories, integers `(variables, samples)`, of which those where `mask`, Bool of the same size, is true are marginalised.
+"""
+struct Masked{T<:AbstractMatrix{<:Integer}}
+    values::T
+    mask::Matrix{Bool}
+
+    function Masked(values::T, mask::Matrix{Bool}) where {T<:AbstractMatrix{<:Integer}}
+        size(values) == size(mask) ||
+            throw(ArgumentError("mask: found $(reverse(size(mask))), wanted X's $(reverse(size(values)))"))
+        return new{T}(values, mask)
+    end
+end
+
+const Data = Union{AbstractMatrix{<:Integer},Masked,SoftEvidence}  # a matrix is (variables, samples)
+
+num_samples(X::AbstractMatrix) = size(X, 2)
+num_samples(X::Masked) = size(X.values, 2)
+num_samples(X::SoftEvidence) = size(X.likelihood, 3)
+
+"What soft evidence took out of a sample's log-likelihood, in nats."
+offset(X::Union{AbstractMatrix,Masked}, n) = 0.0
+offset(X::SoftEvidence, n) = X.offset[n]
+
+"Throws an `ArgumentError` that names the variable and the sample of the first value that is no category."
+function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=nothing)
+    size(X, 1) == length(limits) || throw(ArgumentError("X has $(size(X, 1)) variables, the circuit $(length(limits))"))
+    top = [limit == 0 ? typemax(Int32) : limit - Int32(1) for limit in limits]
+    faulty = zeros(Int, Threads.nthreads())
+    Threads.@threads for t in 1:length(faulty)
+        for n in t:length(faulty):size(X, 2)
+            sound = true
+            @inbounds for i in 1:size(X, 1)
+                sound &= ((zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])) | hidden(mask, i, n)
+            end
+            if !sound
+                faulty[t] = n
+                break
+            end
+        end
+    end
+    all(iszero, faulty) && return
+    n = minimum(f for f in faulty if f > 0)
+    i = findfirst(i -> !(0 <= X[i, n] <= top[i] || hidden(mask, i, n)), axes(X, 1))
+    throw(ArgumentError("X: row $(n - 1), variable $(i - 1): value $(X[i, n]) is outside 0..$(top[i])"))
+end
+
+check_data(X::Masked, limits::Vector{Int32}) = check_data(X.values, limits, X.mask)
+
+@inline hidden(::Nothing, i, n) = false
+@inline hidden(mask::Matrix{Bool}, i, n) = @inbounds mask[i, n]
+
+function check_data(X::SoftEvidence, limits::Vector{Int32})
+    K, V, _ = size(X.likelihood)
+    V == length(limits) || throw(ArgumentError("the evidence has $V variables, the circuit $(length(limits))"))
+    all(==(K), limits) || throw(ArgumentError("the evidence has $K categories, the circuit's inputs $(extrema(limits))"))
+end
