@@ -2,9 +2,9 @@
 
     python benchmarks/debd.py DATA -o benchmarks/debd.json
 
-DATA is a folder of NAME.npz files with binary tables under `train`, `valid` and `test`. Every candidate below is learned
-on each training split, as `lvd-juice fit --method hclt` does; the one with the best validation likelihood is measured on
-the test split.
+DATA is a folder of NAME.npz files with binary tables under `train`, `valid` and `test`. Every candidate below is
+learned on each training split, as `lvd-juice fit --method hclt` does; the one with the best validation likelihood is
+measured on the test split.
 """
 
 from __future__ import annotations
