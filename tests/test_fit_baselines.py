@@ -14,9 +14,7 @@ import pytest
 from pyjuice_lvd.runs import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
-RAT_SPN = [
-    "--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.replicas=2", "--set", "rat_spn.inputs=4",
-]  # fmt: skip
+RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]
 
 
 def lvd_juice(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
