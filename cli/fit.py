@@ -1,4 +1,4 @@
-"""`lvd-juice fit`: train a model of images and report its held-out bpd."""
+"""`lvd-juice fit`: train a model and report its held-out bpd."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import numpy as np
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.color import COLORS, color_transform
+from pyjuice_lvd.data import load_data, num_categories
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
-from pyjuice_lvd.figures import plot_reconstructions, plot_training
-from pyjuice_lvd.images import ImageSplits, digest_of, load_images
+from pyjuice_lvd.figures import plot_em, plot_growth, plot_reconstructions, plot_training
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.runs import RunDirectory, read_json, write_json
-from pyjuice_lvd.settings import METHODS, Settings, preset_names, resolve
+from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve
+from pyjuice_lvd.splits import Splits, digest_of, noun
 
 from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
 
 if TYPE_CHECKING:
-    from pyjuice_lvd.distill import Distilled
+    from pyjuice_lvd.circuit_model import CircuitModel
+    from pyjuice_lvd.joint import JointModel
 
 
 @click.command()
@@ -58,13 +60,9 @@ def fit(
 ) -> None:
     """Train a model of DATA and report its held-out bpd.
 
-    DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, or a folder of images (docs/data.md).
+    DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, a folder of images, or, for hclt and rat-spn, a
+    table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
     """
-    from pyjuice_lvd.distill import (  # PyTorch: not for --help, nor before the settings are checked
-        check_images,
-        distill,
-    )
-
     started = time.monotonic()
     base = Settings.from_dict(RunDirectory.open_existing(run, finished=False).settings) if resume else None
     settings = resolve(
@@ -72,81 +70,115 @@ def fit(
         method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
     )  # fmt: skip
     progress = make_progress(quiet)
-    images = load_images(
-        data,
-        crop=settings.data.crop or None,
-        size=settings.data.size,
-        seed=settings.seed,
-        valid_fraction=settings.data.valid_fraction,
-        test_fraction=settings.data.test_fraction,
-    )
-    check_images(images.train, settings)
-    use_threads(settings.threads)
+    learn = _learn_baseline if settings.method in BASELINES else _distill
+    splits = load_data(data, settings)
+    prepare(settings.method, settings.threads)
+    if settings.method not in BASELINES:
+        from pyjuice_lvd.distill import check_images  # PyTorch: not for --help, nor before the settings are checked
+
+        check_images(splits.train, settings)
     with RunDirectory.create(run, settings=settings.to_dict(), resume=resume) as directory:
-        _keep_source(directory, images)
+        _keep_source(directory, splits)
         if not directory.finished:
-            progress.log(f"{images.source}: {images.how}")
-            learned = distill(
-                images.train, images.valid, settings,
-                folder=directory / "model", record=directory.log, progress=progress,
-            )  # fmt: skip
-            directory.finish(_result(learned, images, settings, directory, time.monotonic() - started, progress))
+            progress.log(f"{splits.source}: {splits.how}")
+            model, more = learn(splits, settings, directory, progress)
+            directory.finish(
+                {
+                    **_result(model, splits, settings, progress),
+                    "seconds": time.monotonic() - started,
+                    "run": str(directory.path),
+                    "data": {
+                        "source": splits.source,
+                        "split": splits.how,
+                        "train": len(splits.train),
+                        "valid": len(splits.valid),
+                    },
+                    **more,
+                }
+            )
         result = directory.result
     emit(result, as_json)
 
 
-def use_threads(threads: int) -> None:
+def prepare(method: str, threads: int) -> None:
     """Start Julia, early so that a machine without one is told so at once, and let PyTorch use as many threads."""
-    import torch
+    started = julia.start(threads=threads or None)
+    if method not in BASELINES:  # which do without PyTorch and the seconds that it takes to load
+        import torch
 
-    torch.set_num_threads(julia.start(threads=threads or None).threads)
+        torch.set_num_threads(started.threads)
 
 
-def _keep_source(directory: RunDirectory, images: ImageSplits) -> None:
-    """Record what was learned from and how it was split; refuse to go on with other images."""
-    digest = digest_of(images.train)
+def _keep_source(directory: RunDirectory, splits: Splits) -> None:
+    """Record what was learned from and how it was split; refuse to go on with other data."""
+    digest = digest_of(splits.train)
     record = {
-        "source": images.source,
-        "how": images.how,
-        "digest": images.digest,
+        "source": splits.source,
+        "how": splits.how,
+        "digest": splits.digest,
         "train_digest": digest,
-        "train": list(images.train.shape),
-        "valid": list(images.valid.shape),
-        "test": list(images.test.shape),
+        "categories": num_categories(splits),
+        "train": list(splits.train.shape),
+        "valid": list(splits.valid.shape),
+        "test": list(splits.test.shape),
     }
     path = directory / "data.json"
     if path.exists() and read_json(path)["train_digest"] != digest:
-        raise InputError(f"{directory.path}: this run learns from other images ({read_json(path)['source']})")
+        source = read_json(path)["source"]
+        raise InputError(f"{directory.path}: this run learns from other {noun(splits.train)} ({source})")
     if not path.exists():
         write_json(path, record)
 
 
-def _result(
-    learned: Distilled,
-    images: ImageSplits,
-    settings: Settings,
-    directory: RunDirectory,
-    seconds: float,
-    progress: Progress,
-) -> dict[str, Any]:
+def _distill(
+    splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
+) -> tuple[JointModel, dict[str, Any]]:
+    """Learn by distillation; returns the model and what the result says beyond its figures."""
+    from pyjuice_lvd.distill import distill
+
+    learned = distill(
+        splits.train, splits.valid, settings,
+        folder=directory / "model", record=directory.log, progress=progress,
+    )  # fmt: skip
     model, teacher = learned.model, learned.teacher
-    color = color_transform(settings.data.color, images.train.shape[3])
-    floor = factorized_bpd(*(color.forward(part) for part in (images.train, images.valid, images.test)))
-    scores = model.score_samples(images.test, progress=progress)
-    nats = teacher.reconstruction_nats(images.test)
-    plot_reconstructions(directory / "reconstructions.png", images.test, teacher)
+    nats = teacher.reconstruction_nats(splits.test)
+    plot_reconstructions(directory / "reconstructions.png", splits.test, teacher)
     plot_training(directory / "training.png", directory.metrics())
+    if settings.method == "lvd-pg":
+        plot_growth(directory / "growth.png", directory.metrics())
+    return model, {
+        "teacher": {
+            "reconstruction_bits_per_dim": float(-nats.mean() / (np.log(2) * model.dims)),
+            "perplexity": teacher.perplexity(splits.test),
+        }
+    }
+
+
+def _learn_baseline(
+    splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
+) -> tuple[CircuitModel, dict[str, Any]]:
+    """Learn one circuit; as `_distill`."""
+    from pyjuice_lvd.baselines import learn_circuit
+
+    model = learn_circuit(
+        splits.train, splits.valid, settings, num_cats=num_categories(splits),
+        folder=directory / "model", record=directory.log, progress=progress,
+    )  # fmt: skip
+    plot_em(directory / "training.png", directory.metrics())
+    return model, {}
+
+
+def _result(model: JointModel | CircuitModel, splits: Splits, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Measure the model on the test set, beside the factorised one."""
+    train, valid, test = splits.train, splits.valid, splits.test
+    if train.ndim == 4:
+        color = color_transform(settings.data.color, train.shape[3])
+        train, valid, test = (color.forward(part) for part in (train, valid, test))
+    scores = model.score_samples(splits.test, progress=progress)
     return {
         "method": settings.method,
         **figures_of_merit(scores, model.dims),
-        "bpd_factorized": floor,
+        "bpd_factorized": factorized_bpd(train, valid, test, num_categories(splits)),
         "params": model.num_params,
-        "protocol": protocol(settings.data.color, settings.data.crop, images.train.shape[3]),
-        "seconds": seconds,
-        "run": str(directory.path),
-        "data": {"source": images.source, "split": images.how, "train": len(images.train), "valid": len(images.valid)},
-        "teacher": {
-            "reconstruction_bits_per_dim": float(-nats.mean() / (np.log(2) * model.dims)),
-            "perplexity": teacher.perplexity(images.test),
-        },
+        "protocol": protocol(settings.data.color, settings.data.crop, splits.train),
     }

@@ -24,7 +24,7 @@ class _Entry(NamedTuple):
 
 # Every subcommand. A module is imported when its command runs, so that `--help` waits for no PyTorch and no Julia.
 COMMANDS: dict[str, _Entry] = {
-    "fit": _Entry("pyjuice_lvd.cli.fit:fit", "Train a model of images and report its held-out bpd."),
+    "fit": _Entry("pyjuice_lvd.cli.fit:fit", "Train a model and report its held-out bpd."),
     "eval": _Entry("pyjuice_lvd.cli.eval:evaluate", "Report a run's held-out bpd with its standard error."),
     "bench": _Entry("pyjuice_lvd.cli.bench:bench", "Measure the engine's speed on this machine, as ratios."),
     "setup": _Entry("pyjuice_lvd.cli.setup:setup", "Provide Julia for this machine."),

@@ -43,6 +43,8 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 
 def _protocol(protocol: Mapping[str, Any]) -> str:
+    if protocol["color"] is None:
+        return "bits per variable"
     pixels = f"top-left {protocol['crop']}" if protocol["crop"] else "whole images"
     loss = "lossless" if protocol["lossless"] else "LOSSY: compares with no lossless bpd"
     return f"{protocol['color']}, {pixels}, {loss}"

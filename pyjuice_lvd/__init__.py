@@ -1,7 +1,7 @@
 """Tractable density models of images: probabilistic circuits by latent variable distillation.
 
->>> from pyjuice_lvd import LVD
->>> model = LVD(preset="tiny", random_state=0).fit(images)  # uint8 (N, H, W[, C])
+>>> from pyjuice_lvd import LVDPG
+>>> model = LVDPG(preset="tiny", random_state=0).fit(images)  # uint8 (N, H, W[, C])
 >>> model.bpd(held_out)
 """
 
@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit
-    from pyjuice_lvd.estimators import LVD
+    from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
+    from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["LVD", "Circuit"]
+__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit"]
 
-_HOMES = {"Circuit": "pyjuice_lvd.circuit", "LVD": "pyjuice_lvd.estimators"}
+_HOMES = {
+    "Circuit": "pyjuice_lvd.circuit",
+    "HCLT": "pyjuice_lvd.estimators.baselines",
+    "LVD": "pyjuice_lvd.estimators.lvd",
+    "LVDPG": "pyjuice_lvd.estimators.lvd",
+    "RATSPN": "pyjuice_lvd.estimators.baselines",
+}
 
 
 def __getattr__(name: str) -> Any:

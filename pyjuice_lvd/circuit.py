@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checkpoints import Checkpoint
 from pyjuice_lvd.circuit_files import read_circuit, write_circuit
 from pyjuice_lvd.engine import PIECE, Engine, Evidence, for_julia
 from pyjuice_lvd.errors import InputError
@@ -23,7 +25,8 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree` or `load`. `num_nodes` counts units.
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from
+    another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
     """
 
     def __init__(self, handle: julia.Handle) -> None:
@@ -145,6 +148,32 @@ class Circuit:
         tree = np.ascontiguousarray(tree, np.int64)
         return cls(julia.call("tree_circuit", tree, num_latents, num_cats, heads, float(perturbation), seed))
 
+    @classmethod
+    def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:
+        """Make one circuit of several: each head is a sum over that head of all of them; their parameters are copied.
+
+        `weights`, numbers (len(circuits),), are those of the sums, up to a factor; default: equal. Raises InputError
+        where the circuits differ in their numbers of variables or heads, or the weights do not fit.
+        """
+        shares = np.ones(len(circuits)) if weights is None else np.asarray(weights, np.float64)
+        return cls(julia.call("mixture_circuit", shares, *(circuit._engine.circuit for circuit in circuits)))
+
+    @classmethod
+    def side_by_side(cls, circuits: Sequence[Circuit]) -> Self:
+        """Make one circuit with the heads of all, one after another; their parameters are copied.
+
+        Raises InputError where the circuits differ in their numbers of variables.
+        """
+        return cls(julia.call("side_by_side_circuit", *(circuit._engine.circuit for circuit in circuits)))
+
+    def with_heads(self, heads: npt.ArrayLike) -> Self:
+        """Make a new circuit with some of the heads, integers (m,) from 0, in this order, and what they reach.
+
+        Raises InputError where a head is not one of the circuit's.
+        """
+        chosen = as_heads(heads, np.size(heads), self.num_heads)
+        return type(self)(julia.call("circuit_with_heads", self._engine.circuit, chosen))
+
     def log_likelihood(
         self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0
     ) -> npt.NDArray[np.float64]:
@@ -191,6 +220,8 @@ class Circuit:
         valid: npt.ArrayLike | Evidence | None = None,
         valid_heads: npt.ArrayLike | None = None,
         patience: int = 5,
+        checkpoint: str | os.PathLike[str] | None = None,
+        on_epoch: Callable[[History], None] | None = None,
         progress: Progress = SILENT,
     ) -> History:
         """Train by mini-batch EM (DESIGN 4), in place.
@@ -217,6 +248,11 @@ class Circuit:
             A validation set. The parameters with its best mean log-likelihood are kept, those from before included.
         patience : int
             Training ends after so many epochs in a row that did not improve the validation set's.
+        checkpoint : path, optional
+            A safetensors file, replaced after an epoch every few seconds. If it exists, training goes on from it; with
+            the same data, parameters and number of threads it ends in the very parameters of undisturbed training.
+        on_epoch : callable, optional
+            Gets the history after each epoch that is run here, before the checkpoint is written.
         progress : Progress
             Where the work is shown.
 
@@ -226,18 +262,15 @@ class Circuit:
             A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step; with a
             validation set, its scores in `.valid` and the epoch kept in `.best`.
 
-        Raises InputError where the data or a parameter is out of range. After Ctrl-C the circuit has the parameters of
-        the last finished batch, or with a validation set the best.
+        Raises InputError where the data or a parameter is out of range, or the checkpoint is of other training. After
+        Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
 
         """
         rows, _ = self._engine.rows(X)
         n, borrowed = len(rows), for_julia(rows)
         first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
         sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
-        job = julia.call(
-            "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
-            float(pseudocount), shuffle, seed,
-        )  # fmt: skip
+        learned = self._engine.learned()
         watch = None
         if valid is not None:
             held_out, held_out_heads = valid, valid_heads
@@ -245,8 +278,19 @@ class Circuit:
             def score() -> float:
                 return self._mean_score(held_out, held_out_heads)
 
-            watch = Validation(score, self._engine.learned(), patience)
-        history = History()
+            watch = Validation(score, learned, patience)
+        history, state = History(), None
+        if checkpoint is not None:
+            about = {
+                "structure": self._engine.structure, "rows": n, "epochs": epochs, "batch_size": batch_size,
+                "step_size": (first, last), "pseudocount": pseudocount, "shuffle": shuffle, "seed": seed,
+            }  # fmt: skip
+            state = Checkpoint(checkpoint, learned, about)
+            state.restore(history, watch)
+        job = julia.call(
+            "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
+            float(pseudocount), shuffle, seed, len(history),
+        )  # fmt: skip
         try:
             with progress.stage("EM", total=epochs * n, unit="samples") as stage:
                 while len(history) < epochs and not (watch and watch.over(history)):
@@ -257,6 +301,10 @@ class Circuit:
                         if watch:
                             watch.look(history)
                             stage.update(completed=finished * n, valid=history.valid[-1])
+                        if on_epoch:
+                            on_epoch(history)
+                        if state:
+                            state.epoch_done(history, watch)
         finally:
             if watch:
                 watch.restore()

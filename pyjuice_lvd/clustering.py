@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from pyjuice_lvd.progress import SILENT, Progress
+from scipy.optimize import linear_sum_assignment
 
 # K-means sees at most this many features; the others join the nearest centre. Centres move little beyond it.
 _FEATURES_SEEN = 200_000
@@ -34,43 +33,64 @@ class Labels:
         return z
 
 
-def one_shot_labels(
-    h: npt.NDArray[np.float32], outer: int, inner: int, *, seed: int = 0, progress: Progress = SILENT
-) -> Labels:
-    """Cluster features once, without feedback from the circuits: the baseline of the paper's Sec. 4.
+def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int) -> npt.NDArray[np.int32]:
+    """Assign features, float32 (n, D), to at most `clusters` clusters; int32 (n,), numbered from 0 without a gap."""
+    if clusters == 1:
+        return np.zeros(len(h), np.int32)
+    return np.unique(_nearest(h, min(clusters, len(h)), "k-means++", seed), return_inverse=True)[1].astype(np.int32)
+
+
+def divide(
+    h: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], extra: int, first_new: int, seed: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Divide clusters into more by K-means, whose first centres start at the means of those that there are.
 
     Parameters
     ----------
-    h : float32 (N, P, D)
-        Features of every patch, before quantisation.
-    outer, inner : int
-        N1 outer clusters, each with N2 inner ones; fewer where features coincide.
+    h : float32 (n, D)
+        Features.
+    labels : int32 (n,)
+        Their clusters, with any numbers.
+    extra : int
+        New clusters, at most as many as there are old ones; their centres start at features far from the others.
+    first_new : int
+        Number of the first new cluster.
     seed : int
-        Of K-means.
-    progress : Progress
-        Where the work is shown.
+        Of the choice of these features.
+
+    Returns
+    -------
+    labels : int32 (n,)
+        The old numbers, and first_new + j for new cluster j.
+    origins : int64 (m,)
+        For each new cluster an old one that it has many features of, no two the same; m < extra where features
+        coincide.
 
     """
-    n, positions, dims = h.shape
-    flat = h.reshape(-1, dims)
-    with progress.stage("clusters", total=1 + outer, unit="runs of K-means") as stage:
-        outer_of = kmeans(flat, outer, seed)
-        clusters = int(outer_of.max()) + 1
-        head_of = np.zeros(len(flat), np.int32)
-        heads = np.ones(clusters, np.int32)
-        stage.advance()
-        for cluster in range(clusters):
-            members = np.flatnonzero(outer_of == cluster)
-            head_of[members] = kmeans(flat[members], inner, seed + 1 + cluster)
-            heads[cluster] = head_of[members].max() + 1
-            stage.advance()
-    if heads.sum() < outer * inner:
-        progress.log(f"features coincide: {heads.sum()} clusters in place of {outer} x {inner}")
-    return Labels(outer_of.reshape(n, positions), head_of.reshape(n, positions), heads)
+    old = np.unique(labels)
+    centres = np.stack([h[labels == label].mean(axis=0, dtype=np.float64) for label in old])
+    rng = np.random.default_rng(seed)
+    for _ in range(extra):  # as K-means++ does: with probability in proportion to the squared distance
+        distance = np.min([((h - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
+        # Features that differ from their mean by rounding alone are all the same.
+        distance[distance <= 1e-10 * (h**2).sum(axis=1)] = 0
+        if not distance.any():
+            break
+        centres = np.vstack([centres, h[rng.choice(len(h), p=distance / distance.sum())]])
+    nearest = _nearest(h, len(centres), centres.astype(np.float32), seed)
+    made = [new for new in range(len(old), len(centres)) if (nearest == new).any()]
+    number = np.zeros(len(centres), np.int32)
+    number[: len(old)] = old
+    number[made] = first_new + np.arange(len(made))
+    shared = np.array([[np.sum((nearest == new) & (labels == label)) for label in old] for new in made])
+    origins = linear_sum_assignment(shared, maximize=True)[1] if made else np.zeros(0, np.int64)
+    return number[nearest], old[origins].astype(np.int64)
 
 
-def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int) -> npt.NDArray[np.int32]:
-    """Assign features, float32 (n, D), to at most `clusters` clusters; int32 (n,), numbered from 0 without a gap."""
+def _nearest(
+    h: npt.NDArray[np.float32], clusters: int, start: str | npt.NDArray[np.float32], seed: int
+) -> npt.NDArray[np.int32]:
+    """Run K-means from `start`, its name for a choice of first centres or the centres; each feature's cluster."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -78,7 +98,7 @@ def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int) -> npt.NDArray[
     if len(h) > _FEATURES_SEEN:
         seen = h[np.sort(np.random.default_rng(seed).choice(len(h), _FEATURES_SEEN, replace=False))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: handled below
-        model = KMeans(min(clusters, len(seen)), n_init=1, random_state=seed).fit(seen)
-    nearest = model.labels_ if seen is h else model.predict(h)
-    return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: some stay empty
+        model = KMeans(clusters, init=start, n_init=1, random_state=seed).fit(seen)
+    nearest: npt.NDArray[np.int32] = model.labels_ if seen is h else model.predict(h)
+    return nearest

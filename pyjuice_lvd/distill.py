@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.clustering import Labels, one_shot_labels
+from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.growing import Grown, Record, derived_seed, one_shot, progressive_growing
 from pyjuice_lvd.joint import JointModel, circuit_path
 from pyjuice_lvd.patches import position_grid, to_patches
 from pyjuice_lvd.progress import SILENT, Progress
@@ -23,7 +24,6 @@ from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.teacher import Teacher
 
 Images = npt.NDArray[np.uint8]
-Record = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ def distill(
     check_images(train, settings)
     pieces = _Pieces(folder)
     teacher = _teach(train, valid, settings, pieces, record, progress)
-    labels = _label(teacher, train, settings, pieces, progress)
-    patches = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
-    circuits = _patch_circuits(patches, labels, settings, pieces, record, progress)
+    circuits, labels = _patch_circuits(teacher, train, settings, pieces, record, progress)
     model = _join(circuits, labels, train, valid, settings, pieces, record, progress)
     return Distilled(teacher, model)
 
@@ -121,70 +119,84 @@ def _teach(
     return teacher
 
 
-def _label(teacher: Teacher, train: Images, settings: Settings, pieces: _Pieces, progress: Progress) -> Labels:
-    done = pieces.finished("labels.safetensors")
+def _outer_clusters(teacher: Teacher, train: Images, settings: Settings, pieces: _Pieces) -> npt.NDArray[np.int32]:
+    """Cluster the features of all patches once, as they are: int32 (N, P)."""
+    done = pieces.finished("outer.safetensors")
     if done is not None:
-        arrays, _ = read_arrays(done)
-        return Labels(arrays["outer"], arrays["head"], arrays["heads"])
-    clusters = settings.clusters
-    labels = one_shot_labels(
-        teacher.features(train), clusters.outer, clusters.inner, seed=settings.seed, progress=progress
-    )
-    path = pieces.path("labels.safetensors")
+        return read_arrays(done)[0]["outer"]
+    h = teacher.features(train)
+    outer = kmeans(h.reshape(-1, h.shape[2]), settings.clusters.outer, settings.seed).reshape(h.shape[:2])
+    path = pieces.path("outer.safetensors")
     if path is not None:
-        write_arrays(path, {"outer": labels.outer, "head": labels.head, "heads": labels.heads})
-    return labels
+        write_arrays(path, {"outer": outer})
+    return outer
 
 
 def _patch_circuits(
-    patches: npt.NDArray[np.uint8],
-    labels: Labels,
+    teacher: Teacher, train: Images, settings: Settings, pieces: _Pieces, record: Record, progress: Progress
+) -> tuple[list[Circuit], Labels]:
+    """Learn p(x | z) and z, one multi-headed circuit for each outer cluster."""
+    done = pieces.finished("labels.safetensors")
+    if done is not None and pieces.folder is not None:
+        arrays, _ = read_arrays(done)
+        labels = Labels(arrays["outer"], arrays["head"], arrays["heads"])
+        return [Circuit.load(circuit_path(pieces.folder, index)) for index in range(len(labels.heads))], labels
+    outer = _outer_clusters(teacher, train, settings, pieces)
+    x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
+    h = teacher.features(train, quantized=settings.growing.quantized and settings.method == "lvd-pg")
+    x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
+    circuits: list[Circuit] = []
+    head = np.zeros(outer.size, np.int32)
+    clusters = int(outer.max()) + 1
+    with progress.stage("patch circuits", total=len(x), unit="patches") as stage:
+        for cluster in range(clusters):
+            members = np.flatnonzero(outer == cluster)
+            grown = _patch_circuit(x[members], h[members], cluster, settings, pieces, record, progress)
+            circuits.append(grown.circuit)
+            head[members] = grown.labels
+            stage.advance(len(members), cluster=f"{cluster + 1}/{clusters}", heads=grown.circuit.num_heads)
+    labels = Labels(outer, head.reshape(outer.shape), np.array([pc.num_heads for pc in circuits], np.int32))
+    path = pieces.path("labels.safetensors")
+    if path is not None:
+        write_arrays(path, {"outer": labels.outer, "head": labels.head, "heads": labels.heads})
+        for name in ("outer.safetensors", *(_heads_name(cluster) for cluster in range(clusters))):
+            path.with_name(name).unlink(missing_ok=True)
+    return circuits, labels
+
+
+def _heads_name(cluster: int) -> str:
+    return f"heads-{cluster:04d}.safetensors"
+
+
+def _patch_circuit(
+    x: npt.NDArray[np.uint8],
+    h: npt.NDArray[np.float32],
+    cluster: int,
     settings: Settings,
     pieces: _Pieces,
     record: Record,
     progress: Progress,
-) -> list[Circuit]:
-    """Learn p(x | z), one multi-headed HCLT for each outer cluster; `patches`: uint8 (N, P, V)."""
-    flat = patches.reshape(-1, patches.shape[2])
-    outer, head = labels.outer.ravel(), labels.head.ravel()
-    circuits: list[Circuit] = []
-    with progress.stage("patch circuits", total=len(flat), unit="patches") as stage:
-        for cluster, heads in enumerate(labels.heads):
-            members = np.flatnonzero(outer == cluster)
-            path = pieces.path(circuit_path(Path(), cluster).name)
-            if path is not None and path.exists():
-                circuits.append(Circuit.load(path))
-                stage.advance(len(members))
-                continue
-            started = time.monotonic()
-            circuit = Circuit.hclt(
-                flat[members], num_latents=settings.circuit.latents, num_cats=256, heads=int(heads), seed=settings.seed
-            )
-            history = circuit.fit_em(
-                flat[members],
-                heads=head[members],
-                epochs=settings.circuit.epochs,
-                batch_size=settings.circuit.batch_size,
-                step_size=settings.circuit.step_size,
-                pseudocount=settings.circuit.pseudocount,
-                seed=settings.seed,
-            )
-            if path is not None:
-                circuit.save(path)
-            record(
-                {
-                    "stage": "patch circuit",
-                    "cluster": cluster,
-                    "patches": len(members),
-                    "heads": int(heads),
-                    "params": circuit.num_params,
-                    "log_likelihood": history[-1],
-                    "seconds": time.monotonic() - started,
-                }
-            )
-            circuits.append(circuit)
-            stage.advance(len(members), cluster=f"{cluster + 1}/{len(labels.heads)}", log_likelihood=history[-1])
-    return circuits
+) -> Grown:
+    """Learn one outer cluster's circuit from its patches and their features, and their heads."""
+    done = pieces.finished(circuit_path(Path(), cluster).name)
+    if done is not None:
+        return Grown(Circuit.load(done), read_arrays(done.with_name(_heads_name(cluster)))[0]["head"])
+
+    def record_cluster(entry: Mapping[str, Any]) -> None:
+        record({**entry, "cluster": cluster, "patches": len(x)})
+
+    seed, heads = derived_seed(settings.seed, cluster), settings.clusters.inner
+    if settings.method == "lvd":
+        grown = one_shot(x, h, num_heads=heads, circuit=settings.circuit, seed=seed, record=record_cluster)
+    else:
+        grown = progressive_growing(
+            x, h, num_heads=heads, circuit=settings.circuit, growing=settings.growing, seed=seed,
+            name=f"outer cluster {cluster}", record=record_cluster, progress=progress,
+        )  # fmt: skip
+    if pieces.folder is not None:
+        write_arrays(pieces.folder / _heads_name(cluster), {"head": grown.labels})
+        grown.circuit.save(circuit_path(pieces.folder, cluster))  # last: its file says that all of this is done
+    return grown
 
 
 def _join(

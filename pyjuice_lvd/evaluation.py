@@ -11,9 +11,10 @@ from pyjuice_lvd.color import color_transform
 
 
 def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, Any]:
-    """Turn log-likelihoods of images, float64 (N,) in nats, into `bpd`, `nll_nats`, `std_error_bpd`, `n` and `dims`.
+    """Turn log-likelihoods, float64 (N,) in nats, into `bpd`, `nll_nats`, `std_error_bpd`, `n` and `dims`.
 
-    The standard error is that of the mean over images: the standard deviation of one image's bpd over sqrt(N).
+    They are of images or rows. The standard error is that of the mean over them: the standard deviation of one's bpd
+    over sqrt(N).
     """
     bpd = -scores / (np.log(2) * dims)
     return {
@@ -25,28 +26,35 @@ def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, An
     }
 
 
-def protocol(color: str, crop: str, channels: int) -> dict[str, Any]:
-    """Say what a bpd is a bpd of (DESIGN 4): bpds of different protocols do not compare."""
-    return {"color": color, "crop": crop or None, "lossless": color_transform(color, channels).lossless}
+def protocol(color: str, crop: str, data: npt.NDArray[Any]) -> dict[str, Any]:
+    """Say what a bpd of images (N, H, W, C), or of a table (N, V), is a bpd of (DESIGN 4).
+
+    Bpds of different protocols do not compare.
+    """
+    if data.ndim == 2:
+        return {"color": None, "crop": None, "lossless": True}
+    return {"color": color, "crop": crop or None, "lossless": color_transform(color, data.shape[3]).lossless}
 
 
 # Tried on the validation images; a category that training never saw costs log2(N / pseudocount) bits or so.
 _PSEUDOCOUNTS = (0.1, 1.0, 10.0, 100.0)
 
 
-def factorized_bpd(train: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]) -> float:
+def factorized_bpd(
+    train: npt.NDArray[Any], valid: npt.NDArray[Any], test: npt.NDArray[Any], num_cats: int = 256
+) -> float:
     """Bits per dimension on `test` of the fully factorised model: one categorical for each dimension, from counts.
 
-    All three are uint8 (N, ...) in the colour space that is modelled. The pseudocount, shared by the 256 categories, is
-    the one that does best on `valid`.
+    All three are integers (N, ...) below `num_cats`, images in the colour space that is modelled. The pseudocount,
+    shared by the categories, is the one that does best on `valid`.
     """
-    tables = [images.reshape(len(images), -1) for images in (train, valid, test)]
+    tables = [part.reshape(len(part), -1) for part in (train, valid, test)]
     dims = tables[0].shape[1]
-    cells = tables[0].astype(np.intp) + 256 * np.arange(dims)
-    counts = np.bincount(cells.ravel(), minlength=256 * dims).reshape(dims, 256)
+    cells = tables[0].astype(np.intp) + num_cats * np.arange(dims)
+    counts = np.bincount(cells.ravel(), minlength=num_cats * dims).reshape(dims, num_cats)
 
-    def bpd(table: npt.NDArray[np.uint8], pseudocount: float) -> float:
-        bits = -np.log2((counts + pseudocount / 256) / (len(train) + pseudocount))
+    def bpd(table: npt.NDArray[Any], pseudocount: float) -> float:
+        bits = -np.log2((counts + pseudocount / num_cats) / (len(train) + pseudocount))
         return float(bits[np.arange(dims), table].mean())
 
     best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bpd(tables[1], pseudocount))

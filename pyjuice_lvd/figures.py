@@ -51,13 +51,42 @@ def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     _line(left, teacher, "epoch", {"train": "reconstruction_bpd", "validation": "valid_reconstruction_bpd"})
     left.set(title="teacher", xlabel="epoch", ylabel="reconstruction, bits per dimension")
 
-    patches = [record for record in metrics if record["stage"] == "patch circuit"]
-    middle.bar([record["cluster"] for record in patches], [record["log_likelihood"] for record in patches])
+    patches = {record["cluster"]: record["log_likelihood"] for record in metrics if record["stage"] == "patch circuit"}
+    middle.bar(list(patches), list(patches.values()))
     middle.set(title="patch circuits", xlabel="outer cluster", ylabel="mean log p(x | z) of a patch, nats")
 
     joint = [record for record in metrics if record["stage"] == "p(x)"]
     _line(right, joint, "epoch", {"train": "train", "validation": "valid"})
     right.set(title="EM on p(x)", xlabel="epoch", ylabel="mean log p(x), nats")
+    _write(figure, path)
+
+
+def plot_growth(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Draw progressive growing, round by round: each outer cluster's heads, edges and log-likelihood."""
+    figure = _figure(10, 3.2)
+    clusters: dict[int, list[Mapping[str, Any]]] = {}
+    for record in metrics:
+        if record["stage"] == "patch circuit":
+            clusters.setdefault(record["cluster"], []).append(record)
+    labels = {"heads": "heads", "edges": "edges", "log_likelihood": "mean log p(x | z) of a patch, nats"}
+    for axes, (name, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
+        for rounds in clusters.values():
+            axes.plot(
+                [record["round"] for record in rounds], [record[name] for record in rounds], marker=".", alpha=0.5
+            )
+        axes.set(xlabel="round", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle("progressive growing, a line for each outer cluster")
+    _write(figure, path)
+
+
+def plot_em(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the metrics of a run that is EM on one circuit."""
+    figure = _figure(5, 3.2)
+    axes = figure.subplots()
+    records = [record for record in metrics if record["stage"] == "EM"]
+    _line(axes, records, "epoch", {"train": "train", "validation": "valid"})
+    axes.set(title="EM", xlabel="epoch", ylabel="mean log p(x), nats")
     _write(figure, path)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.sources import SPLITS, Source, read_source
+from pyjuice_lvd.sources import Source, read_source
+from pyjuice_lvd.splits import Splits, split_source, test_part
 
 UInt8 = npt.NDArray[np.uint8]
 Data = str | Path | npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class ImageSplits:
-    """Images uint8 (N, H, W, C), C = 1 (grey) or 3 (RGB), and where they come from.
-
-    `how` says in one line how they were split. `digest` is the SHA-256 of all images of a source without a test set, by
-    which `load_test_images` knows that source again; it is empty where the test set is the source's own.
-    """
-
-    train: UInt8
-    valid: UInt8
-    test: UInt8
-    source: str
-    how: str
-    digest: str
 
 
 def load_images(
@@ -42,7 +26,7 @@ def load_images(
     seed: int = 0,
     valid_fraction: float = 0.1,
     test_fraction: float = 0.1,
-) -> ImageSplits:
+) -> Splits:
     """Load DATA and split it into disjoint, C-contiguous train, valid and test images.
 
     `data` is `digits`, `photos`, a `.npy` or `.npz` file, a folder (image files, CIFAR-10 batches or ImageNet shards),
@@ -53,7 +37,7 @@ def load_images(
 
     Raises InputError if the data cannot be read, are no 8-bit images of one size, or are too few to split.
     """
-    return _split(_read(data, crop, size), seed, valid_fraction, test_fraction)
+    return split_source(_read(data, crop, size), seed, valid_fraction, test_fraction)
 
 
 def load_test_images(
@@ -68,20 +52,10 @@ def load_test_images(
 ) -> tuple[UInt8, str]:
     """Load the images of DATA, uint8 (N, H, W, C), that a run may be tested on, and say in one line which they are.
 
-    They are the source's own test images; else, if `digest` (`ImageSplits.digest` of the fit) shows it to be the source
-    that the run was fitted on, the same test split as then; else all of its images (those under "train", if it names
-    its parts), because the run was fitted on none. The other arguments, as for `load_images`, are those of the fit.
-
-    Raises InputError as `load_images` does.
+    Which they are is described at `splits.test_part`; `digest` is `Splits.digest` of the fit, and the other arguments,
+    as for `load_images`, are those of the fit. Raises InputError as `load_images` does.
     """
-    source = _read(data, crop, size)
-    if "test" in source.parts:
-        return source.parts["test"], f"test images of {source.name} {source.how}"
-    pool = _pool(source)
-    if digest_of(pool) != digest:
-        return np.ascontiguousarray(pool), f"all {len(pool)} images of {source.name}, which the run was not fitted on"
-    splits = _split(source, seed, valid_fraction, test_fraction)
-    return splits.test, splits.how
+    return test_part(_read(data, crop, size), digest, seed, valid_fraction, test_fraction)
 
 
 def as_images(array: npt.ArrayLike, name: str = "images") -> UInt8:
@@ -131,16 +105,12 @@ def crop_images(images: UInt8, crop: str | tuple[int, int] | None, name: str = "
     return images[:, : sides[0], : sides[1]]
 
 
-def _read(data: Data, crop: str | tuple[int, int] | None, size: int) -> Source:
-    """Read DATA: every part uint8 (N, H, W, C), all of one H, W, C, cropped."""
-    sides = parse_crop(crop)
-    source = (
-        Source("array", {"all": data}) if isinstance(data, np.ndarray) else read_source(data, size=size, crop=sides)
-    )
+def images_of(source: Source, crop: str | tuple[int, int] | None) -> Source:
+    """Check that a source holds images and crop them: every part uint8 (N, H, W, C), all of one H, W, C."""
     parts: dict[str, UInt8] = {}
     for split, array in source.parts.items():
         name = source.name if split == "all" else f"{source.name} ({split})"
-        images = crop_images(as_images(array, name), sides, name)
+        images = crop_images(as_images(array, name), crop, name)
         first = next(iter(parts.values()), images)
         if images.shape[1:] != first.shape[1:]:
             raise InputError(
@@ -150,43 +120,7 @@ def _read(data: Data, crop: str | tuple[int, int] | None, size: int) -> Source:
     return replace(source, parts=parts)
 
 
-def _pool(source: Source) -> UInt8:
-    """Return the images that the missing splits are taken from."""
-    for split in ("all", "train"):
-        if split in source.parts:
-            return source.parts[split]
-    raise InputError(f"{source.name}: found {' and '.join(source.parts)} images only, wanted training images")
-
-
-def digest_of(images: UInt8) -> str:
-    """Return the SHA-256 of images, of any shape, as hexadecimal digits: by it they are known again."""
-    digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    return digest.hexdigest()
-
-
-def _split(source: Source, seed: int, valid_fraction: float, test_fraction: float) -> ImageSplits:
-    """Take the splits that the source does not set apart itself from its training images, by seed."""
-    fractions = {"test": test_fraction, "valid": valid_fraction}
-    for split, fraction in fractions.items():
-        if not 0 < fraction < 1:
-            raise InputError(f"{split}_fraction: found {fraction}, wanted a number between 0 and 1")
-    pool = _pool(source)
-    how = [f"{', '.join(source.parts)} {source.how}"] if source.how else []
-    counts = {name: max(1, round(share * len(pool))) for name, share in fractions.items() if name not in source.parts}
-    if sum(counts.values()) >= len(pool):
-        raise InputError(f"{source.name}: found {len(pool)} images, too few to set apart {_listed(counts)}")
-    parts: dict[str, UInt8] = {**source.parts, "train": pool}
-    if counts:
-        order = np.random.default_rng(seed).permutation(len(pool))
-        *taken, rest = np.split(order, np.cumsum(list(counts.values())))
-        parts |= {split: pool[rows] for split, rows in zip(counts, taken, strict=True)}
-        parts["train"] = pool[rest]
-        how.append(f"{_listed(counts)} of {len(pool)} images by seed {seed}, the rest train")
-    train, valid, test = (np.ascontiguousarray(parts[split]) for split in SPLITS)
-    digest = digest_of(pool) if "test" in counts else ""
-    return ImageSplits(train, valid, test, source.name, "; ".join(how), digest)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return " and ".join(f"{count} {split}" for split, count in counts.items())
+def _read(data: Data, crop: str | tuple[int, int] | None, size: int) -> Source:
+    if isinstance(data, np.ndarray):
+        return images_of(Source("array", {"all": data}), crop)
+    return images_of(read_source(data, size=size, crop=parse_crop(crop)), crop)

@@ -27,7 +27,7 @@ class History(list[float]):
 class Validation:
     """Early stopping: keeps the parameters with the best `score`, which is asked for after each epoch.
 
-    `learned` are the circuit's parameters, its own memory.
+    `learned` are the circuit's parameters, its own memory; `kept` are those to go back to, and `best` is their score.
     """
 
     def __init__(self, score: Callable[[], float], learned: Sequence[npt.NDArray[np.float32]], patience: int) -> None:
@@ -39,13 +39,13 @@ class Validation:
         self._keep(score())
 
     def _keep(self, score: float) -> None:
-        self._best = score
-        self._kept = [array.copy() for array in self._learned]
+        self.best = score
+        self.kept = [array.copy() for array in self._learned]
 
     def look(self, history: History) -> None:
         """Score the circuit after an epoch."""
         history.valid.append(self._score())
-        if history.valid[-1] > self._best:
+        if history.valid[-1] > self.best:
             self._keep(history.valid[-1])
             history.best = len(history)
 
@@ -55,7 +55,7 @@ class Validation:
 
     def restore(self) -> None:
         """Give the circuit its best parameters."""
-        for array, values in zip(self._learned, self._kept, strict=True):
+        for array, values in zip(self._learned, self.kept, strict=True):
             array[:] = values
 
 

@@ -33,6 +33,12 @@ from pyjuice_lvd.errors import InputError
 _ASIDE = ".tmp-"  # how the name of a file that is being written begins
 _SETTINGS, _METRICS, _RESULT, _LOCK = "settings.toml", "metrics.jsonl", "result.json", ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
+_ABOUT = (
+    "stage",
+    "cluster",
+    "round",
+    "epoch",
+)  # the entries of a metrics record that say which piece of work it is about
 
 
 @contextlib.contextmanager
@@ -188,6 +194,7 @@ class RunDirectory:
     def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock  # file descriptor; None for reading
+        self._earlier: set[tuple[Any, ...]] = set()  # what the records that a resumed run begins with are about
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, settings: Mapping[str, Any], resume: bool = False) -> Self:
@@ -215,6 +222,7 @@ class RunDirectory:
             if resume:
                 _check_same(path, run.settings, settings)
                 run._drop_torn_line()
+                run._earlier = {_about(record) for record in run.metrics()}
             else:
                 write_toml(run / _SETTINGS, settings)
         except BaseException:
@@ -278,8 +286,13 @@ class RunDirectory:
         """Append one line to `metrics.jsonl`: the record as a JSON object, with `time`, seconds since 1970.
 
         A line is one O_APPEND write and an fsync, not a rewrite of the file: the cost stays the same however long the
-        run, and all that a crash can tear is the last line, which readers pass over and `create` removes.
+        run, and all that a crash can tear is the last line, which readers pass over and `create` removes. In a resumed
+        run, the record of work that is done again takes the place of the first one: those about the same `stage`,
+        `cluster`, `round` and `epoch`.
         """
+        if _about(record) in self._earlier:
+            self._earlier.remove(_about(record))
+            self._drop_records(_about(record))
         line = (json_text({"time": round(time.time(), 3), **record}) + "\n").encode()
         new = not (self / _METRICS).exists()
         with _naming(self / _METRICS), (self / _METRICS).open("ab", buffering=0) as file:
@@ -318,6 +331,11 @@ class RunDirectory:
         if (self / _METRICS).exists():
             os.truncate(self / _METRICS, self._read_metrics()[1])
 
+    def _drop_records(self, about: tuple[Any, ...]) -> None:
+        kept = [record for record in self.metrics() if _about(record) != about]
+        with atomic_write(self / _METRICS) as file:
+            file.writelines((json_text(record) + "\n").encode() for record in kept)
+
     def _take_lock(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
@@ -326,6 +344,10 @@ class RunDirectory:
             raise InputError(f"{self.path}: another fit (process {holder or 'unknown'}) is writing this run") from None
         os.truncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _about(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record.get(name) for name in _ABOUT)
 
 
 def _check_folder(path: Path) -> None:

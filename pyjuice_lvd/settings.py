@@ -18,7 +18,15 @@ from pyjuice_lvd.images import parse_crop
 from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings
 
-METHODS = ("lvd",)
+METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")
+BASELINES = ("hclt", "rat-spn")
+"""Methods of one circuit over whole images, or over the rows of a table."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {"start": 1, "tree_per_head": False, "quantized": False, "stickiness": 0.0, "new_heads": "double"},
+    "reference": {"start": 2, "tree_per_head": True, "quantized": True, "stickiness": 1.0, "new_heads": "one"},
+}
+"""Of progressive growing: the paper's text, and the code released with it. Naming one sets these of its settings."""
+NEW_HEADS = ("double", "one")
 DEVICES = ("auto", "cpu", "cuda")
 PHOTO_SIZES = (16, 32)
 
@@ -84,6 +92,42 @@ class CircuitSettings:
 
 
 @dataclass(frozen=True)
+class GrowingSettings:
+    """`[growing]`: the rounds of progressive growing (paper, Sec. 4 and Appendix B)."""
+
+    variant: str = "paper"
+    """`paper`, or `reference`: as the code released with it does. Sets the other settings that the two differ in."""
+    start: int = 1
+    """Heads in the first round."""
+    tree_per_head: bool = False
+    """A Chow-Liu tree for each head of the first round, in place of one for all."""
+    quantized: bool = False
+    """Cluster the teacher's codes, in place of its features before quantisation."""
+    min_flow: float = 1e-4
+    """Of a cluster's patches: edges with no more flow are pruned."""
+    stickiness: float = 0.0
+    """Nats in favour of a patch's present head as it is relabelled."""
+    share: float = 0.4
+    """Of the patches: the clusters of lowest likelihood are divided until they hold so many."""
+    new_heads: str = NEW_HEADS[0]
+    """`double`: one for each cluster that is divided; `one`: one in each round."""
+    threshold: float = 0.1
+    """Copy units with a flow of at least so many of these patches; below 1, of this fraction of them."""
+    noise: float = 0.2
+    """Standard deviation of the factor that parameters are multiplied by as they are copied."""
+
+    def __post_init__(self) -> None:
+        _one_of("growing.variant", self.variant, tuple(VARIANTS))
+        _at_least("growing.start", self.start, 1)
+        _nonnegative("growing.min_flow", self.min_flow)
+        _nonnegative("growing.stickiness", self.stickiness)
+        _require(0 < self.share <= 1, "growing.share", self.share, "a number above 0 and at most 1")
+        _one_of("growing.new_heads", self.new_heads, NEW_HEADS)
+        _nonnegative("growing.threshold", self.threshold)
+        _nonnegative("growing.noise", self.noise)
+
+
+@dataclass(frozen=True)
 class PriorSettings:
     """`[prior]`: p(z), an HCLT over all positions, trained by EM on the labels z, then by EM on p(x)."""
 
@@ -111,6 +155,47 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
+class HCLTSettings:
+    """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
+
+    latents: int = 16
+    trees: int = 1
+    epochs: int = 50
+    """At most: see `patience`."""
+    batch_size: int = 256
+    step_size: tuple[float, float] = (0.8, 0.02)
+    pseudocount: float = 0.003
+    patience: int = 10
+    """EM ends after so many epochs without a better validation likelihood."""
+
+    def __post_init__(self) -> None:
+        _at_least("hclt.latents", self.latents, 1)
+        _at_least("hclt.trees", self.trees, 1)
+        _em("hclt", self)
+
+
+@dataclass(frozen=True)
+class RatSpnSettings:
+    """`[rat_spn]`: method `rat-spn`, a random and tensorised sum-product network over all variables."""
+
+    depth: int = 4
+    replicas: int = 8
+    sums: int = 16
+    inputs: int = 16
+    epochs: int = 50
+    """At most: see `patience`."""
+    batch_size: int = 256
+    step_size: tuple[float, float] = (0.8, 0.02)
+    pseudocount: float = 0.003
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "replicas", "sums", "inputs"):
+            _at_least(f"rat_spn.{name}", getattr(self, name), 1)
+        _em("rat_spn", self)
+
+
+@dataclass(frozen=True)
 class Settings:
     """A run's complete settings; docs/settings.md describes each. A value out of range is an InputError.
 
@@ -126,7 +211,10 @@ class Settings:
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     clusters: ClusterSettings = field(default_factory=ClusterSettings)
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
+    growing: GrowingSettings = field(default_factory=GrowingSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
+    hclt: HCLTSettings = field(default_factory=HCLTSettings)
+    rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
@@ -194,8 +282,14 @@ def resolve(
 
     table = (Settings() if base is None else base).to_dict()
     for source, layer in layers:
-        table = _merged(table, _typed(Settings, layer, "", source))
+        table = _merged(table, _with_variant(_typed(Settings, layer, "", source)))
     return Settings.from_dict(table)
+
+
+def _with_variant(layer: dict[str, Any]) -> dict[str, Any]:
+    """Add to a layer that names a variant of progressive growing what that sets, under what the layer itself sets."""
+    growing = layer.get("growing", {})
+    return {**layer, "growing": {**VARIANTS.get(growing.get("variant"), {}), **growing}}
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,6 +408,14 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _nonnegative(name: str, value: float) -> None:
     _require(0 <= value < math.inf, name, value, "a finite number, 0 or above")
+
+
+def _em(section: str, settings: HCLTSettings | RatSpnSettings) -> None:
+    _at_least(f"{section}.epochs", settings.epochs, 1)
+    _at_least(f"{section}.batch_size", settings.batch_size, 1)
+    _steps(f"{section}.step_size", settings.step_size)
+    _nonnegative(f"{section}.pseudocount", settings.pseudocount)
+    _at_least(f"{section}.patience", settings.patience, 1)
 
 
 def _steps(name: str, value: tuple[float, float]) -> None:

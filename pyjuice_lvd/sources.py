@@ -1,4 +1,4 @@
-"""Readers of DATA (DESIGN 3.1): each form of image data as arrays, with the split that the source itself has."""
+"""Readers of DATA (DESIGN 3.1): each form of data as arrays, with the split that the source itself has."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from pyjuice_lvd.cifar import is_cifar_folder, read_cifar_folder
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.table_sources import is_debd_folder, read_csv, read_debd_folder
 
 Array = npt.NDArray[Any]
 UInt8 = npt.NDArray[np.uint8]
@@ -34,7 +35,7 @@ PHOTO_TRAIN_STRIDE = 8  # overlapping training images: thousands of them from tw
 
 @dataclass(frozen=True)
 class Source:
-    """Images as a source holds them, not yet validated.
+    """Images or tables as a source holds them, not yet validated.
 
     `parts` has some of the keys "train", "valid" and "test", or the one key "all" if the source has no split. `how`
     says where its split comes from, in words that follow the names of the parts.
@@ -62,8 +63,11 @@ def read_source(data: str | Path, *, size: int, crop: tuple[int, int] | None) ->
         if not path.exists():
             names = " and ".join(repr(name) for name in BUNDLED)
             raise InputError(f"{path}: no such file or folder; the data sets known by name are {names}")
+        if path.suffix.lower() == ".csv":
+            return Source(str(path), {"all": read_csv(path)})
         if path.suffix.lower() not in (".npy", ".npz"):
-            raise InputError(f"{path}: found a {path.suffix or 'suffix-less'} file, wanted .npy, .npz or a folder")
+            found = path.suffix or "suffix-less"
+            raise InputError(f"{path}: found a {found} file, wanted .npy, .npz, .csv or a folder")
         return _read_numpy(path)
 
 
@@ -130,9 +134,12 @@ def _read_numpy(path: Path) -> Source:
 
 
 def _read_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
-    """Read CIFAR-10 batches, ImageNet shards or image files, whichever the folder holds."""
+    """Read CIFAR-10 batches, a DEBD table, ImageNet shards or image files, whichever the folder holds."""
     if is_cifar_folder(folder):
         return Source(str(folder), dict(read_cifar_folder(folder)), "by CIFAR-10's own batches")
+    if is_debd_folder(folder):
+        parts, names = read_debd_folder(folder)
+        return Source(str(folder), parts, f"by its files {names}")
     if any(folder.glob("*.npz")):
         return _read_imagenet_folder(folder)
     return _read_image_folder(folder, crop)

@@ -16,20 +16,21 @@ Mask = npt.NDArray[np.bool_]
 """(N, V), C-contiguous; True where a value is hidden."""
 
 
-def as_table(X: npt.ArrayLike, num_vars: int | None = None) -> Table:
+def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> Table:
     """Check that `X` is a table of integers (N, V), V = `num_vars` where given; C-contiguous, not copied if it can be.
 
-    Raises InputError that says what was found. The values are checked where they are used.
+    Raises InputError, whose line begins with `name`, that says what was found. The values are checked where they are
+    used.
     """
     array = np.asarray(X)
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise InputError(f"X: found NaN in {array.dtype} {array.shape}, wanted integers (N, V)")
+        raise InputError(f"{name}: found NaN in {array.dtype} {array.shape}, wanted integers (N, V)")
     if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise InputError(f"X: found {array.dtype} {array.shape}, wanted integers (N, V)")
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers (N, V)")
     if num_vars is not None and array.shape[1] != num_vars:
-        raise InputError(f"X: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
+        raise InputError(f"{name}: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 

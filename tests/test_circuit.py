@@ -288,3 +288,73 @@ def test_statistics_of_two_halves_give_the_whole_step(data: np.ndarray) -> None:
         stats + other.accumulate(data)
     with pytest.raises(InputError, match=r"step_size = 1\.5"):
         parts.apply(stats, step_size=1.5)
+
+
+def test_a_mixture_is_the_weighted_sum(data: np.ndarray) -> None:
+    parts = [Circuit.hclt(data[i::2], num_latents=3, num_cats=3, seed=i, perturbation=0.9) for i in range(2)]
+    expected = 0.25 * np.exp(parts[0].log_likelihood(data)) + 0.75 * np.exp(parts[1].log_likelihood(data))
+    mixed = Circuit.mixture(parts, weights=[1, 3])
+    np.testing.assert_allclose(np.exp(mixed.log_likelihood(data)), expected, rtol=1e-5)
+    assert mixed.num_heads == 1
+    before = mixed.log_likelihood(data).mean()
+    mixed.fit_em(data, epochs=3)
+    assert mixed.log_likelihood(data).mean() > before
+    equal = sum(np.exp(part.log_likelihood(data)) for part in parts) / 2
+    np.testing.assert_allclose(np.exp(Circuit.mixture(parts).log_likelihood(data)), equal, rtol=1e-5)
+    with pytest.raises(InputError, match="found no circuits"):
+        Circuit.mixture([])
+    with pytest.raises(InputError, match="found 1 weights for 2 circuits"):
+        Circuit.mixture(parts, weights=[1])
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("with_valid", [True, False])
+def test_training_goes_on_from_a_checkpoint_to_the_same_end(
+    data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_valid: bool
+) -> None:
+    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    train, valid = data[:60], data[200:] if with_valid else None  # few rows: EM overfits, and stops early
+
+    def trained(**options: object) -> tuple[Circuit, list[float], list[float], int]:
+        pc = Circuit.hclt(train, num_latents=16, num_cats=3, seed=1)
+        history = pc.fit_em(
+            train, epochs=40, batch_size=16, step_size=(0.5, 0.1), pseudocount=0.01, valid=valid, patience=4, **options
+        )
+        return pc, list(history), history.valid, history.best
+
+    def stop(history: list[float]) -> None:
+        if len(history) == 4:
+            raise Stop
+
+    undisturbed = trained()
+    path = tmp_path / "em.safetensors"
+    with pytest.raises(Stop):
+        trained(checkpoint=path, on_epoch=stop)
+    seen: list[int] = []
+    resumed = trained(checkpoint=path, on_epoch=lambda history: seen.append(len(history)))
+    assert seen[0] == 4  # the last checkpoint is that of epoch 3
+    assert resumed[1:] == undisturbed[1:]
+    for mine, wanted in zip(resumed[0].parameters(), undisturbed[0].parameters(), strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+
+
+def test_a_checkpoint_of_other_training_is_refused(
+    data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    path = tmp_path / "em.safetensors"
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3)
+    pc.fit_em(data, epochs=2, checkpoint=path)
+    with pytest.raises(InputError, match=r"em\.safetensors: a checkpoint of EM with seed = 0, wanted 1 or no file"):
+        pc.fit_em(data, epochs=2, seed=1, checkpoint=path)
+    with pytest.raises(InputError, match="a checkpoint of EM with structure"):
+        Circuit.hclt(data, num_latents=3, num_cats=3).fit_em(data, epochs=2, checkpoint=path)
+    pc.save(path)
+    with pytest.raises(InputError, match="found a file of kind None"):
+        pc.fit_em(data, epochs=2, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match="damaged"):
+        pc.fit_em(data, epochs=2, checkpoint=path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyjuice_lvd import LVD
+from pyjuice_lvd import LVD, LVDPG
 from pyjuice_lvd.errors import InputError
 
 # Everything small, so that a whole run takes seconds.
@@ -58,7 +58,7 @@ def test_fit_reports_what_the_contract_names(run: tuple[Path, dict[str, Any]]) -
         "method", "bpd", "nll_nats", "std_error_bpd", "n", "dims", "params", "protocol", "seconds", "bpd_factorized",
     }  # fmt: skip
     assert result["protocol"] == {"color": "ycocg", "crop": None, "lossless": True}
-    assert (result["method"], result["n"], result["dims"]) == ("lvd", 60, 192)
+    assert (result["method"], result["n"], result["dims"]) == ("lvd-pg", 60, 192)
     assert result["bpd"] == pytest.approx(result["nll_nats"] / (np.log(2) * 192))
     assert result["bpd"] < result["bpd_factorized"] - 0.5  # three levels of grey: the factorised model sees all three
     assert json.loads((folder / "result.json").read_text()) == result
@@ -68,7 +68,8 @@ def test_a_run_holds_plain_files_and_its_pictures(run: tuple[Path, dict[str, Any
     folder, _ = run
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files >= {
-        "settings.toml", "data.json", "metrics.jsonl", "result.json", "reconstructions.png", "training.png",
+        "settings.toml", "data.json", "metrics.jsonl", "result.json",
+        "reconstructions.png", "training.png", "growth.png",
         "model/model.json", "model/teacher.safetensors", "model/labels.safetensors", "model/prior.safetensors",
         "model/circuit-0000.safetensors",
     }  # fmt: skip
@@ -98,9 +99,9 @@ def test_a_source_without_a_split_is_tested_on_the_same_images(tmp_path: Path, i
 
 
 def test_grey_digits(tmp_path: Path) -> None:
-    small = [*SMALL, "--set", "teacher.patch=[4,4]"]
+    small = [*SMALL, "--set", "teacher.patch=[4,4]", "--method", "lvd"]
     result = json.loads(lvd_juice("fit", "digits", "-o", tmp_path / "run", "--json", "--quiet", *small).stdout)
-    assert result["dims"] == 64
+    assert (result["method"], result["dims"]) == ("lvd", 64)
     assert result["bpd"] < result["bpd_factorized"]
 
 
@@ -200,15 +201,16 @@ def test_the_estimator(images: Path, tmp_path: Path) -> None:
         "circuit": {"latents": 4, "epochs": 4},
         "prior": {"latents": 4, "epochs": 4, "soft_epochs": 2},
     }
-    model = clone(LVD(config=config, random_state=1)).fit(data)
+    model = clone(LVDPG(config=config, random_state=1)).fit(data)
     scores = model.score_samples(data[:50])
     assert scores.shape == (50,)
     assert scores.dtype == np.float64
     assert model.bpd(data[:50]) == pytest.approx(-scores.mean() / (np.log(2) * 192))
     assert model.score(data[:50]) == pytest.approx(scores.mean())
     model.save(tmp_path / "model")
-    np.testing.assert_array_equal(LVD.load(tmp_path / "model").score_samples(data[:50]), scores)
-    again = LVD(config=config, random_state=1).fit(data)
+    np.testing.assert_array_equal(LVDPG.load(tmp_path / "model").score_samples(data[:50]), scores)
+    again = LVDPG(config=config, random_state=1).fit(data)
     np.testing.assert_array_equal(again.score_samples(data[:50]), scores)
+    assert LVD(config=config, random_state=1).fit(data).settings_.method == "lvd"
     with pytest.raises(InputError, match="X: found dtype float64"):
         model.score_samples(data / 255)

@@ -281,7 +281,7 @@ def test_pickled_objects_are_refused(tmp_path):
 def test_unknown_suffix_and_keys(tmp_path):
     (tmp_path / "x.txt").write_text("no images")
     np.savez(tmp_path / "x.npz", a=random_images(3, 4, 4), b=random_images(3, 4, 4))
-    with pytest.raises(InputError, match=r"x.txt: found a .txt file, wanted .npy, .npz or a folder"):
+    with pytest.raises(InputError, match=r"x.txt: found a .txt file, wanted .npy, .npz, .csv or a folder"):
         load_images(tmp_path / "x.txt")
     with pytest.raises(
         InputError, match=r"x.npz: found keys a, b; wanted train/valid/test, x_train/x_test, or one array"

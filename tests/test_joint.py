@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from pyjuice_lvd import Circuit
-from pyjuice_lvd.clustering import kmeans, one_shot_labels
+from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit
+from pyjuice_lvd.growing import one_shot
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.patches import to_patches
 
@@ -108,23 +109,16 @@ def test_the_factorised_floor() -> None:
 
 
 def test_labels_number_all_heads_without_gaps() -> None:
-    rng = np.random.default_rng(0)
-    h = rng.normal(size=(40, 5, 3)).astype(np.float32)
-    h[:20] += 30
-    labels = one_shot_labels(h, 2, 3, seed=0)
-    assert labels.outer.shape == (40, 5)
-    assert set(np.unique(labels.values)) == set(range(labels.heads.sum())) == set(range(6))
-    assert len(np.unique(labels.outer[:20])) == 1  # the two far-off halves are the outer clusters
-    again = one_shot_labels(h, 2, 3, seed=0)
-    np.testing.assert_array_equal(labels.values, again.values)
+    outer = np.array([[0, 1], [1, 2]], np.int32)
+    head = np.array([[1, 0], [2, 0]], np.int32)
+    np.testing.assert_array_equal(Labels(outer, head, np.array([2, 3, 1], np.int32)).values, [[1, 2], [4, 5]])
 
 
 def test_features_that_coincide_give_fewer_clusters() -> None:
     h = np.zeros((30, 2), np.float32)
     h[10:] = 1
     assert set(kmeans(h, 5, seed=0)) == {0, 1}
-    labels = one_shot_labels(h.reshape(30, 1, 2), 3, 4, seed=0)
-    np.testing.assert_array_equal(labels.heads, [1, 1])
+    assert one_shot(np.zeros((30, 2), np.uint8), h, num_heads=4, num_cats=2).circuit.num_heads == 2
 
 
 def test_many_features_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:

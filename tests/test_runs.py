@@ -395,6 +395,24 @@ def test_a_torn_last_line_is_passed_over_and_removed_on_resume(tmp_path, torn):
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
+def test_work_that_a_resumed_run_does_again_is_recorded_once(tmp_path):
+    with RunDirectory.create(tmp_path, settings=SETTINGS) as run:
+        run.log({"stage": "structure", "params": 7})
+        for epoch in (1, 2, 3):
+            run.log({"stage": "EM", "epoch": epoch, "train": -epoch})
+        run.log({"stage": "patch circuit", "cluster": 1})
+    with RunDirectory.create(tmp_path, settings=SETTINGS, resume=True) as run:
+        for epoch in (2, 3, 4):
+            run.log({"stage": "EM", "epoch": epoch, "train": -10 * epoch})
+        run.log({"stage": "patch circuit", "cluster": 2})
+        run.log({"stage": "note"})
+        run.log({"stage": "note"})  # within one process, nothing takes another's place
+    records = run.metrics()
+    assert [record.get("epoch", record.get("cluster")) for record in records] == [None, 1, 1, 2, 3, 4, 2, None, None]
+    assert [record["train"] for record in records if record["stage"] == "EM"] == [-1, -20, -30, -40]
+    assert names(tmp_path) == [".lock", "metrics.jsonl", "settings.toml"]
+
+
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     with RunDirectory.create(tmp_path, settings=SETTINGS) as run:
         run.log({"epoch": 1})

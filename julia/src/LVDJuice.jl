@@ -24,6 +24,7 @@ include("jpc.jl")
 include("plan.jl")
 include("kernels.jl")
 include("evaluate.jl")
+include("losses.jl")
 include("logdomain.jl")
 include("em.jl")
 include("queries.jl")
@@ -37,8 +38,8 @@ include("bench.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, MutualInformationJob
-export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree
+export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
-export flows, prune, grow, sample, posterior_marginals, mpe
+export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 
 end

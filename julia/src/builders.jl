@@ -1,4 +1,4 @@
-# Circuits whose structure needs no data: RAT-SPNs, a full factorisation, an HCLT over a given tree.
+# Circuits whose structure needs no data: RAT-SPNs, a full factorisation, an HCLT over a given tree, mixtures of circuits.
 
 "A region: a set of variables, sorted, and its partitions, each a pair of regions (their indices, the smaller first)."
 struct Region
@@ -157,6 +157,58 @@ function check_tree(parent)
     end
 end
 
+"""
+    mixture(circuits, weights = equal) -> Circuit
+
+Head h is a sum over head h of each of the circuits, with their weights. The circuits look at the same variables and have as many
+heads as one another; their units and parameters are copied. Throws an `ArgumentError` where circuits or weights do not fit.
+"""
+function mixture(circuits::AbstractVector{Circuit}, weights::AbstractVector{<:Real}=ones(length(circuits)))
+    isempty(circuits) && throw(ArgumentError("mixture: found no circuits, wanted at least 1"))
+    length(weights) == length(circuits) ||
+        throw(ArgumentError("mixture: found $(length(weights)) weights for $(length(circuits)) circuits"))
+    all(w -> 0 <= w < Inf, weights) && sum(weights) > 0 ||
+        throw(ArgumentError("mixture: found weights $(extrema(weights)), wanted finite numbers >= 0, not all 0"))
+    V, H = circuits[1].num_vars, num_heads(circuits[1])
+    for (t, c) in enumerate(circuits)
+        c.num_vars == V && num_heads(c) == H ||
+            throw(ArgumentError("mixture: circuit $(t - 1) has $(c.num_vars) variables and $(num_heads(c)) heads, the first $V and $H"))
+    end
+    b = Builder(V)
+    heads = [append_circuit!(b, c) for c in circuits]
+    shares = Float32.(weights ./ sum(weights))
+    return Circuit(b, [add_sum!(b, [own[h] for own in heads], shares) for h in 1:H])
+end
+
+"""
+    side_by_side(circuits) -> Circuit
+
+A circuit with the heads of all circuits, which look at the same variables, one after another; their units and parameters are
+copied.
+"""
+function side_by_side(circuits::AbstractVector{Circuit})
+    isempty(circuits) && throw(ArgumentError("side_by_side: found no circuits, wanted at least 1"))
+    V = circuits[1].num_vars
+    for (t, c) in enumerate(circuits)
+        c.num_vars == V || throw(ArgumentError("side_by_side: circuit $(t - 1) has $(c.num_vars) variables, the first $V"))
+    end
+    b = Builder(V)
+    return Circuit(b, reduce(vcat, [append_circuit!(b, c) for c in circuits]))
+end
+
+"Copies a circuit behind what is there; returns where its heads are now."
+function append_circuit!(b::Builder, c::Circuit)
+    units, edges, params = length(b.kind), length(b.child), length(b.leaf)
+    for (all, own) in ((b.kind, c.kind), (b.variable, c.variable), (b.categories, c.categories), (b.param_stride, c.param_stride),
+                       (b.success, c.success), (b.weight, c.weight), (b.leaf, c.leaf))
+        append!(all, own)
+    end
+    append!(b.child, c.child .+ Int32(units))
+    append!(b.child_start, c.child_start[2:end] .+ edges)
+    append!(b.param_start, [isinput(c.kind[u]) ? c.param_start[u] + params : 0 for u in 1:num_units(c)])
+    return c.heads .+ Int32(units)
+end
+
 # What Python calls: positional, variables from 0.
 
 rat_spn_circuit(num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads, perturbation, seed) =
@@ -168,3 +220,7 @@ factorized_circuit(num_vars, num_cats, heads) = fully_factorized(; num_vars=num_
 "`parent` counts from 0 and is -1 for the root."
 tree_circuit(parent, latents, categories, heads, perturbation, seed) =
     from_tree(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed)
+
+"A handle at a time: handles cross the boundary one by one."
+mixture_circuit(weights, circuits...) = mixture(collect(Circuit, circuits), weights)
+side_by_side_circuit(circuits...) = side_by_side(collect(Circuit, circuits))

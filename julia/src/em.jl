@@ -91,10 +91,11 @@ function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::
     s, a = Float32(step), Float32(pseudocount)
     threads = Threads.nthreads()
     Threads.@threads for t in 1:threads
+        shares = Matrix{Float32}(undef, plan.widest + LANES - 1, 3)
         for gi in eachindex(plan.groups)
             g = plan.groups[gi]
             if g.kind == CATEGORICAL
-                gi % threads == t - 1 && apply_categoricals!(plan.circuit, g, stats, s, a)
+                gi % threads == t - 1 && apply_categoricals!(plan.circuit, g, stats, shares, s, a)
             elseif isinput(g.kind)
                 gi % threads == t - 1 && apply_others!(plan.circuit, g, stats, s, a)
             elseif g.kind == SUM
@@ -134,42 +135,76 @@ end
     end
 end
 
-function apply_categoricals!(c::Circuit, g::Group, stats, step::Float32, pseudocount::Float32)
-    whole = width(g) - width(g) % LANES
-    GC.@preserve c stats for k in 0:LANES:whole - 1
-        apply_lanes!(c, g.param_start + k, g.param_stride, g.categories, stats, step, pseudocount)
+function apply_categoricals!(c::Circuit, g::Group, stats, shares::Matrix{Float32}, step::Float32, pseudocount::Float32)
+    if g.param_stride == width(g)
+        apply_table!(c.leaf, map(s -> s.leaf, stats), g.param_start, width(g), g.categories, shares, step, pseudocount)
+        return
     end
-    for k in whole:width(g) - 1
+    for k in 0:width(g) - 1  # units of a larger table, whose others are another group's
         range = g.param_start + k:g.param_stride:g.param_start + k + (g.categories - 1) * g.param_stride
         merge_statistics!(s -> s.leaf, stats, range)
         apply_shares!(c.leaf, stats[1].leaf, range, step, pseudocount)
     end
 end
 
-"The categorical inputs of 16 units, whose parameters lie side by side from `first` on."
-function apply_lanes!(c::Circuit, first::Int, stride::Int, C::Int, stats, step::Float32, pseudocount::Float32)
-    theta, flow = pointer(c.leaf, first), pointer(stats[1].leaf, first)
-    total = splat(pseudocount)
-    for category in 0:C - 1
-        place = 4 * category * stride
-        sum = load_lanes(flow + place)
-        for t in 2:length(stats)
-            other = pointer(stats[t].leaf, first) + place
-            sum = add(sum, load_lanes(other))
-            store_lanes(other, splat(0f0))
+"""
+The categorical inputs of a table: `units` of them, whose parameters for one category lie side by side. The table is gone through
+16 numbers at a time, wherever the categories end. `shares`, (units + 15, 3) or longer, is room for what each unit's parameters
+take of the flow, keep, and get of the pseudocount; beyond the last unit it begins again.
+"""
+function apply_table!(leaf, flows, first::Int, units::Int, C::Int, shares::Matrix{Float32}, step::Float32, pseudocount::Float32)
+    entries = units * C
+    whole = entries - entries % LANES
+    flow, theta = flows[1], pointer(leaf, first)
+    range = first:first + entries - 1
+    for t in 2:length(flows)
+        other = flows[t]
+        @inbounds @simd for e in range
+            flow[e] += other[e]
+            other[e] = 0f0
         end
-        length(stats) > 1 && store_lanes(flow + place, sum)
-        total = add(total, sum)
     end
-    take = ratio(splat(step), total)  # 0 where there is neither flow nor pseudocount
-    # 1 - step where there is a total, else 1. (total / total is exactly 1: a whole step keeps nothing, not 1e-8.)
-    keep = muladd_lanes(splat(-step), ratio(total, total), splat(1f0))
-    prior = mul(take, splat(pseudocount / C))
-    for category in 0:C - 1
-        place = 4 * category * stride
-        new = muladd_lanes(keep, load_lanes(theta + place), muladd_lanes(take, load_lanes(flow + place), prior))
-        store_lanes(theta + place, new)
-        store_lanes(flow + place, splat(0f0))
+    GC.@preserve flow shares for k in 0:LANES:units - 1
+        total, e = splat(pseudocount), k
+        while e + LANES <= entries  # the lanes beyond the last unit are added up in vain
+            total = add(total, load_lanes(pointer(flow, first + e)))
+            e += units
+        end
+        store_lanes(pointer(shares, 1 + k), total)
+        while e < entries  # the last categories: a vector would reach beyond the table
+            for i in k:min(k + LANES, units) - 1
+                shares[1 + i] += flow[first + e + i - k]
+            end
+            e += units
+        end
+    end
+    @inbounds for k in 1:units
+        none = shares[k, 1] < SMALLEST_DIVISOR  # neither flow nor pseudocount: as it was
+        take = none ? 0f0 : step / shares[k, 1]
+        shares[k, 1], shares[k, 2], shares[k, 3] = take, none ? 1f0 : 1 - step, take * (pseudocount / C)
+    end
+    @inbounds for j in 1:3, k in units + 1:units + LANES - 1
+        shares[k, j] = shares[k - units, j]
+    end
+    k = 0  # the unit of the first of the 16 numbers
+    GC.@preserve leaf flow shares begin
+        rows, source = size(shares, 1), pointer(flow, first)
+        take, keep, prior = pointer(shares), pointer(shares, 1 + rows), pointer(shares, 1 + 2 * rows)
+        for e in 0:LANES:whole - 1
+            new = muladd_lanes(load_lanes(keep + 4k), load_lanes(theta + 4e),
+                               muladd_lanes(load_lanes(take + 4k), load_lanes(source + 4e), load_lanes(prior + 4k)))
+            store_lanes(theta + 4e, new)
+            store_lanes(source + 4e, splat(0f0))
+            k += LANES
+            while k >= units
+                k -= units
+            end
+        end
+    end
+    @inbounds for e in whole:entries - 1
+        k = e % units + 1
+        leaf[first + e] = shares[k, 2] * leaf[first + e] + shares[k, 1] * flow[first + e] + shares[k, 3]
+        flow[first + e] = 0f0
     end
 end
 

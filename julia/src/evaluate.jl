@@ -99,6 +99,9 @@ struct Workspace
     scratch::Vector{Float32}    # (TILE, widest) twice
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     live::Vector{Bool}          # whether the tile's arithmetic held for the lane
+    losing::Vector{Bool}        # of each group: whether underflow may have taken anything (losses.jl)
+    lost::Vector{Float32}       # (TILE, groups): where it may have, at most how much of each value
+    underflows::Vector{Float32} # (TILE): the lanes in which the last product underflowed
     pointers::Vector{Ptr{Int32}}
 end
 
@@ -110,7 +113,8 @@ function Workspace(plan::Plan; flows::Bool)
                      zeros(Int32, TILE * groups), zeros(Float32, TILE * groups),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
                      zeros(Float32, TILE * (2 * plan.widest + most_blocks)), zeros(Int, TILE),
-                     fill(true, TILE), Vector{Ptr{Int32}}(undef, most_blocks))
+                     fill(true, TILE), fill(false, groups), zeros(Float32, TILE * groups), zeros(Float32, TILE),
+                     Vector{Ptr{Int32}}(undef, most_blocks))
 end
 
 @inline value_columns(ws::Workspace, g::Group) = pointer(ws.values) + 4 * TILE * g.value
@@ -150,14 +154,24 @@ function gather_evidence!(ws::Workspace, X::SoftEvidence, i::Int)
     return matrix(pointer(ws.evidence), K, TILE)
 end
 
+"Whether a vector may begin at any of a group's parameters: all but the last table of a circuit are followed by others."
+has_room(c::Circuit, g::Group) =
+    g.param_start + (g.categories - 1) * g.param_stride + width(g) - 1 + LANES - 1 <= length(c.leaf)
+
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
-function input_values!(ws::Workspace, plan::Plan, g::Group, X::Union{AbstractMatrix,Masked})
+function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
+    g = plan.groups[gi]
     look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
-             pointer(ws.x) + 4 * TILE * (g.variable - 1))
+             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
 
-function input_values!(ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)
+function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
+    evidence_values!(ws, plan, plan.groups[gi], X)
+    evidence_losses!(ws, plan, gi)
+end
+
+function evidence_values!(ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)
     evidence = gather_evidence!(ws, X, g.variable)
     gemm!('T', 'T', 1f0, evidence, table(plan, g), 0f0, matrix(value_columns(ws, g), TILE, width(g)))
 end
@@ -169,26 +183,43 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
     out, exponent = value_columns(ws, g), exponents(ws, gi)
     started = any(f -> plan.groups[f.child].shares_value, g.factors)
-    factors_in = started ? 1 : 0
+    factors_in, nested, largest = started ? 1 : 0, false, 1f0
     for f in g.factors
         child = plan.groups[f.child]
         child.shares_value && continue
-        (factors_in == 0 ? copy_units! : multiply_units!)(out, value_columns(ws, child), width(g), f)
+        nested |= child.kind == PRODUCT
+        if factors_in == 0
+            copy_units!(out, value_columns(ws, child), width(g), f)
+            ws.losing[f.child] && carry_loss!(ws, gi, f.child)
+        else
+            underflowed = multiply_units!(out, value_columns(ws, child), width(g), f, pointer(ws.underflows))
+            underflowed | ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, plan, gi, f.child, largest, underflowed)
+        end
         factors_in += 1
+        largest *= largest_value(child)
         child_exponent = exponents(ws, f.child)
         for v in 0:VECTORS - 1
             store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), load_lanes(child_exponent + 64 * v)))
         end
-        factors_in % FACTORS_BETWEEN_SCALING == 0 && normalise!(out, width(g), exponent, factors(ws, gi))
+        factors_in % FACTORS_BETWEEN_SCALING == 0 && (normalise_product!(ws, plan, gi); largest = LARGEST_SUM)
     end
+    # Products of products, each over no more than a few groups, would drift to infinity together.
+    nested && normalise_product!(ws, plan, gi)
+end
+
+function normalise_product!(ws::Workspace, plan::Plan, gi::Int)
+    g = plan.groups[gi]
+    normalise!(value_columns(ws, g), width(g), exponents(ws, gi), factors(ws, gi))
+    ws.losing[gi] && scale_losses!(ws, gi)
 end
 
 function sum_values!(ws::Workspace, plan::Plan, gi::Int)
-    g, c = plan.groups[gi], plan.circuit
+    g = plan.groups[gi]
     out = value_columns(ws, g)
     if length(g.blocks) == 1
+        child = g.blocks[1].child
         block_values!(out, ws, plan, g, g.blocks[1])
-        copyto!(ws.exponents, TILE * (gi - 1) + 1, ws.exponents, TILE * (g.blocks[1].child - 1) + 1, TILE)
+        copyto!(ws.exponents, TILE * (gi - 1) + 1, ws.exponents, TILE * (child - 1) + 1, TILE)
     else
         scratch, scales = pointer(ws.scratch), block_scales!(ws, plan, g, exponents(ws, gi))
         for (b, block) in enumerate(g.blocks)
@@ -196,7 +227,11 @@ function sum_values!(ws::Workspace, plan::Plan, gi::Int)
             scale_units!(out, scratch, width(g), column(scales, b - 1), b > 1)
         end
     end
-    normalise!(out, width(g), exponents(ws, gi), factors(ws, gi))
+    for (b, block) in enumerate(g.blocks)
+        ws.losing[block.child] && carry_loss!(ws, gi, block.child, block_scale(ws, plan, g, b))
+    end
+    small = normalise!(out, width(g), exponents(ws, gi), factors(ws, gi))
+    small | ws.losing[gi] && sum_losses!(ws, plan, gi)
 end
 
 function block_values!(out, ws, plan, g, b::Block)
@@ -216,14 +251,19 @@ function block_scales!(ws, plan, g, common::Ptr{Int32})
     return scales
 end
 
+"The factors that `block_scales!` left for block `b`, or null for the only one, whose values are taken as they are."
+block_scale(ws, plan, g, b) =
+    length(g.blocks) == 1 ? Ptr{Float32}(0) : column(pointer(ws.scratch) + 4 * TILE * 2 * plan.widest, b - 1)
+
 "Values of all units for the tile in `ws`."
 function forward!(ws::Workspace, plan::Plan, X::Data)
     load_tile!(ws, X)
     fill!(ws.exponents, 0)
+    fill!(ws.losing, false)
     for gi in eachindex(plan.groups)
         kind = plan.groups[gi].kind
         if isinput(kind)
-            input_values!(ws, plan, plan.groups[gi], X)
+            input_values!(ws, plan, gi, X)
         elseif kind == PRODUCT
             product_values!(ws, plan, gi)
         else
@@ -235,10 +275,11 @@ end
 offset(X::Union{AbstractMatrix,Masked}, n) = 0.0
 offset(X::SoftEvidence, n) = X.offset[n]
 
-"log p(x | head) of lane `s`, in nats; -Inf where the value vanished, which may be an underflow."
+"log p(x | head) of lane `s`, in nats; NaN where underflow leaves it uncertain, so that it must be evaluated exactly."
 @inline function head_log_value(ws::Workspace, plan::Plan, X::Data, head::Int, s::Int)
-    gi = plan.head_group[head]
+    gi = Int(plan.head_group[head])
     value = ws.values[TILE * (plan.groups[gi].value + plan.head_place[head] - 1) + s]
+    value > 0 && dwarfs_loss(ws, gi, s, value) || return NaN
     return log(Float64(value)) + ws.exponents[TILE * (gi - 1) + s] * log(2.0) + offset(X, ws.samples[s])
 end
 
@@ -364,8 +405,7 @@ function sum_flows!(stat, ws, plan, gi)
         value, flow = value_columns(ws, child), flow_columns(ws, child)
         if isdense(block)
             edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
-            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites,
-                       pointer(ws.scratch))
+            flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites)
         else
             flow_down_sparse!(flow, value, ratio, c.weight, stat.weight, block)
         end
@@ -374,7 +414,7 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::Union{AbstractMatrix,Masked})
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, g), g.param_stride, width(g),
-                 pointer(ws.x) + 4 * TILE * (g.variable - 1))
+                 pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)

@@ -198,7 +198,7 @@ marginalised input is 1.
 input_derivatives!(ws, plan, g, X::Masked) = flow_columns(ws, g)
 
 function input_derivatives!(ws, plan, g, X::SoftEvidence)
-    input_values!(ws, plan, g, X)
+    evidence_values!(ws, plan, g, X)
     value, flow = value_columns(ws, g), flow_columns(ws, g)
     for k in 0:width(g) - 1, v in 0:VECTORS - 1
         p = column(value, k) + 64 * v

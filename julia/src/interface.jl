@@ -40,9 +40,13 @@ end
 
 which_heads(plan, head) = head < 0 ? (1:num_heads(plan.circuit)) : (head + 1:head + 1)
 
-em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed) =
-    EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
-          pseudocount=pseudocount, shuffle=shuffle, seed=seed)
+"EM from epoch `finished` on: an epoch's order and step depend on its number alone."
+function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed, finished)
+    job = EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size,
+                step_size=(first_step, last_step), pseudocount=pseudocount, shuffle=shuffle, seed=seed)
+    job.epoch = finished
+    return job
+end
 
 flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
@@ -69,6 +73,8 @@ marginals_job(plan, X, mask, head_of, out) = MarginalsJob(plan, query(X, mask), 
 completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask), head_of .+ Int32(1), out)
 
 support_job(plan, X, mask, head_of, weights) = SupportJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+
+circuit_with_heads(c, heads) = with_heads(c, heads .+ 1)
 
 check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, threshold, noise)
 

@@ -3,13 +3,12 @@
 const TILE = 64
 const VECTORS = TILE ÷ LANES
 
-# A block of this many outputs keeps BLOCK * VECTORS = 16 accumulators in registers. Products larger than SGEMM_FROM
-# multiply-adds a sample go to BLAS, whose packing pays from there on.
-const BLOCK = 4
-const SGEMM_FROM = 96 * 96
+# The matrix products keep this many sums of 16 samples in registers: enough to hide the latency of a multiply-add, and few
+# enough for the 16 registers of a CPU that needs two of them for 16 samples.
+const BLOCK = 6
 
 # The unrolled kernels, `*_code`, are written out when the package is compiled (see simd.jl).
-accumulator(i, v) = Symbol(:acc, i, :_, v)
+accumulator(i) = Symbol(:acc, i)
 vector(name, v) = Symbol(name, v)
 
 @inline column(buffer::Ptr{Float32}, j) = buffer + j * (TILE * sizeof(Float32))
@@ -17,111 +16,89 @@ vector(name, v) = Symbol(name, v)
 "A Julia matrix over memory that the caller keeps alive."
 @inline matrix(p::Ptr{Float32}, rows, columns) = unsafe_wrap(Array, p, (Int(rows), Int(columns)))
 
+"Calls `f(Val(n), i, v)` for blocks of n = `BLOCK` numbers of 0:count - 1 from i on, the last one smaller, and each vector v of a tile."
+@inline function each_block(f::F, count::Int) where {F}
+    i = 0
+    while i + BLOCK <= count
+        for v in 0:VECTORS - 1
+            f(Val(BLOCK), i, v)
+        end
+        i += BLOCK
+    end
+    for v in 0:VECTORS - 1
+        last_block(f, count - i, i, v)
+    end
+end
+
+@eval @inline function last_block(f::F, n::Int, i::Int, v::Int) where {F}
+    $([:(n == $n && f(Val($n), i, v)) for n in 1:BLOCK - 1]...)
+    return
+end
+
 "out[:, k] = sum over j of in[:, j] w[j, k], for an (inputs, outputs) matrix of weights with the given stride."
 function multiply!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
-    if inputs * outputs >= SGEMM_FROM
-        weights = view(matrix(w, stride, outputs), 1:inputs, :)
-        gemm!('N', 'N', 1f0, matrix(in, TILE, inputs), weights, 0f0, matrix(out, TILE, outputs))
-        return
-    end
-    k = 0
-    while k + BLOCK <= outputs
-        multiply_block!(Val(BLOCK), column(out, k), in, w + 4 * k * stride, stride, inputs)
-        k += BLOCK
-    end
-    while k < outputs
-        multiply_block!(Val(1), column(out, k), in, w + 4 * k * stride, stride, inputs)
-        k += 1
+    each_block(outputs) do block, k, v
+        multiply_block!(block, column(out, k) + 64 * v, in + 64 * v, w + 4 * k * stride, stride, inputs)
     end
 end
 
-"`outputs` sums over all inputs, for all vectors of the tile, in registers."
+"`outputs` sums over all inputs, for 16 samples, in registers."
 function multiply_code(outputs)
-    each = [(b, v) for b in 1:outputs for v in 1:VECTORS]
     return quote
-        $([:($(accumulator(b, v)) = splat(0f0)) for (b, v) in each]...)
+        $([:($(accumulator(k)) = splat(0f0)) for k in 1:outputs]...)
         for j in 1:inputs
-            source = column(in, j - 1)
-            $([:($(vector(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]...)
-            $([quote
-                   weight = splat(unsafe_load(w, j + $(b - 1) * stride))
-                   $([:($(accumulator(b, v)) = muladd_lanes($(vector(:x, v)), weight, $(accumulator(b, v)))) for v in 1:VECTORS]...)
-               end for b in 1:outputs]...)
+            x = load_lanes(column(in, j - 1))
+            $([:($(accumulator(k)) = muladd_lanes(x, splat(unsafe_load(w, j + $(k - 1) * stride)), $(accumulator(k))))
+               for k in 1:outputs]...)
         end
-        $([:(store_lanes(column(out, $(b - 1)) + $(64 * (v - 1)), $(accumulator(b, v)))) for (b, v) in each]...)
+        $([:(store_lanes(column(out, $(k - 1)), $(accumulator(k)))) for k in 1:outputs]...)
         return
-    end
-end
-
-for outputs in (1, BLOCK)
-    @eval function multiply_block!(::Val{$outputs}, out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int)
-        $(multiply_code(outputs))
     end
 end
 
 "flow[:, j] (+)= value[:, j] * sum over k of w[j, k] r[:, k]: the flow that a dense block sends to its children."
 function flow_down!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int,
-                    outputs::Int, accumulate::Bool, scratch::Ptr{Float32})
-    if inputs * outputs >= SGEMM_FROM
-        weights = view(matrix(w, stride, outputs), 1:inputs, :)
-        gemm!('N', 'T', 1f0, matrix(r, TILE, outputs), weights, 0f0, matrix(scratch, TILE, inputs))
-        for j in 0:inputs - 1, v in 0:VECTORS - 1
-            p = column(flow, j) + 64 * v
-            x = mul(load_lanes(column(value, j) + 64 * v), load_lanes(column(scratch, j) + 64 * v))
-            store_lanes(p, accumulate ? add(x, load_lanes(p)) : x)
-        end
-        return
-    end
-    j = 0
-    while j + BLOCK <= inputs
-        flow_down_block!(Val(BLOCK), column(flow, j), column(value, j), r, w + 4 * j, stride, outputs, accumulate)
-        j += BLOCK
-    end
-    while j < inputs
-        flow_down_block!(Val(1), column(flow, j), column(value, j), r, w + 4 * j, stride, outputs, accumulate)
-        j += 1
+                    outputs::Int, accumulate::Bool)
+    each_block(inputs) do block, j, v
+        flow_down_block!(block, column(flow, j) + 64 * v, column(value, j) + 64 * v, r + 64 * v, w + 4 * j, stride, outputs,
+                         accumulate)
     end
 end
 
 function flow_down_code(inputs)
-    each = [(b, v) for b in 1:inputs for v in 1:VECTORS]
-    place(b, v) = :(column(flow, $(b - 1)) + $(64 * (v - 1)))
-    result(b, v) = :(mul(load_lanes(column(value, $(b - 1)) + $(64 * (v - 1))), $(accumulator(b, v))))
+    result(j) = :(mul(load_lanes(column(value, $(j - 1))), $(accumulator(j))))
     return quote
-        $([:($(accumulator(b, v)) = splat(0f0)) for (b, v) in each]...)
+        $([:($(accumulator(j)) = splat(0f0)) for j in 1:inputs]...)
         for k in 1:outputs
-            source = column(r, k - 1)
-            $([:($(vector(:x, v)) = load_lanes(source + $(64 * (v - 1)))) for v in 1:VECTORS]...)
-            $([quote
-                   weight = splat(unsafe_load(w, $b + (k - 1) * stride))
-                   $([:($(accumulator(b, v)) = muladd_lanes($(vector(:x, v)), weight, $(accumulator(b, v)))) for v in 1:VECTORS]...)
-               end for b in 1:inputs]...)
+            x = load_lanes(column(r, k - 1))
+            $([:($(accumulator(j)) = muladd_lanes(x, splat(unsafe_load(w, $j + (k - 1) * stride)), $(accumulator(j))))
+               for j in 1:inputs]...)
         end
         if accumulate
-            $([:(store_lanes($(place(b, v)), add(load_lanes($(place(b, v))), $(result(b, v))))) for (b, v) in each]...)
+            $([:(store_lanes(column(flow, $(j - 1)), add(load_lanes(column(flow, $(j - 1))), $(result(j))))) for j in 1:inputs]...)
         else
-            $([:(store_lanes($(place(b, v)), $(result(b, v)))) for (b, v) in each]...)
+            $([:(store_lanes(column(flow, $(j - 1)), $(result(j)))) for j in 1:inputs]...)
         end
         return
     end
 end
 
-for inputs in (1, BLOCK)
-    @eval function flow_down_block!(::Val{$inputs}, flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32},
+for n in 1:BLOCK
+    @eval function multiply_block!(::Val{$n}, out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int)
+        $(multiply_code(n))
+    end
+    @eval function flow_down_block!(::Val{$n}, flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32},
                                     stride::Int, outputs::Int, accumulate::Bool)
-        $(flow_down_code(inputs))
+        $(flow_down_code(n))
     end
 end
+
+const EDGES = 4  # edge flows are summed over a tile in blocks of EDGES x EDGES: 16 sums, added up across the lanes together
 
 "stat[j, k] += sum over the tile of value[:, j] r[:, k]: a dense block's edge flows, divided by its weights."
 function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
-    if inputs * outputs >= SGEMM_FROM
-        stats = view(matrix(stat, stride, outputs), 1:inputs, :)
-        gemm!('T', 'N', 1f0, matrix(value, TILE, inputs), matrix(r, TILE, outputs), 1f0, stats)
-        return
-    end
-    whole_j, whole_k = inputs - inputs % BLOCK, outputs - outputs % BLOCK
-    for k in 0:BLOCK:whole_k - 1, j in 0:BLOCK:whole_j - 1
+    whole_j, whole_k = inputs - inputs % EDGES, outputs - outputs % EDGES
+    for k in 0:EDGES:whole_k - 1, j in 0:EDGES:whole_j - 1
         edge_flows_block!(stat + 4 * (j + k * stride), column(value, j), column(r, k), stride)
     end
     for k in 0:outputs - 1, j in (k < whole_k ? whole_j : 0):inputs - 1
@@ -140,17 +117,18 @@ end
 end
 
 function edge_flows_code()
-    each = [(j, k) for k in 1:BLOCK for j in 1:BLOCK]
+    each = [(j, k) for k in 1:EDGES for j in 1:EDGES]
+    name(j, k) = accumulator(j + (k - 1) * EDGES)
     code = quote end
     for v in 1:VECTORS
-        append!(code.args, [:($(vector(:x, j)) = load_lanes(column(value, $(j - 1)) + $(64 * (v - 1)))) for j in 1:BLOCK])
-        append!(code.args, [:($(vector(:y, k)) = load_lanes(column(r, $(k - 1)) + $(64 * (v - 1)))) for k in 1:BLOCK])
+        append!(code.args, [:($(vector(:x, j)) = load_lanes(column(value, $(j - 1)) + $(64 * (v - 1)))) for j in 1:EDGES])
+        append!(code.args, [:($(vector(:y, k)) = load_lanes(column(r, $(k - 1)) + $(64 * (v - 1)))) for k in 1:EDGES])
         for (j, k) in each
-            x, y, acc = vector(:x, j), vector(:y, k), accumulator(j, k)
+            x, y, acc = vector(:x, j), vector(:y, k), name(j, k)
             push!(code.args, v == 1 ? :($acc = mul($x, $y)) : :($acc = muladd_lanes($x, $y, $acc)))
         end
     end
-    push!(code.args, :(totals = horizontal_sums($(Expr(:tuple, (accumulator(j, k) for (j, k) in each)...)))))
+    push!(code.args, :(totals = horizontal_sums($(Expr(:tuple, (name(j, k) for (j, k) in each)...)))))
     for (i, (j, k)) in enumerate(each)
         push!(code.args, :(e = $j + $(k - 1) * stride))
         push!(code.args, :(unsafe_store!(stat, unsafe_load(stat, e) + totals[$i].value, e)))
@@ -163,22 +141,21 @@ end
     $(edge_flows_code())
 end
 
-# A function of its own: a closure over a variable that is assigned anew keeps it in a box, which costs a hundred times the sum.
-@inline add_scaled(acc, source, w) = ntuple(v -> muladd_lanes(load_lanes(source + 64 * (v - 1)), w, acc[v]), Val(VECTORS))
-
 "As `multiply!`, over a sparse block."
 function multiply_sparse!(out::Ptr{Float32}, in::Ptr{Float32}, weight::Vector{Float32}, b::Block)
     @inbounds for k in 1:length(b.start) - 1
         acc = ntuple(_ -> splat(0f0), Val(VECTORS))
         for e in b.start[k]:b.start[k + 1] - 1
-            w, source = splat(weight[b.edge[e]]), column(in, b.index[e] - 1)
-            acc = add_scaled(acc, source, w)
+            acc = add_term(acc, column(in, b.index[e] - 1), splat(weight[b.edge[e]]))
         end
         for v in 1:VECTORS
             store_lanes(column(out, k - 1) + 64 * (v - 1), acc[v])
         end
     end
 end
+
+@inline add_term(acc::NTuple{VECTORS,Lanes}, source::Ptr{Float32}, w::Lanes) =
+    ntuple(v -> muladd_lanes(load_lanes(source + 64 * (v - 1)), w, acc[v]), Val(VECTORS))
 
 "As `flow_down!` (always accumulating) and, with `stat`, `edge_flows!`, over a sparse block."
 function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, weight::Vector{Float32},
@@ -199,9 +176,12 @@ function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float
     end
 end
 
-"out[:, k] = table[k, x[:]] for `units` rows of a (stride, categories) table; x counts from 0, and -1 stands for a marginalised variable."
-function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32})
-    whole = units - units % LANES
+"""
+out[:, k] = table[k, x[:]] for `units` rows of a (stride, categories) table; x counts from 0, and -1 stands for a marginalised
+variable. `room`: whether 15 numbers may be read beyond the table's end.
+"""
+function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32}, room::Bool)
+    whole = room ? units : units - units % LANES
     for v in 0:VECTORS - 1
         for k in 0:LANES:whole - 1
             rows = ntuple(Val(LANES)) do s
@@ -209,7 +189,7 @@ function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::In
                 category < 0 ? splat(1f0) : load_lanes(table + 4 * (category * stride + k))
             end
             columns = transpose16(rows)
-            for l in 1:LANES
+            for l in 1:min(LANES, units - k)
                 store_lanes(column(out, k + l - 1) + 64 * v, columns[l])
             end
         end
@@ -220,12 +200,12 @@ function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::In
     end
 end
 
-"stat[k, x[:]] += flow[:, k]: the statistics of a group of categorical inputs."
-function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32})
-    whole = units - units % LANES
+"stat[k, x[:]] += flow[:, k]: the statistics of a group of categorical inputs. `room`: whether 0 may be added to what lies beyond."
+function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32}, room::Bool)
+    whole = room ? units : units - units % LANES
     for v in 0:VECTORS - 1
         for k in 0:LANES:whole - 1
-            rows = transpose16(ntuple(l -> load_lanes(column(flow, k + l - 1) + 64 * v), Val(LANES)))
+            rows = transpose16(ntuple(l -> k + l <= units ? load_lanes(column(flow, k + l - 1) + 64 * v) : splat(0f0), Val(LANES)))
             for s in 1:LANES
                 category = unsafe_load(x, LANES * v + s)
                 category < 0 && continue
@@ -242,14 +222,35 @@ function input_flows!(stat::Ptr{Float32}, flow::Ptr{Float32}, stride::Int, units
     end
 end
 
-"out[:, k] *= in[:, index[k]]"
-function multiply_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor)
+"""
+out[:, k] *= in[:, index[k]]. Says whether a product of two positive factors underflowed; `underflows`, of a tile's length, is
+above 0 for the samples of which one did.
+"""
+function multiply_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Factor, underflows::Ptr{Float32})
+    worst = ntuple(_ -> splat(0f0), Val(VECTORS))
     for k in 0:units - 1
-        source, target = column(in, f.identity ? k : f.index[k + 1] - 1), column(out, k)
-        for v in 0:VECTORS - 1
-            store_lanes(target + 64 * v, mul(load_lanes(target + 64 * v), load_lanes(source + 64 * v)))
-        end
+        worst = multiply_unit!(column(out, k), column(in, f.identity ? k : f.index[k + 1] - 1), worst)
     end
+    return store_underflows!(underflows, worst)
+end
+
+# (Closures over a variable that changes are slow: the body of such a loop is a function of its own.)
+@inline function multiply_unit!(target::Ptr{Float32}, source::Ptr{Float32}, worst::NTuple{VECTORS,Lanes})
+    return ntuple(Val(VECTORS)) do v
+        a, b = load_lanes(target + 64 * (v - 1)), load_lanes(source + 64 * (v - 1))
+        product = mul(a, b)
+        store_lanes(target + 64 * (v - 1), product)
+        max_lanes(worst[v], underflow(product, a, b))
+    end
+end
+
+function store_underflows!(underflows::Ptr{Float32}, worst::NTuple{VECTORS,Lanes})
+    total = splat(0f0)
+    for v in 1:VECTORS
+        store_lanes(underflows + 64 * (v - 1), worst[v])
+        total = add(total, worst[v])
+    end
+    return horizontal_sum(total) > 0
 end
 
 "out[:, k] = in[:, index[k]]"
@@ -274,27 +275,35 @@ end
 
 # Scales are powers of two: scaling rounds nothing, and no logarithm is taken before the head.
 
+# A value this far below the largest of its group is looked at for what underflow took from it (losses.jl).
+const SMALL = 2f0^-90
+
 """
 Scales `units` columns so that the largest value of each sample lies in [sqrt(1/2), sqrt(2)), adds the exponent taken out to
-`exponent`, and leaves the factor put in, 2^-exponent, in `factor`. A sample whose values are all zero is left alone.
+`exponent`, and leaves the factor put in, 2^-exponent, in `factor`. A sample whose values are all zero is left alone. Returns
+whether a value of any sample is below `SMALL`, before or after.
 
 (Around 1 on both sides: a product over hundreds of groups then drifts neither to zero nor to infinity.)
 """
 function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, factor::Ptr{Float32})
+    lowest = splat(Inf32)
     for v in 0:VECTORS - 1
-        top = load_lanes(values + 64 * v)
+        top = low = load_lanes(values + 64 * v)
         for k in 1:units - 1
-            top = max_lanes(top, load_lanes(column(values, k) + 64 * v))
+            x = load_lanes(column(values, k) + 64 * v)
+            top, low = max_lanes(top, x), min_lanes(low, x)
         end
         e = exponent_lanes(top)
         store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), e))
         scale = power_of_two(negate(e))
         store_lanes(factor + 64 * v, scale)
+        lowest = min_lanes(lowest, min_lanes(low, mul(low, scale)))
         for k in 0:units - 1
             p = column(values, k) + 64 * v
             store_lanes(p, mul(load_lanes(p), scale))
         end
     end
+    return any(x -> x.value < SMALL, lowest)
 end
 
 """

@@ -152,15 +152,21 @@ function ordered_groups(c::Circuit)
     return Int32.(invperm(order))[group_of], place, members[order]
 end
 
-"Groups of units: inputs by their table, products by their child groups, sums by scope and depth."
+"""
+Groups of units: inputs by their table, products by their child groups, sums by scope, depth and any child group in common: those
+of different trees of a mixture stay apart, and so dense.
+"""
 function group_units(c::Circuit)
     n = num_units(c)
     members, scopes = Members[], Vector{Int32}[]
     scope_ids, groups = Dict{Vector{Int32},Int}(), Dict{Vector{Int32},Int}()  # groups by what their units have in common
     group_of, place = zeros(Int32, n), zeros(Int32, n)
     for u in 1:n
-        key = group_key(c, u, group_of, members)
-        g = get(groups, key, 0)
+        keys = group_keys(c, u, group_of, members)
+        g = 0
+        for key in keys
+            g == 0 && (g = get(groups, key, 0))
+        end
         # Inputs of one variable belong together only as long as their parameters lie side by side.
         if g != 0 && isinput(c.kind[u]) && c.param_start[u] != c.param_start[members[g].units[1]] + length(members[g].units)
             g = 0
@@ -173,7 +179,10 @@ function group_units(c::Circuit)
                 id = scope_ids[scope] = length(scopes)
             end
             push!(members, Members(c.kind[u], level, id, Int32[]))
-            g = groups[key] = length(members)
+            g = length(members)
+        end
+        for key in keys
+            groups[key] = g
         end
         push!(members[g].units, u)
         group_of[u], place[u] = g, length(members[g].units)
@@ -181,23 +190,21 @@ function group_units(c::Circuit)
     return group_of, place, members
 end
 
-function group_key(c, u, group_of, members)
-    key = Int32[c.kind[u]]
-    if isinput(c.kind[u])
-        push!(key, c.variable[u], c.categories[u], c.param_stride[u])
-    elseif c.kind[u] == PRODUCT
-        append!(key, child_groups(c, u, group_of))
-    else
-        level = 0
-        scope = members[group_of[first(children(c, u))]].scope
-        for v in children(c, u)
-            m = members[group_of[v]]
-            m.scope == scope || invalid(u, "a sum over different scopes")
-            level = max(level, m.level)
-        end
-        push!(key, scope, level)
+"What units of one group have in common: any one of the keys."
+function group_keys(c, u, group_of, members)
+    kind = Int32(c.kind[u])
+    isinput(c.kind[u]) && return [Int32[kind, c.variable[u], c.categories[u], c.param_stride[u]]]
+    c.kind[u] == PRODUCT && return [pushfirst!(child_groups(c, u, group_of), kind)]
+    level = Int32(0)
+    scope = members[group_of[first(children(c, u))]].scope
+    found = Int32[]
+    for v in children(c, u)
+        g = group_of[v]
+        members[g].scope == scope || invalid(u, "a sum over different scopes")
+        level = max(level, Int32(members[g].level))
+        (isempty(found) || found[end] != g) && !(g in found) && push!(found, g)
     end
-    return key
+    return [Int32[kind, scope, level, g] for g in found]
 end
 
 "The groups of a product's children, in order."

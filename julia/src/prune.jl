@@ -84,6 +84,20 @@ function keep_edges(c::Circuit, flow::Vector{Float64}, kept::AbstractVector{Bool
     return Circuit(b, new[c.heads])
 end
 
+"""
+    with_heads(circuit, select) -> Circuit
+
+A new circuit with the heads `select` of the old one, in that order, without the units that none of them reaches.
+"""
+function with_heads(c::Circuit, select)
+    isempty(select) && throw(ArgumentError("heads: found none, wanted at least 1"))
+    all(h -> 1 <= h <= num_heads(c), select) ||
+        throw(ArgumentError("heads: found $(extrema(select) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
+    chosen = Circuit(c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success, c.child_start,
+                     c.child, c.weight, c.leaf, c.heads[select])
+    return keep_edges(chosen, zeros(num_edges(c)), trues(num_edges(c)))
+end
+
 "The edge of sum `u` with the largest flow; of equals, the largest weight."
 function largest(c::Circuit, flow, u)
     best = first(edges(c, u))

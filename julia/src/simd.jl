@@ -95,9 +95,26 @@ end
        %4 = select <16 x i1> %3, <16 x float> %0, <16 x float> %1
        ret <16 x float> %4""", Lanes, Tuple{Lanes,Lanes}, a, b)
 
+@inline min_lanes(a::Lanes, b::Lanes) = Base.llvmcall(
+    """%3 = fcmp olt <16 x float> %0, %1
+       %4 = select <16 x i1> %3, <16 x float> %0, <16 x float> %1
+       ret <16 x float> %4""", Lanes, Tuple{Lanes,Lanes}, a, b)
+
+"Every lane with this constant, as LLVM writes it: a float has the bits of its double."
+every_lane(x::Float64) = "<" * join(fill("float 0x$(string(reinterpret(UInt64, x), base=16))", LANES), ", ") * ">"
+
+# Where a * b, given as `product`, underflowed: the smaller factor, which is above 0 there; elsewhere 0.
+const UNDERFLOW = """%4 = fcmp olt <16 x float> %0, $(every_lane(2.0^-126))
+                     %5 = fcmp olt <16 x float> %1, %2
+                     %6 = select <16 x i1> %5, <16 x float> %1, <16 x float> %2
+                     %7 = select <16 x i1> %4, <16 x float> %6, <16 x float> zeroinitializer
+                     ret <16 x float> %7"""
+@eval @inline underflow(product::Lanes, a::Lanes, b::Lanes) =
+    Base.llvmcall($UNDERFLOW, Lanes, Tuple{Lanes,Lanes,Lanes}, product, a, b)
+
 # a / b where b is at least 2^-100, else 0: smaller values are noise beside a group's largest, and their reciprocals overflow.
-const SMALLEST_DIVISOR = reinterpret(UInt64, 2.0^-100)  # how LLVM writes a float constant: as its double's bits
-const RATIO = """%3 = fcmp oge <16 x float> %1, $("<" * join(fill("float 0x$(string(SMALLEST_DIVISOR, base=16))", 16), ", ") * ">")
+const SMALLEST_DIVISOR = 2.0^-100
+const RATIO = """%3 = fcmp oge <16 x float> %1, $(every_lane(SMALLEST_DIVISOR))
                  %4 = fdiv <16 x float> %0, %1
                  %5 = select <16 x i1> %3, <16 x float> %4, <16 x float> zeroinitializer
                  ret <16 x float> %5"""
@@ -122,7 +139,7 @@ const IntLanes = NTuple{LANES,VecElement{Int32}}
        %4 = select <16 x i1> %3, <16 x i32> %0, <16 x i32> %1
        ret <16 x i32> %4""", IntLanes, Tuple{IntLanes,IntLanes}, a, b)
 
-every_lane(x) = "<" * join(fill("i32 $x", LANES), ", ") * ">"
+every_lane(x::Integer) = "<" * join(fill("i32 $x", LANES), ", ") * ">"
 
 # The exponent of a sample whose values are all zero: below any real one, so that it never sets a common scale, and small
 # enough to be added up over thousands of groups.

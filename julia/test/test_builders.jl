@@ -141,3 +141,43 @@ end
         @test occursin(reason, message_of(() -> from_tree(parent; latents=2, categories=2)))
     end
 end
+
+@testset "mixtures" begin
+    trees = [[2, 0, 2, 3], [0, 1, 2, 3], [2, 0, 2, 2]]
+    parts = [from_tree(tree; latents=3, categories=2, heads=2, perturbation=0.9, seed=t) for (t, tree) in enumerate(trees)]
+    X, shares = assignments(4, 2), [1, 2, 5]
+    m = mixture(parts, shares)
+    @test LVDJuice.num_heads(m) == 2
+    @test LVDJuice.num_params(m) == sum(LVDJuice.num_params, parts) + 2 * 3
+    expected = sum(share / 8 .* exp.(log_likelihood(part, X)) for (share, part) in zip(shares, parts))
+    @test close_to(exp.(log_likelihood(m, X)), expected)
+    @test close_to(exp.(log_likelihood(mixture(parts), X)), sum(exp.(log_likelihood(part, X)) for part in parts) ./ 3)
+    # One part, and a mixture of mixtures.
+    @test close_to(log_likelihood(mixture(parts[1:1]), X), log_likelihood(parts[1], X))
+    nested = mixture([mixture(parts[1:2], [1, 2]), parts[3]], [3, 5])
+    @test close_to(exp.(log_likelihood(nested, X)), expected)
+    # The parts keep their parameters when the mixture learns.
+    before = copy(parts[1].weight)
+    finish!(EMJob(m, X, ones(Int, 16); epochs=2))
+    @test parts[1].weight == before
+    # The plan keeps the trees apart, also where they have a scope in common: with one head, all blocks are dense.
+    plan = Plan(mixture([from_tree(tree; latents=3, categories=2) for tree in trees]))
+    @test all(LVDJuice.isdense(b) for g in plan.groups for b in g.blocks)
+    # EM on the whole: a full-batch step agrees with the definition.
+    m = mixture(parts, shares)
+    weight, leaf = reference_step(m, X[:, 3:16], fill(2, 14), 0.7, 0.2)
+    finish!(EMJob(m, X[:, 3:16], fill(2, 14); epochs=1, batch_size=14, step_size=(0.7, 0.7), pseudocount=0.2))
+    @test close_to(m.weight, weight; rtol=1e-4) && close_to(m.leaf, leaf; rtol=1e-4)
+    # Inputs of all kinds are copied.
+    rng = MersenneTwister(33)
+    odd = [random_circuit(rng, 3, 2, 1) for _ in 1:2]
+    cube = assignments(3, 2)
+    @test close_to(exp.(log_likelihood(mixture(odd), cube)), sum(exp.(log_likelihood(part, cube)) for part in odd) ./ 2)
+    wide, single = from_tree([0, 1, 2]; latents=2, categories=2), from_tree(trees[1]; latents=2, categories=2)
+    for (arguments, reason) in (((LVDJuice.Circuit[],), "found no circuits"), ((parts, [1, 2]), "found 2 weights for 3 circuits"),
+                                ((parts, [1, -1, 1]), "found weights (-1, 1)"), ((parts, [0, 0, 0]), "not all 0"),
+                                (([parts[1], wide],), "circuit 1 has 3 variables and 1 heads, the first 4 and 2"),
+                                (([parts[1], single],), "circuit 1 has 4 variables and 1 heads"))
+        @test occursin(reason, message_of(() -> mixture(arguments...)))
+    end
+end

@@ -118,8 +118,16 @@ class Teacher:
             raise InputError("teacher: found one that is not fitted, wanted a call of fit or load first")
         return self._network
 
-    def features(self, images: UInt8, *, batch_size: int = BATCH_SIZE) -> npt.NDArray[np.float32]:
-        """Compute the encoder's output h before quantisation: float32 (N, P, code_dim), on a sphere (see docs)."""
+    def features(
+        self, images: UInt8, *, quantized: bool = False, batch_size: int = BATCH_SIZE
+    ) -> npt.NDArray[np.float32]:
+        """Compute the encoder's output h: float32 (N, P, code_dim), on a sphere (see docs).
+
+        Before quantisation, or, `quantized`, the codes in its place.
+        """
+        if quantized:
+            codebook: npt.NDArray[np.float32] = self.network.quantizer.codebook.detach().cpu().numpy()
+            return codebook[self.codes(images, batch_size=batch_size)]
         features: npt.NDArray[np.float32] = self._over(images, self.network.features, batch_size).numpy()
         return features
 

@@ -1,19 +1,17 @@
-"""scikit-learn estimators: fit, score, save and load, over arrays of images."""
+"""The estimators of latent variable distillation, over arrays of images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils.validation import check_is_fitted
 
 from pyjuice_lvd.distill import distill
-from pyjuice_lvd.images import as_images, crop_images
+from pyjuice_lvd.estimators.base import DensityEstimator
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.runs import read_toml, write_toml
@@ -21,8 +19,8 @@ from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.teacher import Teacher
 
 
-class LVD(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
-    """One-shot latent variable distillation: a density model of images with exact likelihoods.
+class LVDPG(DensityEstimator):
+    """Latent variable distillation with progressive growing: a density model of images with exact likelihoods.
 
     Parameters
     ----------
@@ -45,6 +43,8 @@ class LVD(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
     """
 
+    _method: ClassVar[str] = "lvd-pg"
+
     def __init__(
         self,
         *,
@@ -65,41 +65,18 @@ class LVD(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
 
         Raises InputError where the images or a setting are not what is wanted.
         """
-        settings = resolve(self.preset, self.config, seed=self.random_state, device=self.device)
-        self.settings_: Settings = settings
-        images = self._images(X)
-        order = np.random.default_rng(settings.seed).permutation(len(images))
-        held_out = max(1, round(settings.data.valid_fraction * len(images)))
-        learned = distill(
-            images[np.sort(order[held_out:])],
-            images[np.sort(order[:held_out])],
-            settings,
-            progress=self.progress or SILENT,
+        self.settings_: Settings = resolve(
+            self.preset, self.config, method=self._method, seed=self.random_state, device=self.device
         )
+        train, valid = self._set_apart(self._checked(X))
+        learned = distill(train, valid, self.settings_, progress=self.progress or SILENT)
         self.model_: JointModel = learned.model
         self.teacher_: Teacher = learned.teacher
         return self
 
-    def score_samples(self, X: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        """log p(x) of every image, float64 (N,), in nats."""
-        check_is_fitted(self)
-        return self.model_.score_samples(self._images(X), progress=self.progress or SILENT)
-
-    def score(self, X: npt.NDArray[np.uint8], y: object = None) -> float:
-        """Mean log p(x) in nats."""
-        return float(self.score_samples(X).mean())
-
-    def bpd(self, X: npt.NDArray[np.uint8]) -> float:
-        """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""
-        check_is_fitted(self)
-        return self.model_.bpd(self._images(X))
-
-    def _images(self, X: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        return crop_images(as_images(X, "X"), self.settings_.data.crop or None, "X")
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""
-        check_is_fitted(self)
+        self._check_fitted()
         folder = Path(path)
         self.model_.save(folder)
         self.teacher_.save(folder / "teacher.safetensors")
@@ -115,3 +92,9 @@ class LVD(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ha
         estimator.teacher_ = Teacher.load(folder / "teacher.safetensors", device=settings.device)
         estimator.settings_ = settings
         return estimator
+
+
+class LVD(LVDPG):
+    """One-shot latent variable distillation: clusters of the teacher's features as they are. Otherwise as LVDPG."""
+
+    _method = "lvd"

@@ -1,0 +1,155 @@
+# What underflow may have taken from a tile's values. A unit far below its group's largest one underflows to zero or loses
+# digits; that counts only if all larger ones vanish further up. So each group and sample carries a bound on what any of its
+# values may lack, in the group's scale: 0 as long as nothing underflows; raised where a product of positive factors falls
+# below the smallest normal number; scaled with the values; dropped where it is far below the smallest value of its group. A
+# head's value that does not dwarf its bound is uncertain, and its sample is evaluated exactly (logdomain.jl). What carries no
+# digit of the head's value carries no digit of the flows either.
+
+const LOSS = 2f0^-126       # at most lost by one product that underflows
+const DWARFED = 2f0^-24     # of a value: lost without a trace in Float32
+
+@inline lost(ws::Workspace, gi::Int, s::Int) = @inbounds ws.lost[TILE * (gi - 1) + s]
+@inline set_lost!(ws::Workspace, gi::Int, s::Int, bound::Float32) = @inbounds ws.lost[TILE * (gi - 1) + s] = bound
+
+"Whether `value` of group `gi` in lane `s` has all its digits."
+@inline dwarfs_loss(ws::Workspace, gi::Int, s::Int, value::Float32) = !ws.losing[gi] || value * DWARFED > lost(ws, gi, s)
+
+"Group `gi`'s bound becomes at least that of `child`, whose values it takes up times `scale` (of each lane; null for 1)."
+function carry_loss!(ws::Workspace, gi::Int, child::Int, scale::Ptr{Float32}=Ptr{Float32}(0))
+    for s in 1:TILE
+        bound = lost(ws, child, s)
+        # Where all was lost, Inf, no scale makes it small.
+        scale != C_NULL && bound < Inf32 && (bound *= unsafe_load(scale, s))
+        set_lost!(ws, gi, s, ws.losing[gi] ? max(lost(ws, gi, s), bound) : bound)
+    end
+    ws.losing[gi] = true
+end
+
+# The largest value of a group: inputs are probabilities, sums are normalised, products are every so many factors.
+const LARGEST_SUM = sqrt(2f0)
+const LARGEST_FACTOR = LARGEST_SUM^FACTORS_BETWEEN_SCALING
+
+largest_value(g::Group) = isinput(g.kind) ? 1f0 : g.kind == SUM ? LARGEST_SUM : LARGEST_FACTOR
+
+"""
+The bound of product group `gi`, whose values were at most `largest`, after it was multiplied by `child`, and underflowed in the
+lanes of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
+"""
+function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, child::Int, largest::Float32, underflowed::Bool)
+    b = largest_value(plan.groups[child])
+    for s in 1:TILE
+        bound = underflowed && ws.underflows[s] > 0 ? LOSS : 0f0
+        db = ws.losing[child] ? lost(ws, child, s) : 0f0
+        bound += largest * db
+        ws.losing[gi] && lost(ws, gi, s) > 0 && (bound += (b + db) * lost(ws, gi, s))
+        set_lost!(ws, gi, s, bound)
+    end
+    ws.losing[gi] = true
+end
+
+"Scales the bound as `normalise!` scaled the group's values."
+function scale_losses!(ws::Workspace, gi::Int)
+    for s in 1:TILE
+        bound, factor = lost(ws, gi, s), ws.factors[TILE * (gi - 1) + s]
+        # Values that were all zero give no scale to judge the loss by.
+        bound > 0 && set_lost!(ws, gi, s, factor > 1 / LOSS ? Inf32 : bound * factor)
+    end
+end
+
+"The bound of sum group `gi`, once its values are normalised; before, it has what its children carried to it."
+function sum_losses!(ws::Workspace, plan::Plan, gi::Int)
+    for k in 1:width(plan.groups[gi])
+        terms = sum_underflows!(ws, plan, gi, k)
+        terms > 0 && add_losses!(ws, gi, LARGEST_FACTOR * LOSS * terms)
+    end
+    ws.losing[gi] && scale_losses!(ws, gi)
+    small_divisors!(ws, plan, gi) && add_losses!(ws, gi, Float32(SMALLEST_DIVISOR))
+    ws.losing[gi] && drop_losses!(ws, plan, gi)
+end
+
+"Adds `bound` to group `gi`'s in the lanes of `ws.underflows`."
+function add_losses!(ws::Workspace, gi::Int, bound::Float32)
+    for s in 1:TILE
+        before = ws.losing[gi] ? lost(ws, gi, s) : 0f0
+        set_lost!(ws, gi, s, ws.underflows[s] > 0 ? before + bound : before)
+    end
+    ws.losing[gi] = true
+end
+
+"Sets the bound to 0 where even the smallest value of the group dwarfs it."
+function drop_losses!(ws::Workspace, plan::Plan, gi::Int)
+    g, any_left = plan.groups[gi], false
+    for s in 1:TILE
+        low = Inf32
+        for k in 1:width(g)
+            low = min(low, ws.values[TILE * (g.value + k - 1) + s])
+        end
+        low * DWARFED > lost(ws, gi, s) && set_lost!(ws, gi, s, 0f0)
+        any_left |= lost(ws, gi, s) > 0
+    end
+    ws.losing[gi] = any_left
+end
+
+"""
+The number of terms of sum k of group `gi` if any of them underflowed in a lane where the sum is small, else 0; which lanes
+those are goes to `ws.underflows`.
+"""
+function sum_underflows!(ws::Workspace, plan::Plan, gi::Int, k::Int)
+    g = plan.groups[gi]
+    worst = ntuple(v -> term_underflows(ws, plan, gi, k, v), Val(VECTORS))
+    store_underflows!(pointer(ws.underflows), worst) || return 0
+    return sum(length(terms(plan, block, k)) for block in g.blocks)
+end
+
+function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
+    g, found = plan.groups[gi], splat(0f0)
+    value = load_lanes(column(value_columns(ws, g), k - 1) + 64 * (v - 1))
+    # Terms were added before the values were normalised: that is the scale in which a sum is small beside them.
+    limit = mul(splat(SMALL), load_lanes(factors(ws, gi) + 64 * (v - 1)))
+    any(l -> value[l].value < limit[l].value, 1:LANES) || return found
+    for (b, block) in enumerate(g.blocks)
+        child, scales = value_columns(ws, plan.groups[block.child]), block_scale(ws, plan, g, b)
+        scale = scales == C_NULL ? splat(1f0) : load_lanes(scales + 64 * (v - 1))
+        for i in terms(plan, block, k)
+            j, e = term(block, k, i)
+            w, x = splat(plan.circuit.weight[e]), load_lanes(column(child, j - 1) + 64 * (v - 1))
+            found = max_lanes(found, underflow(mul(mul(w, x), scale), w, x))
+        end
+    end
+    return found
+end
+
+# The terms of sum k that a block has, and each one's unit of the child group and edge.
+terms(plan::Plan, b::Block, k::Int) = isdense(b) ? (1:width(plan.groups[b.child])) : Int(b.start[k]):Int(b.start[k + 1] - 1)
+term(b::Block, k::Int, i::Int) = isdense(b) ? (i, b.first + i - 1 + (k - 1) * b.stride) : (Int(b.index[i]), Int(b.edge[i]))
+
+"Whether group `gi` has positive values too small to divide flows by (`ratio`); `ws.underflows` gets the lanes."
+function small_divisors!(ws::Workspace, plan::Plan, gi::Int)
+    g, step = plan.groups[gi], splat(LOSS / Float32(SMALLEST_DIVISOR))
+    worst = ntuple(_ -> splat(0f0), Val(VECTORS))
+    for k in 1:width(g)
+        worst = smaller_than(step, column(value_columns(ws, g), k - 1), worst)
+    end
+    return store_underflows!(pointer(ws.underflows), worst)
+end
+
+@inline smaller_than(step::Lanes, values::Ptr{Float32}, worst::NTuple{VECTORS,Lanes}) = ntuple(Val(VECTORS)) do v
+    value = load_lanes(values + 64 * (v - 1))
+    max_lanes(worst[v], underflow(mul(value, step), value, value))
+end
+
+"""
+The bound of a group of inputs under soft evidence, whose values are sums over the categories. They are small only where no
+category that the evidence allows is likely: what those terms lost is not looked into.
+"""
+function evidence_losses!(ws::Workspace, plan::Plan, gi::Int)
+    g = plan.groups[gi]
+    for s in 1:TILE
+        low = Inf32
+        for k in 1:width(g)
+            low = min(low, ws.values[TILE * (g.value + k - 1) + s])
+        end
+        ws.underflows[s] = low < SMALL
+    end
+    any(>(0), ws.underflows) && add_losses!(ws, gi, SMALL)
+end

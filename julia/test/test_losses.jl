@@ -1,0 +1,132 @@
+# Underflow: whatever the tiles lose must be noticed (losses.jl).
+
+# Close to 1, a Float32 has an absolute error: the logarithm's relative one is then larger.
+same_nats(a, b) = all(abs.(a .- b) .<= 1e-5 .* abs.(b) .+ 1e-6)
+
+"Raises the parameters of sums and categorical inputs to powers up to `sharpest`, so that some lie far below Float32's range together."
+function sharpen!(rng, c, sharpest)
+    function sharpen_range!(theta, range)
+        theta[range] .= theta[range] .^ (1 .+ (sharpest - 1) .* rand(rng, Float32, length(range)))
+        theta[range] ./= sum(theta[range])
+    end
+    for u in eachindex(c.kind)
+        c.kind[u] == LVDJuice.SUM && sharpen_range!(c.weight, c.child_start[u]:c.child_start[u + 1] - 1)
+        c.kind[u] == LVDJuice.CATEGORICAL &&
+            sharpen_range!(c.leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
+    end
+    return c
+end
+
+"Flows of the data set by the exact evaluation, in the layout of the parameters."
+function exact_statistics(c, X, head_of)
+    stat = LVDJuice.Statistics(c)
+    total = sum(LVDJuice.add_exact_flows!(stat, c, X, n, head_of[n], 1) for n in axes(X, 2))
+    return c.weight .* stat.weight, stat.leaf, total
+end
+
+"The samples that the tiles leave to the exact evaluation."
+function left_over(c, X)
+    plan = Plan(c)
+    ws = LVDJuice.Workspace(plan; flows=false)
+    uncertain = 0
+    GC.@preserve ws plan X for first in 1:LVDJuice.TILE:size(X, 2)
+        count = LVDJuice.load_samples!(ws, 1:size(X, 2), first, size(X, 2))
+        LVDJuice.forward!(ws, plan, X)
+        uncertain += Base.count(s -> !isfinite(LVDJuice.head_log_value(ws, plan, X, 1, s)), 1:count)
+    end
+    return uncertain
+end
+
+@testset "parameters far below each other: likelihoods and flows of random circuits" begin
+    rng = MersenneTwister(31)
+    for trial in 1:120
+        V, C, heads = rand(rng, 2:6), rand(rng, 2:3), rand(rng, 1:2)
+        c = sharpen!(rng, random_circuit(rng, V, C, heads), rand(rng, (5, 20, 30)))
+        X = assignments(V, C)
+        exact = reduce(hcat, [LVDJuice.log_values(c, X, n)[c.heads] for n in axes(X, 2)])
+        found = log_likelihood(c, X)
+        @test isfinite.(found) == isfinite.(exact)
+        @test same_nats(found[isfinite.(exact)], exact[isfinite.(exact)])
+        head_of = rand(rng, 1:heads, size(X, 2))
+        possible = [isfinite(exact[head_of[n], n]) for n in axes(X, 2)]
+        any(possible) || continue
+        X, head_of = X[:, possible], head_of[possible]
+        _, edges = flows(c, X, head_of)
+        expected, _, _ = exact_statistics(c, X, head_of)
+        sums = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
+        @test maximum(abs.(edges[sums] .- expected[sums])) < 1e-4 * size(X, 2)
+    end
+end
+
+@testset "a state that falls behind by hundreds of nats and is the only one left" begin
+    # Of 40 variables, the first 20 favour one state by 10 nats each and the others the other one by 11.
+    V = 40
+    b = LVDJuice.Builder(V)
+    table(favoured, nats) = (p = exp(-Float32(nats)); favoured == 1 ? [0 1; 1-p p] : [1-p p; 0 1])
+    inputs = [LVDJuice.add_inputs!(b, v, v <= 20 ? table(1, 10) : table(2, 11)) for v in 1:V]
+    sums = [[LVDJuice.add_sum!(b, [inputs[v][k]], [1]) for k in 1:2] for v in 1:V]
+    states = [LVDJuice.add_product!(b, [sums[v][k] for v in 1:V]) for k in 1:2]
+    c = Circuit(b, [LVDJuice.add_sum!(b, states, [0.5, 0.5])])
+    x = ones(Int, V, 1)
+    @test left_over(c, x) == 1
+    @test log_likelihood(c, x)[1] ≈ log(0.5) - 200 + log1p(exp(-20))
+    units, _ = flows(c, x, [1])
+    @test units[states] ≈ [exp(-20), 1] atol=1e-6
+end
+
+@testset "long products and deep trees whose states take turns" begin
+    rng = MersenneTwister(34)
+    for trial in 1:20
+        V, K = rand(rng, 30:60), rand(rng, 2:4)
+        parent = trial % 2 == 0 ? [0; fill(1, V - 1)] : [0; 1:V - 1]
+        c = sharpen!(rng, hclt(parent; latents=K, categories=3, seed=trial), 25)
+        X = rand(rng, 0:2, V, 100)
+        exact = [LVDJuice.log_values(c, X, n)[c.heads[1]] for n in axes(X, 2)]
+        @test same_nats(vec(log_likelihood(c, X)), exact)
+        possible = findall(isfinite, exact)
+        _, edges = flows(c, X[:, possible], ones(Int, length(possible)))
+        expected, _, _ = exact_statistics(c, X[:, possible], ones(Int, length(possible)))
+        sums = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
+        @test maximum(abs.(edges[sums] .- expected[sums])) < 1e-3
+    end
+end
+
+@testset "a loss in one component of a mixture does not hide behind the other" begin
+    # The first component underflows to zero in the middle, at a scale far above the second one's.
+    V = 60
+    b = LVDJuice.Builder(V)
+    tables = [v <= 2 ? Float32[1 1f-30; 0.5 0.5] : Float32[0.5 0.5; 1 1f-35] for v in 1:V]
+    inputs = [LVDJuice.add_inputs!(b, v, tables[v]) for v in 1:V]
+    tiny = [LVDJuice.add_product!(b, [inputs[1][1], inputs[2][1]]), LVDJuice.add_product!(b, [inputs[1][2], inputs[2][2]])]
+    first = LVDJuice.add_product!(b, vcat(LVDJuice.add_sum!(b, tiny[1:1], [1]), [inputs[v][1] for v in 3:V]))
+    second = LVDJuice.add_product!(b, vcat(LVDJuice.add_sum!(b, tiny[2:2], [1]), [inputs[v][2] for v in 3:V]))
+    c = Circuit(b, [LVDJuice.add_sum!(b, [first, second], [0.5, 0.5])])
+    x = ones(Int, V, 1)
+    @test same_nats(log_likelihood(c, x), [LVDJuice.log_values(c, x, 1)[c.heads[1]]])
+end
+
+@testset "products of products keep their scale" begin
+    rng = MersenneTwister(32)
+    V = 7^3
+    b = LVDJuice.Builder(V)
+    level = [LVDJuice.add_sum!(b, LVDJuice.add_inputs!(b, v, Float32[0.001 0.999; 0.002 0.998]), [0.5, 0.5]) for v in 1:V]
+    while length(level) > 1
+        level = [LVDJuice.add_product!(b, level[i:i + 6]) for i in 1:7:length(level)]
+    end
+    c = Circuit(b, level)
+    X = Int.(rand(rng, V, 70) .< 0.5)
+    @test same_nats(vec(log_likelihood(c, X)), [LVDJuice.log_values(c, X, n)[c.heads[1]] for n in axes(X, 2)])
+end
+
+@testset "circuits as they are learned leave nothing to the exact evaluation" begin
+    rng = MersenneTwister(33)
+    c = hclt([0; [rand(rng, max(1, i - 20):i - 1) for i in 2:300]]; latents=16, categories=256, seed=1)
+    X = rand(rng, UInt8, 300, 256)
+    LVDJuice.finish!(EMJob(c, X, ones(Int32, 256); epochs=5, step_size=(0.9, 0.5), pseudocount=1e-4))
+    @test left_over(c, X) == 0
+    @test left_over(c, rand(rng, UInt8, 300, 128)) == 0
+    # True zeros are no losses.
+    pinned = fully_factorized(num_vars=3, num_cats=2)
+    pinned.leaf .= [1, 0, 1, 0, 1, 0]
+    @test left_over(pinned, zeros(Int, 3, 64)) == 0
+end

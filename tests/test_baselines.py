@@ -1,0 +1,201 @@
+"""HCLT and RAT-SPN as estimators, over images and over tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from sklearn.utils import estimator_checks
+
+from pyjuice_lvd import HCLT, LVD, RATSPN
+from pyjuice_lvd.baselines import learn_circuit
+from pyjuice_lvd.circuit_model import CircuitModel
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.settings import HCLTSettings, Settings
+
+SMALL = {
+    HCLT: HCLT(num_latents=4, epochs=10, batch_size=32),
+    RATSPN: RATSPN(depth=2, replicas=2, num_sums=4, num_inputs=4, epochs=10, batch_size=32),
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> np.ndarray:
+    """Six columns that follow one of two patterns."""
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((600, 1)) < 0.5, [[0, 1, 2, 0, 1, 2]], [[2, 2, 0, 1, 0, 0]])
+    return np.where(rng.random((600, 6)) < 0.1, rng.integers(0, 3, (600, 6)), rows)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Colour images of 3x4 whose pixels are all alike, up to noise in red."""
+    rng = np.random.default_rng(1)
+    values = rng.choice([40, 90, 200], (400, 1, 1, 1)) + np.array([0, 7, 30])
+    values = np.broadcast_to(values, (400, 3, 4, 3)).copy()
+    values[..., 0] += rng.integers(0, 3, (400, 3, 4))
+    return values.astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", [HCLT, RATSPN])
+def test_a_table(kind: type, table: np.ndarray, tmp_path: Path) -> None:
+    model = clone(SMALL[kind]).fit(table[:500])
+    scores = model.score_samples(table[500:])
+    assert scores.dtype == np.float64
+    assert scores.shape == (100,)
+    assert model.score(table[500:]) == pytest.approx(scores.mean())
+    assert model.bpd(table[500:]) == pytest.approx(-scores.mean() / (np.log(2) * 6))
+    independent = -6 * (0.525 * np.log(0.525) + 0.025 * np.log(0.025) + 0.45 * np.log(0.45))
+    assert scores.mean() > -independent + 0.8  # the patterns are worth log 2 for each column but the first
+    drawn = model.sample(300, random_state=1)
+    assert drawn.shape == (300, 6)
+    assert (drawn[:, 0] != 1).mean() > 0.9
+    np.testing.assert_array_equal(drawn, model.sample(300, random_state=1))
+    model.save(tmp_path / "model")
+    again = kind.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(table[500:]), scores)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "circuit.safetensors", "model.json", "settings.toml",
+    }  # fmt: skip
+    refitted = clone(SMALL[kind]).fit(table[:500])
+    np.testing.assert_array_equal(refitted.score_samples(table[500:]), scores)
+
+
+def test_hidden_columns_are_drawn_given_the_others(table: np.ndarray) -> None:
+    model = clone(SMALL[HCLT]).fit(table)
+    rows, hidden = np.array([[0, 1, 2, 0, 1, 2], [2, 2, 0, 1, 0, 0]]), np.arange(6) >= 3
+    drawn = model.inpaint(rows, hidden, n_samples=200)
+    assert drawn.shape == (200, 2, 6)
+    assert (drawn[:, :, :3] == rows[:, :3]).all()
+    assert (drawn[:, :, 3:] == rows[:, 3:]).mean() > 0.85
+
+
+@pytest.mark.parametrize("config", [{}, {"data": {"color": "rgb"}}, {"data": {"color": "ycc709"}}])
+def test_colour_images(images: np.ndarray, config: dict, tmp_path: Path) -> None:
+    model = clone(SMALL[HCLT]).set_params(config=config, epochs=20).fit(images[:300])
+    assert model.bpd(images[300:]) < 2
+    drawn = model.sample(5)
+    assert (drawn.shape, drawn.dtype) == ((5, 3, 4, 3), np.uint8)
+    hidden = np.zeros((3, 4), bool)
+    hidden[:, 2:] = True
+    painted = model.inpaint(images[300:310], hidden, n_samples=4)
+    assert painted.shape == (4, 10, 3, 4, 3)
+    np.testing.assert_array_equal(painted[:, :, :, :2], np.broadcast_to(images[300:310, :, :2], (4, 10, 3, 2, 3)))
+    errors = np.abs(painted.astype(int) - images[300:310])
+    assert np.median(errors[:, :, :, 2:]) <= 3  # the colour of the half that is seen
+    each = model.inpaint(images[300:310], np.broadcast_to(hidden, (10, 3, 4)), n_samples=4)
+    np.testing.assert_array_equal(each, painted)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(HCLT.load(tmp_path / "model").inpaint(images[300:310], hidden, n_samples=4), painted)
+
+
+def test_channels_can_be_hidden_apart_only_where_they_are_variables(images: np.ndarray) -> None:
+    blue = np.zeros((2, 3, 4, 3), bool)
+    blue[..., 2] = True
+    rgb = clone(SMALL[HCLT]).set_params(config={"data": {"color": "rgb"}}, epochs=20).fit(images)
+    painted = rgb.inpaint(images[:2], blue, n_samples=9)
+    np.testing.assert_array_equal(painted[..., :2], np.broadcast_to(images[:2, ..., :2], (9, 2, 3, 4, 2)))
+    assert (painted[..., 2] == images[:2, ..., 2]).mean() > 0.8  # red tells blue
+    mixed = clone(SMALL[HCLT]).set_params(epochs=1).fit(images)
+    with pytest.raises(InputError, match="mask: found channels of one pixel hidden apart, wanted whole pixels: ycocg"):
+        mixed.inpaint(images[:2], blue)
+    with pytest.raises(InputError, match=r"mask: found int64 \(3, 4\), wanted bool \(3, 4\), \(2, 3, 4\) or"):
+        mixed.inpaint(images[:2], np.zeros((3, 4), int))
+    with pytest.raises(InputError, match=r"mask: found bool \(4, 3\)"):
+        mixed.inpaint(images[:2], np.zeros((4, 3), bool))
+
+
+def test_grey_images_and_crops(images: np.ndarray) -> None:
+    grey = images[..., 0]
+    model = clone(SMALL[HCLT]).set_params(config={"data": {"crop": "2x3"}}).fit(grey)
+    assert model.n_features_in_ == 6
+    assert model.sample(2).shape == (2, 2, 3, 1)
+    hidden = np.zeros((3, 4), bool)
+    hidden[0, 0] = True
+    painted = model.inpaint(grey[:5], hidden, n_samples=2)
+    assert painted.shape == (2, 5, 2, 3, 1)
+    known = ~hidden[:2, :3]
+    np.testing.assert_array_equal(painted[:, :, known, 0], np.broadcast_to(grey[:5, :2, :3][:, known], (2, 5, 5)))
+    assert model.bpd(grey) == pytest.approx(model.bpd(grey[:, :2, :3]))
+
+
+def test_the_model_of_an_image_is_a_density(images: np.ndarray) -> None:
+    model = clone(SMALL[HCLT]).fit(images[:, :1, :1, :1])
+    everything = np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    assert np.exp(model.score_samples(everything)).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_mixture_of_trees_holds_what_one_tree_cannot(table: np.ndarray) -> None:
+    one, three = (clone(SMALL[HCLT]).set_params(num_latents=1, num_trees=trees).fit(table) for trees in (1, 3))
+    assert three.score(table) > one.score(table) + 2  # one latent state: a tree is a product of columns
+    assert three.model_.circuit.num_params == 3 * (6 * 3 + 6) + 3
+
+
+def test_what_does_not_fit_is_named(table: np.ndarray, images: np.ndarray, tmp_path: Path) -> None:
+    model = clone(SMALL[HCLT]).fit(table)
+    with pytest.raises(InputError, match=r"X: found 9 in row 1, variable 2; wanted the categories .*, 0\.\.2"):
+        model.score_samples(np.array([[0, 0, 0, 0, 0, 0], [0, 0, 9, 0, 0, 0]]))
+    with pytest.raises(InputError, match="X: found 5 variables, wanted the model's 6"):
+        model.score_samples(table[:, :5])
+    with pytest.raises(InputError, match=r"X: found float64 \(600, 6\), wanted integers"):
+        model.score_samples(table / 2)
+    with pytest.raises(InputError, match=r"found 2, wanted 0\.\.1 for num_cats = 2"):
+        clone(model).set_params(num_cats=2).fit(table)
+    with pytest.raises(InputError, match=r"hclt\.latents: found 0, wanted at least 1"):
+        HCLT(num_latents=0).fit(table)
+    with pytest.raises(InputError, match="found n_samples = 1, wanted at least 2"):
+        clone(model).fit(table[:1])
+    with pytest.raises(InputError, match=r"X: found shape \(600, 6, 3, 4, 3\)"):
+        clone(model).fit(np.broadcast_to(images[:1], (600, 6, 3, 4, 3)))
+    model.save(tmp_path / "model")
+    with pytest.raises(InputError, match="found a model of method hclt, wanted rat-spn"):
+        RATSPN.load(tmp_path / "model")
+    with pytest.raises(NotFittedError):
+        HCLT().sample(1)
+    wider = clone(model).set_params(num_cats=10).fit(table)
+    assert np.isfinite(wider.score_samples(np.full((1, 6), 9))).all()
+
+
+@pytest.mark.parametrize("estimator", [HCLT(), RATSPN(), LVD()])
+def test_scikit_learns_checks_that_need_no_real_valued_data(estimator: object) -> None:
+    name = type(estimator).__name__
+    estimator_checks.check_parameters_default_constructible(name, estimator)
+    estimator_checks.check_no_attributes_set_in_init(name, estimator)
+    estimator_checks.check_get_params_invariance(name, estimator)
+    estimator_checks.check_set_params(name, estimator)
+    estimator_checks.check_estimator_cloneable(name, estimator)
+    estimator_checks.check_estimator_repr(name, estimator)
+    estimator_checks.check_valid_tag_types(name, estimator)
+
+
+def test_cross_validation(table: np.ndarray) -> None:
+    assert np.isfinite(cross_val_score(SMALL[HCLT], table[:200], cv=2)).all()
+
+
+def test_learning_goes_on_where_it_stopped(table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    settings = Settings(method="hclt", hclt=HCLTSettings(latents=4, trees=2, epochs=8, batch_size=64, patience=8))
+
+    def learn(folder: Path, stop_at: int | None = None) -> tuple[CircuitModel, list[dict]]:
+        records: list[dict] = []
+
+        def record(entry: dict) -> None:
+            records.append(entry)
+            if entry.get("epoch") == stop_at:
+                raise KeyboardInterrupt
+
+        return learn_circuit(table[:500], table[500:], settings, num_cats=3, folder=folder, record=record), records
+
+    undisturbed, records = learn(tmp_path / "a", stop_at=-1)
+    assert [record["epoch"] for record in records if record["stage"] == "EM"] == list(range(1, 9))
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "b", stop_at=4)
+    assert not (tmp_path / "b" / "model.json").exists()
+    resumed, records = learn(tmp_path / "b", stop_at=-1)
+    assert [record["epoch"] for record in records] == [4, 5, 6, 7, 8]
+    for mine, wanted in zip(resumed.circuit.parameters(), undisturbed.circuit.parameters(), strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["circuit.safetensors", "model.json"]
+    np.testing.assert_array_equal(learn(tmp_path / "b")[0].score_samples(table), resumed.score_samples(table))
