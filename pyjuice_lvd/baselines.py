@@ -26,6 +26,9 @@ Record = Callable[[Mapping[str, Any]], None]
 # Each tree of a mixture first learns from its own share, so that EM on the whole starts from trees that differ.
 _TREE_EPOCHS = 5
 
+# Deep RAT-SPNs that start near the uniform distribution stay there: their sums are too alike for EM to tell apart.
+_RAT_SPN_PERTURBATION = 0.95
+
 
 def learn_circuit(
     train: Array,
@@ -100,7 +103,7 @@ def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, p
         own = settings.rat_spn
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, seed=settings.seed,
+            num_cats=num_cats, perturbation=_RAT_SPN_PERTURBATION, seed=settings.seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit

@@ -242,6 +242,7 @@ def _join(
         batch_size=own.batch_size,
         pseudocount=own.pseudocount,
         patience=own.patience,
+        memory=own.memory,
         seed=settings.seed,
         progress=progress,
     ):

@@ -113,36 +113,43 @@ class JointModel:
         batch_size: int = 256,
         pseudocount: float = 0.1,
         patience: int = 3,
+        memory: float = 4.0,
         seed: int = 0,
         progress: Progress = SILENT,
     ) -> list[dict[str, float]]:
         """EM on p(x) over the prior's parameters; the patch circuits stay as they are.
 
         Ends after `patience` epochs without a better validation likelihood; the best parameters are kept (the starting
-        ones included). Holds the patch scores of all training images, 4 N P K bytes.
+        ones included). Evidence of up to `memory` GiB is kept; where there is more, it is computed anew in each epoch,
+        share by share: images are then shuffled across shares, and within each.
 
         Returns one record for each epoch run: `epoch`, `step_size`, `train` and `valid` mean log-likelihood in nats.
         """
         history: list[dict[str, float]] = []
-        with progress.stage("p(z) on p(x)", total=epochs, unit="epochs") as stage:
-            evidence = Evidence(self.patch_scores(train))
-            held_out = Evidence(self.patch_scores(valid))
-            best = float(self.prior.log_likelihood(held_out).mean())
+        with progress.stage("p(z) on p(x)", total=epochs * len(train), unit="images") as stage:
+            learned_from, held_out = (_Shares(self, images, int(memory * 2**30)) for images in (train, valid))
+            best = held_out.mean_score()
             weight, leaf = self.prior.parameters()
             kept = weight.copy(), leaf.copy()
             since_best = 0
             for epoch, step in enumerate(np.linspace(*step_size, epochs)):
-                (mean,) = self.prior.fit_em(
-                    evidence,
-                    epochs=1,
-                    batch_size=batch_size,
-                    step_size=float(step),
-                    pseudocount=pseudocount,
-                    seed=seed + epoch,
+                total = 0.0
+                for evidence in learned_from.shuffled(seed + epoch):
+                    (mean,) = self.prior.fit_em(
+                        evidence,
+                        epochs=1,
+                        batch_size=batch_size,
+                        step_size=float(step),
+                        pseudocount=pseudocount,
+                        seed=seed + epoch,
+                    )
+                    total += mean * len(evidence)
+                    stage.advance(len(evidence), log_likelihood=mean)
+                score = held_out.mean_score()
+                history.append(
+                    {"epoch": epoch + 1, "step_size": float(step), "train": total / len(train), "valid": score}
                 )
-                score = float(self.prior.log_likelihood(held_out).mean())
-                history.append({"epoch": epoch + 1, "step_size": float(step), "train": mean, "valid": score})
-                stage.advance(valid=score)
+                stage.advance(0, valid=score)
                 since_best = 0 if score > best else since_best + 1
                 if score > best:
                     best, kept = score, (weight.copy(), leaf.copy())
@@ -192,10 +199,37 @@ class JointModel:
             raise InputError(f"images: found {images.shape[1:]}, wanted {self.image_shape} (height, width, channels)")
         return images
 
-    def _chunks(self, n: int) -> Iterator[slice]:
-        positions = self.prior.num_vars
-        step = max(1, _EVIDENCE_BYTES // (4 * positions * self.num_latent_values))
+    def _chunks(self, n: int, room: int | None = None) -> Iterator[slice]:
+        """Cut n images into shares whose evidence fits in `room` bytes."""
+        step = max(1, (_EVIDENCE_BYTES if room is None else room) // self._evidence_bytes(1))
         return (slice(first, min(first + step, n)) for first in range(0, n, step))
+
+    def _evidence_bytes(self, images: int) -> int:
+        return 4 * self.prior.num_vars * self.num_latent_values * images
+
+
+class _Shares:
+    """The evidence of images for p(z), in shares of bounded memory: kept where there is but one, else computed anew."""
+
+    def __init__(self, model: JointModel, images: npt.NDArray[np.uint8], room: int) -> None:
+        self.model, self.images, self.room = model, images, room
+        fits = model._evidence_bytes(len(images)) <= room
+        self.kept = Evidence(model.patch_scores(images)) if fits else None
+
+    def shuffled(self, seed: int) -> Iterator[Evidence]:
+        """Give the shares of all images, in an order of the seed's."""
+        if self.kept is not None:
+            yield self.kept  # whoever takes it shuffles it
+            return
+        order = np.random.default_rng(seed).permutation(len(self.images))
+        for rows in self.model._chunks(len(order), self.room):
+            yield Evidence(self.model.patch_scores(self.images[order[rows]]))
+
+    def mean_score(self) -> float:
+        """Mean log p(x), nats."""
+        if self.kept is not None:
+            return float(self.model.prior.log_likelihood(self.kept).mean())
+        return float(self.model.score_samples(self.images).mean())
 
 
 def circuit_path(folder: Path, index: int) -> Path:

@@ -140,6 +140,8 @@ class PriorSettings:
     step_size: tuple[float, float] = (0.1, 0.01)
     soft_step_size: tuple[float, float] = (0.1, 0.01)
     pseudocount: float = 0.1
+    memory: float = 4.0
+    """GiB of evidence for p(z) to keep while EM on p(x) goes on; more is computed anew in each epoch."""
     patience: int = 3
     """EM on p(x) ends after so many epochs without a better validation likelihood."""
 
@@ -151,6 +153,7 @@ class PriorSettings:
         _steps("prior.step_size", self.step_size)
         _steps("prior.soft_step_size", self.soft_step_size)
         _nonnegative("prior.pseudocount", self.pseudocount)
+        _require(self.memory > 0, "prior.memory", self.memory, "a number above 0")
         _at_least("prior.patience", self.patience, 1)
 
 
@@ -165,7 +168,7 @@ class HCLTSettings:
     batch_size: int = 256
     step_size: tuple[float, float] = (0.8, 0.02)
     pseudocount: float = 0.003
-    patience: int = 10
+    patience: int = 20
     """EM ends after so many epochs without a better validation likelihood."""
 
     def __post_init__(self) -> None:
@@ -178,16 +181,16 @@ class HCLTSettings:
 class RatSpnSettings:
     """`[rat_spn]`: method `rat-spn`, a random and tensorised sum-product network over all variables."""
 
-    depth: int = 4
+    depth: int = 6
     replicas: int = 8
-    sums: int = 16
-    inputs: int = 16
+    sums: int = 8
+    inputs: int = 8
     epochs: int = 50
     """At most: see `patience`."""
     batch_size: int = 256
-    step_size: tuple[float, float] = (0.8, 0.02)
-    pseudocount: float = 0.003
-    patience: int = 10
+    step_size: tuple[float, float] = (0.3, 0.02)
+    pseudocount: float = 0.03
+    patience: int = 20
 
     def __post_init__(self) -> None:
         for name in ("depth", "replicas", "sums", "inputs"):

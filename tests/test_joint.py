@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,22 @@ def test_bpd_and_its_standard_error() -> None:
         "dims": 4,
     }
     assert figures_of_merit(scores[:1], dims=4)["std_error_bpd"] is None
+
+
+def test_em_on_more_images_than_memory_holds_goes_share_by_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(3).integers(0, 4, (200, 2, 2, 1), dtype=np.uint8)
+    images[:, 1] = images[:, 0]
+    whole, shared = tiny_model(cats=4), tiny_model(cats=4)
+    settings: dict[str, Any] = {"epochs": 6, "step_size": (0.2, 0.05), "batch_size": 16, "patience": 6}
+    expected = whole.fit_prior(images[:150], images[150:], **settings)
+    sizes: list[int] = []
+    scored = JointModel.patch_scores
+    monkeypatch.setattr(JointModel, "patch_scores", lambda self, x: (sizes.append(len(x)), scored(self, x))[1])
+    found = shared.fit_prior(images[:150], images[150:], memory=shared._evidence_bytes(40) / 2**30, **settings)
+    assert max(sizes) <= 50  # the 50 of validation, which are scored in parts of their own
+    assert sizes.count(40) == 6 * 3
+    assert found[-1]["valid"] == pytest.approx(expected[-1]["valid"], abs=0.02)
+    assert found[-1]["train"] == pytest.approx(expected[-1]["train"], abs=0.02)
 
 
 def test_the_factorised_floor() -> None:
