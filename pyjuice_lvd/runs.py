@@ -30,6 +30,7 @@ import tomli_w
 
 from pyjuice_lvd.errors import InputError
 
+_TEXTS = "lvd-juice"  # the entry of a safetensors file's metadata that holds all of ours, as JSON
 _ASIDE = ".tmp-"  # how the name of a file that is being written begins
 _SETTINGS, _METRICS, _RESULT, _LOCK = "settings.toml", "metrics.jsonl", "result.json", ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
@@ -160,7 +161,9 @@ def write_arrays(
     # safetensors copies memory as it lies: an array in another order than C's would come back scrambled.
     tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_write(path) as file:
-        file.write(safetensors.numpy.save(tensors, metadata=dict(metadata or {})))
+        # One entry: the library writes several in any order, and equal contents shall give equal bytes.
+        texts = {_TEXTS: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+        file.write(safetensors.numpy.save(tensors, metadata=texts))
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -173,7 +176,8 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
     try:
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            texts = json.loads((file.metadata() or {}).get(_TEXTS, "{}"))
+            return {name: file.get_tensor(name) for name in names}, {str(key): str(texts[key]) for key in texts}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file, wanted a safetensors file") from error
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:

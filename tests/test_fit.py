@@ -1,6 +1,7 @@
 """The main job end to end: `lvd-juice fit` and `eval` in processes of their own, and the estimator."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -141,6 +142,35 @@ def test_an_interrupted_run_is_continued_with_the_same_outcome(
     assert not (folder / "result.json").exists()
     result = json.loads(lvd_juice("fit", images, "-o", folder, "--resume", "--json").stdout)
     assert result["bpd"] == run[1]["bpd"]
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_model(
+    run: tuple[Path, dict[str, Any]], images: Path, tmp_path: Path
+) -> None:
+    folder, kills = tmp_path / "run", int(os.environ.get("LVD_TEST_KILLS", "2"))
+    moments = np.random.default_rng(0)
+    for attempt in range(kills):
+        again = ["--resume"] if (folder / "settings.toml").exists() else []
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pyjuice_lvd.cli", "fit", str(images), "-o", str(folder), *SMALL, *again, "--quiet"]
+        )
+        deadline = time.monotonic() + 60
+        while not (folder / "model").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)  # the run has begun: what is left is a matter of seconds
+        time.sleep(moments.uniform(0, 4 * (attempt + 1) / kills))
+        process.kill()
+        process.wait()
+    result = json.loads(lvd_juice("fit", images, "-o", folder, "--resume", "--json").stdout)
+    assert result["bpd"] == run[1]["bpd"]
+    models = [
+        {path.name: path.read_bytes() for path in (place / "model").iterdir() if path.suffix == ".safetensors"}
+        for place in (folder, run[0])
+    ]
+    assert models[0] == models[1]
+    # Work that was done twice is recorded once.
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    about = [tuple(record.get(key) for key in ("stage", "cluster", "round", "epoch")) for record in records]
+    assert len(about) == len(set(about))
 
 
 @pytest.mark.parametrize(
