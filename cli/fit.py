@@ -86,6 +86,8 @@ def fit(
                 {
                     **_result(model, splits, settings, progress),
                     "seconds": time.monotonic() - started,
+                    "seed": settings.seed,
+                    "threads": julia.start().threads,
                     "run": str(directory.path),
                     "data": {
                         "source": splits.source,

@@ -216,3 +216,18 @@ def test_grow_refuses(pc: Circuit, rows: np.ndarray, change: dict[str, object], 
     with pytest.raises(InputError) as raised:
         pc.grow(rows, **options)  # type: ignore[arg-type]
     assert str(raised.value).startswith(reason)
+
+
+def test_some_of_the_heads_and_heads_of_several_circuits(pc: Circuit, rows: np.ndarray) -> None:
+    every = pc.log_likelihood(rows, head="all")
+    some = pc.with_heads([2, 0])
+    np.testing.assert_allclose(some.log_likelihood(rows, head="all"), every[:, [2, 0]], rtol=1e-6)
+    assert some.num_nodes < pc.num_nodes
+    again = Circuit.side_by_side([some, pc])
+    assert again.num_heads == 5
+    np.testing.assert_allclose(again.log_likelihood(rows, head="all"), every[:, [2, 0, 0, 1, 2]], rtol=1e-6)
+    with pytest.raises(InputError, match=r"heads: found 0\.\.3, wanted 0\.\.2"):
+        pc.with_heads([0, 3])
+    other = Circuit.fully_factorized(num_vars=2, num_cats=2)
+    with pytest.raises(InputError, match="circuit 1 has 2 variables, the first 6"):
+        Circuit.side_by_side([pc, other])

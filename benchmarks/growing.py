@@ -1,0 +1,107 @@
+"""Whether growing pays: lvd-pg against one-shot lvd, with the same teachers, numbers of heads and no more parameters.
+
+    python benchmarks/growing.py DATA -o benchmarks/growing-NAME.json [--preset tiny] [--images 10000]
+        [--set section.key=value]... [--lvd section.key=value]... [--growing section.key=value]...
+
+DATA is what `lvd-juice fit` takes. For each seed a teacher is trained, and both methods learn from its features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.color import color_transform
+from pyjuice_lvd.data import load_data
+from pyjuice_lvd.distill import distill
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
+from pyjuice_lvd.runs import write_json
+from pyjuice_lvd.settings import resolve
+
+METHODS = ("lvd", "lvd-pg")
+
+
+def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Learn from one teacher by both methods; returns the figures of each."""
+    found: dict[str, Any] = {"seed": seed}
+    with TemporaryDirectory() as folder:
+        for method, own in zip(METHODS, (options.lvd, options.growing), strict=True):
+            settings = resolve(options.preset, None, [*options.set, *own], method=method, seed=seed)
+            splits = load_data(options.data, settings)
+            train = splits.train
+            if options.images and options.images < len(train):
+                train = train[np.sort(np.random.default_rng(seed).permutation(len(train))[: options.images])]
+            started, place = time.monotonic(), Path(folder) / method
+            place.mkdir()
+            if method == METHODS[1]:
+                (Path(folder) / METHODS[0] / "teacher.safetensors").rename(place / "teacher.safetensors")
+            model = distill(train, splits.valid, settings, folder=place).model
+            scores = model.score_samples(splits.test)
+            found[method] = {
+                **figures_of_merit(scores, model.dims),
+                "train_bpd": model.bpd(train[:: max(1, len(train) // 1000)]),
+                "params": model.num_params,
+                "heads": model.num_latent_values,
+                "seconds": round(time.monotonic() - started, 1),
+                "settings": settings.to_dict(),
+            }
+            print(f"seed {seed}, {method}: bpd {found[method]['bpd']:.4f}", file=sys.stderr, flush=True)
+        color = color_transform(settings.data.color, train.shape[3])
+        found["bpd_factorized"] = factorized_bpd(*(color.forward(x) for x in (train, splits.valid, splits.test)))
+        found["protocol"] = protocol(settings.data.color, settings.data.crop, train)
+        found["train"] = len(train)
+    found["gain"] = found[METHODS[0]]["bpd"] - found[METHODS[1]]["bpd"]
+    return found
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--images", type=int, help="train on so many images, chosen by the seed; default: all")
+    parser.add_argument("--set", action="append", default=[], help="a setting of both methods")
+    parser.add_argument("--lvd", action="append", default=[], help="a setting of lvd alone")
+    parser.add_argument("--growing", action="append", default=[], help="a setting of lvd-pg alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
+    options = parser.parse_args()
+    threads, started = julia.start(threads=options.threads or None).threads, time.monotonic()
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        seeds = [measure(options, seed) for seed in options.seeds]
+    except InputError as error:
+        print(f"growing: error: {error}", file=sys.stderr)
+        return error.exit_status
+    figures = {name: [each[name]["bpd"] for each in seeds] for name in METHODS} | {"gain": [e["gain"] for e in seeds]}
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    write_json(
+        options.output,
+        {
+            "benchmark": "test bpd of lvd-pg and one-shot lvd",
+            "data": options.data if not Path(options.data).exists() else Path(options.data).name,
+            "threads": threads,
+            "machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)},
+            "seconds": round(time.monotonic() - started, 1),
+            "mean": {name: float(np.mean(values)) for name, values in figures.items()},
+            "deviation": {name: float(np.std(values, ddof=1)) for name, values in figures.items() if len(values) > 1},
+            "seeds": seeds,
+        },
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
