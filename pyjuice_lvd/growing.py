@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,19 +77,21 @@ def progressive_growing(
     patches, features = _checked(x, h, num_heads)
     em, rounds = circuit or CircuitSettings(), growing or GrowingSettings()
     pc, labels = _first_circuit(patches, features, num_heads, num_cats, em, rounds, seed)
-    number = 0
+    number, last = 0, pc.num_heads >= num_heads
     while True:
         started, own_seed = time.monotonic(), derived_seed(seed, number)
-        pc, measured = _train(pc, patches, labels, em, rounds, own_seed)
+        pc, measured = _train(pc, patches, labels, em if last else replace(em, epochs=rounds.epochs), rounds, own_seed)
         following, message = None, ""
-        if pc.num_heads < num_heads:
+        if not last:
             following, message = _next(pc, labels, patches, features, num_heads, rounds, own_seed, measured)
         record({"stage": "patch circuit", "round": number, **measured, "seconds": time.monotonic() - started})
         if message:
             progress.log(f"{name}: {message}")
-        if following is None:
+        if last:
             return Grown(pc, labels)
-        pc, labels = following
+        if following is not None:
+            pc, labels = following
+        last = following is None or pc.num_heads >= num_heads
         number += 1
 
 

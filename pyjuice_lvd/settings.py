@@ -99,6 +99,8 @@ class GrowingSettings:
     """`paper`, or `reference`: as the code released with it does. Sets the other settings that the two differ in."""
     start: int = 1
     """Heads in the first round."""
+    epochs: int = 50
+    """Epochs of EM in each round but the last, which has `circuit.epochs`."""
     tree_per_head: bool = False
     """A Chow-Liu tree for each head of the first round, in place of one for all."""
     quantized: bool = False
@@ -119,6 +121,7 @@ class GrowingSettings:
     def __post_init__(self) -> None:
         _one_of("growing.variant", self.variant, tuple(VARIANTS))
         _at_least("growing.start", self.start, 1)
+        _at_least("growing.epochs", self.epochs, 1)
         _nonnegative("growing.min_flow", self.min_flow)
         _nonnegative("growing.stickiness", self.stickiness)
         _require(0 < self.share <= 1, "growing.share", self.share, "a number above 0 and at most 1")

@@ -21,6 +21,7 @@ SMALL = [
     "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",
     "--set", "clusters.outer=3", "--set", "clusters.inner=2",
     "--set", "circuit.latents=4", "--set", "circuit.epochs=20", "--set", "circuit.batch_size=32",
+    "--set", "growing.epochs=20",
     "--set", "prior.latents=4", "--set", "prior.epochs=4", "--set", "prior.soft_epochs=2",
 ]  # fmt: skip
 
@@ -233,6 +234,7 @@ def test_the_estimator(images: Path, tmp_path: Path) -> None:
         "teacher": {"epochs": 2, "codes": 16, "channels": 16},
         "clusters": {"outer": 3, "inner": 2},
         "circuit": {"latents": 4, "epochs": 4},
+        "growing": {"epochs": 4},
         "prior": {"latents": 4, "epochs": 4, "soft_epochs": 2},
     }
     model = clone(LVDPG(config=config, random_state=1)).fit(data)

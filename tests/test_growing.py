@@ -14,6 +14,7 @@ from pyjuice_lvd.settings import CircuitSettings, GrowingSettings, resolve
 
 CATS = 8
 EM = CircuitSettings(latents=3, epochs=8, batch_size=64)
+SHORT: dict[str, Any] = {"epochs": 8}  # rounds before the last
 
 Features = npt.NDArray[np.float32]
 Patches = npt.NDArray[np.uint8]
@@ -36,7 +37,9 @@ def mean_own(circuit: Circuit, x: Patches, labels: npt.NDArray[np.int32]) -> flo
 def test_it_finds_the_clusters_and_beats_labels_without_feedback() -> None:
     x, h, kind = clusters()
     records: list[Any] = []
-    grown = progressive_growing(x, h, num_heads=4, num_cats=CATS, circuit=EM, record=records.append)
+    grown = progressive_growing(
+        x, h, num_heads=4, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), record=records.append
+    )
     assert grown.circuit.num_heads == 4
     table = np.array([[np.sum((grown.labels == head) & (kind == k)) for k in range(4)] for head in range(4)])
     assert table.max(axis=1).sum() > 0.95 * len(x)
@@ -55,7 +58,8 @@ def test_it_finds_the_clusters_and_beats_labels_without_feedback() -> None:
 def test_the_same_seed_gives_the_same_circuit() -> None:
     x, h, _ = clusters(200)
     first, again, other = (
-        progressive_growing(x, h, num_heads=3, num_cats=CATS, circuit=EM, seed=seed) for seed in (1, 1, 2)
+        progressive_growing(x, h, num_heads=3, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), seed=seed)
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first.labels, again.labels)
     for mine, yours in zip(first.circuit.parameters(), again.circuit.parameters(), strict=True):
@@ -69,7 +73,13 @@ def test_full_batch_rounds_never_lower_the_conditional_likelihood() -> None:
     em = CircuitSettings(latents=3, epochs=15, batch_size=150, step_size=(1.0, 1.0), pseudocount=0.0)
     records: list[Any] = []
     progressive_growing(
-        x, h, num_heads=3, num_cats=CATS, circuit=em, growing=GrowingSettings(min_flow=0.0), record=records.append
+        x,
+        h,
+        num_heads=3,
+        num_cats=CATS,
+        circuit=em,
+        growing=GrowingSettings(min_flow=0.0, epochs=15),
+        record=records.append,
     )
     for record in records:
         assert np.all(np.diff(record["em"]) > -1e-5)  # step 1
@@ -136,8 +146,8 @@ def finite(x: Patches, h: Features, num_heads: int = 4, **settings: Any) -> tupl
     """Grow; what comes out must be sound: a patch for each head, finite likelihoods, distributions that sum to 1."""
     log = Log()
     grown = progressive_growing(
-        x, h, num_heads=num_heads, num_cats=CATS, circuit=EM, growing=GrowingSettings(**settings), name="cluster 5",
-        progress=log,
+        x, h, num_heads=num_heads, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT, **settings),
+        name="cluster 5", progress=log,
     )  # fmt: skip
     assert set(grown.labels) == set(range(grown.circuit.num_heads))
     assert np.isfinite(grown.circuit.log_likelihood(x, head="all")[np.arange(len(x)), grown.labels]).all()
@@ -194,7 +204,7 @@ def test_rounds_come_to_an_end_even_if_every_new_head_is_deserted(monkeypatch: p
 
 
 def test_the_released_codes_variant() -> None:
-    growing = resolve(None, {"growing": {"variant": "reference", "share": 0.5}}).growing
+    growing = resolve(None, {"growing": {"variant": "reference", "share": 0.5, "epochs": 8}}).growing
     assert (growing.start, growing.stickiness, growing.new_heads, growing.share) == (2, 1.0, "one", 0.5)
     assert growing.tree_per_head
     assert growing.quantized
