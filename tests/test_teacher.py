@@ -331,6 +331,12 @@ def test_training_on_grey_digits_with_a_rectangular_patch(digits):
     assert teacher.features(images).shape == (100, 8, 16)
     assert teacher.features(images).dtype == np.float32
     codes = teacher.codes(images)
+    quantized = teacher.features(images, quantized=True)
+    np.testing.assert_array_equal(quantized, teacher.network.quantizer.codebook.detach().numpy()[codes])
+    # Each is the nearest of all codes to the feature itself.
+    distance = ((teacher.features(images) - quantized) ** 2).sum(2)
+    others = teacher.network.quantizer.codebook.detach().numpy()
+    assert all((distance <= ((teacher.features(images) - other) ** 2).sum(2) + 1e-5).all() for other in others)
     assert codes.shape == (100, 8)
     assert codes.dtype == np.int64
     assert teacher.reconstruct(images).shape == (100, 8, 8, 1)
