@@ -13,7 +13,7 @@ from .options import json_option, quiet_option
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Fewer repetitions and sizes: half a minute instead of some minutes.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions and sizes.")
 @json_option
 @quiet_option
 def bench(quick: bool, as_json: bool, quiet: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.learning import History
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.runs import Record
 from pyjuice_lvd.settings import HCLTSettings, RatSpnSettings, Settings
 from pyjuice_lvd.tables import Table
 
 Array = npt.NDArray[Any]
-Record = Callable[[Mapping[str, Any]], None]
 
 # Each tree of a mixture first learns from its own share, so that EM on the whole starts from trees that differ.
 _TREE_EPOCHS = 5

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checkpoints import Checkpoint
 from pyjuice_lvd.circuit_files import read_circuit, write_circuit
-from pyjuice_lvd.engine import PIECE, Engine, Evidence, for_julia
+from pyjuice_lvd.em import train
+from pyjuice_lvd.engine import PIECE, Engine, Evidence
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.learning import Flows, History, Statistics, Validation
+from pyjuice_lvd.learning import Flows, History, Statistics
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.structure import grow, prune
 from pyjuice_lvd.tables import Table, as_heads, as_table, as_weights, for_engine
@@ -267,48 +267,18 @@ class Circuit:
 
         """
         rows, _ = self._engine.rows(X)
-        n, borrowed = len(rows), for_julia(rows)
         first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
-        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
-        learned = self._engine.learned()
-        watch = None
-        if valid is not None:
-            held_out, held_out_heads = valid, valid_heads
 
-            def score() -> float:
-                return self._mean_score(held_out, held_out_heads)
+        def score() -> float:
+            assert valid is not None
+            return self._mean_score(valid, valid_heads)
 
-            watch = Validation(score, learned, patience)
-        history, state = History(), None
-        if checkpoint is not None:
-            about = {
-                "structure": self._engine.structure, "rows": n, "epochs": epochs, "batch_size": batch_size,
-                "step_size": (first, last), "pseudocount": pseudocount, "shuffle": shuffle, "seed": seed,
-            }  # fmt: skip
-            state = Checkpoint(checkpoint, learned, about)
-            state.restore(history, watch)
-        job = julia.call(
-            "em_job", self._engine.circuit, borrowed, *sources, epochs, batch_size, float(first), float(last),
-            float(pseudocount), shuffle, seed, len(history),
+        return train(
+            self._engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
+            epochs=epochs, batch_size=batch_size, step_size=(float(first), float(last)),
+            pseudocount=float(pseudocount), shuffle=shuffle, seed=seed, score=None if valid is None else score,
+            patience=patience, checkpoint=checkpoint, on_epoch=on_epoch, progress=progress,
         )  # fmt: skip
-        try:
-            with progress.stage("EM", total=epochs * n, unit="samples") as stage:
-                while len(history) < epochs and not (watch and watch.over(history)):
-                    finished, position, mean = julia.call("advance!", job, PIECE)
-                    stage.update(completed=finished * n + position, log_likelihood=mean)
-                    if finished > len(history):
-                        history.append(mean)
-                        if watch:
-                            watch.look(history)
-                            stage.update(completed=finished * n, valid=history.valid[-1])
-                        if on_epoch:
-                            on_epoch(history)
-                        if state:
-                            state.epoch_done(history, watch)
-        finally:
-            if watch:
-                watch.restore()
-        return history
 
     def _mean_score(self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None) -> float:
         """Mean log-likelihood of validation rows, each under its head."""

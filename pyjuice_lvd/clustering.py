@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 # K-means sees at most this many features; the others join the nearest centre. Centres move little beyond it.
 _FEATURES_SEEN = 200_000
@@ -67,6 +66,8 @@ def divide(
         coincide.
 
     """
+    from scipy.optimize import linear_sum_assignment  # where it is used: HCLTs start without it
+
     old = np.unique(labels)
     centres = np.stack([h[labels == label].mean(axis=0, dtype=np.float64) for label in old])
     rng = np.random.default_rng(seed)

@@ -15,11 +15,11 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.growing import Grown, Record, derived_seed, one_shot, progressive_growing
+from pyjuice_lvd.growing import Grown, derived_seed, one_shot, progressive_growing
 from pyjuice_lvd.joint import JointModel, circuit_path
 from pyjuice_lvd.patches import position_grid, to_patches
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.runs import read_arrays, write_arrays
+from pyjuice_lvd.runs import Record, read_arrays, write_arrays
 from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.teacher import Teacher
 

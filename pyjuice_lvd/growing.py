@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,14 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.runs import Record
 from pyjuice_lvd.settings import CircuitSettings, GrowingSettings
 from pyjuice_lvd.tables import Table, as_table
 
 Features = npt.NDArray[np.floating[Any]]
 Heads = npt.NDArray[np.int32]
-Record = Callable[[Mapping[str, Any]], None]
+Scores = npt.NDArray[np.float64]
+"""log p(x | z) in nats, (n, heads)."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ def progressive_growing(
     number, last = 0, pc.num_heads >= num_heads
     while True:
         started, own_seed = time.monotonic(), derived_seed(seed, number)
-        pc, measured = _train(pc, patches, labels, em if last else replace(em, epochs=rounds.epochs), rounds, own_seed)
+        schedule = em if last else replace(em, epochs=rounds.epochs)
+        pc, scores, measured = _train(pc, patches, labels, schedule, rounds, own_seed)
         following, message = None, ""
         if not last:
-            following, message = _next(pc, labels, patches, features, num_heads, rounds, own_seed, measured)
+            following, message = _next(pc, scores, labels, patches, features, num_heads, rounds, own_seed, measured)
         record({"stage": "patch circuit", "round": number, **measured, "seconds": time.monotonic() - started})
         if message:
             progress.log(f"{name}: {message}")
@@ -175,13 +177,14 @@ def _em(pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, seed: int) ->
 
 def _train(
     pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, rounds: GrowingSettings, seed: int
-) -> tuple[Circuit, dict[str, Any]]:
-    """Step 1: EM on log p(x | z), and pruning; with what was measured."""
-    history = _em(pc, x, labels, em, seed)
-    before = _own_scores(pc, x, labels)
+) -> tuple[Circuit, Scores, dict[str, Any]]:
+    """Step 1: EM on log p(x | z), and pruning; with log p(x | z) of all heads after it, and what was measured."""
+    history, rows = _em(pc, x, labels, em, seed), np.arange(len(labels))
+    before = pc.log_likelihood(x, head="all")[rows, labels]
     pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
-    after = _own_scores(pruned, x, labels)
-    return pruned, {
+    scores = pruned.log_likelihood(x, head="all")
+    after = scores[rows, labels]
+    measured = {
         **_size(pruned),
         "em": history,
         "log_likelihood": float(after.mean()),
@@ -189,12 +192,7 @@ def _train(
         "pruned_edges": pc.num_edges - pruned.num_edges,
         "pruning_loss": float(before.mean() - after.mean()),
     }
-
-
-def _own_scores(pc: Circuit, x: Table, labels: Heads) -> npt.NDArray[np.float64]:
-    """log p(x | z) of each patch under its own head, nats."""
-    scores: npt.NDArray[np.float64] = pc.log_likelihood(x, head="all")[np.arange(len(labels)), labels]
-    return scores
+    return pruned, scores, measured
 
 
 def _means(scores: npt.NDArray[np.float64], labels: Heads, heads: int) -> list[float]:
@@ -207,6 +205,7 @@ def _size(pc: Circuit) -> dict[str, int]:
 
 def _next(
     pc: Circuit,
+    scores: Scores,
     labels: Heads,
     x: Table,
     h: npt.NDArray[np.float32],
@@ -217,7 +216,6 @@ def _next(
 ) -> tuple[tuple[Circuit, Heads] | None, str]:
     """Steps 2 to 4: the circuit and labels of the next round, None if it would have no more heads; and what to say."""
     before = pc.num_heads
-    scores = pc.log_likelihood(x, head="all")
     moved = relabel(scores, labels, rounds.stickiness)
     measured["moved"] = int((moved != labels).sum())
     used, again = np.unique(moved, return_inverse=True)
@@ -241,7 +239,7 @@ def _next(
     return (grown, labels), message
 
 
-def relabel(scores: npt.NDArray[np.float64], labels: Heads, stickiness: float = 0.0) -> Heads:
+def relabel(scores: Scores, labels: Heads, stickiness: float = 0.0) -> Heads:
     """Step 2: the head under which each patch is most likely; `stickiness` nats are in favour of its present one.
 
     `scores`: log p(x | z), float64 (n, heads). Ties go to the present head, then to the first.

@@ -20,7 +20,7 @@ import os
 import secrets
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -31,6 +31,9 @@ import tomli_w
 from pyjuice_lvd.errors import InputError
 
 _TEXTS = "lvd-juice"  # the entry of a safetensors file's metadata that holds all of ours, as JSON
+Record = Callable[[Mapping[str, Any]], None]
+"""What takes a record of the metrics, such as `RunDirectory.log`."""
+
 _ASIDE = ".tmp-"  # how the name of a file that is being written begins
 _SETTINGS, _METRICS, _RESULT, _LOCK = "settings.toml", "metrics.jsonl", "result.json", ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
