@@ -26,8 +26,8 @@ def written_out(model: JointModel) -> Circuit:
     return Circuit(julia.call("joint_circuit_of", model.prior._engine.circuit, variables, *circuits))
 
 
-def num_edges_written_out(model: JointModel) -> int:
-    """Count the edges of `written_out(model)` without making it."""
-    copies = model.prior.num_vars * sum(circuit.num_edges for circuit in model.circuits)
+def num_params_written_out(model: JointModel) -> int:
+    """Count the parameters of `written_out(model)` without making it."""
     _, probabilities = model.prior.parameters()
-    return copies + model.prior.num_edges + int(np.count_nonzero(probabilities))
+    own = model.prior.num_params - np.count_nonzero(probabilities == 0)
+    return int(own) + model.prior.num_vars * sum(circuit.num_params for circuit in model.circuits)

@@ -8,7 +8,7 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.joint_circuit import num_edges_written_out, written_out
+from pyjuice_lvd.joint_circuit import num_params_written_out, written_out
 
 
 def model_of(
@@ -39,7 +39,7 @@ def test_it_scores_images_as_the_model_does(image_shape: tuple[int, int, int], p
     rows = model.color.forward(images).reshape(40, -1)
     np.testing.assert_allclose(pc.log_likelihood(rows), model.score_samples(images), rtol=1e-5)
     assert (pc.num_vars, pc.num_heads) == (model.dims, 1)
-    assert pc.num_edges == num_edges_written_out(model)
+    assert pc.num_params == num_params_written_out(model)
 
 
 def test_its_density_and_its_marginals_by_enumeration() -> None:
@@ -56,14 +56,14 @@ def test_its_density_and_its_marginals_by_enumeration() -> None:
 
 def test_values_that_the_prior_rules_out_have_no_edges() -> None:
     model = model_of((2, 2, 1), (1, 2), cats=3)
-    all_edges = written_out(model).num_edges
+    before = written_out(model).num_edges
     _, leaf = model.prior.parameters()
     table = leaf.reshape(2, 6, 3)  # position, value, latent
     table[0, 2:5] = 0
     table[0] /= table[0].sum(axis=0)
     pc = written_out(model)
-    assert all_edges - pc.num_edges == 3 * 3
-    assert pc.num_edges == num_edges_written_out(model)
+    assert before - pc.num_edges == 3 * 3
+    assert pc.num_params == num_params_written_out(model)
     images = np.random.default_rng(1).integers(0, 3, (30, 2, 2), dtype=np.uint8)
     np.testing.assert_allclose(pc.log_likelihood(images.reshape(30, -1)), model.score_samples(images), rtol=1e-5)
 
