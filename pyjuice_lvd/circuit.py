@@ -487,9 +487,12 @@ class Circuit:
         self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
         return out
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the circuit to a `.safetensors`, `.jpc` or `.jpc.gz` file, aside and renamed."""
-        write_circuit(path, self.engine.circuit)
+    def save(self, path: str | os.PathLike[str], *, about: str = "", progress: Progress = SILENT) -> None:
+        """Write the circuit to a `.safetensors`, `.jpc` or `.jpc.gz` file, aside and renamed.
+
+        `about`: lines about it for people, which go to the file's header.
+        """
+        write_circuit(path, self.engine.circuit, about=about, progress=progress)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

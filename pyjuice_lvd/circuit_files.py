@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import tempfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.engine import ARRAYS, PIECE
 from pyjuice_lvd.errors import InputError, JuliaError
+from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.runs import atomic_write, read_arrays, write_arrays
-
-ARRAYS = (
-    "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
-    "weight", "leaf", "heads",
-)  # fmt: skip
-"""A circuit's arrays, in the order in which Julia gives and takes them."""
 
 _FORMAT = "lvd-juice circuit 1"
 
@@ -27,32 +22,54 @@ _UNPACKED_FREE = 2**28
 _UNPACKED_RATIO = 100
 _CHUNK = 2**20
 
+# The highest level makes files 2 % smaller and takes more than three times as long.
+_GZIP_LEVEL = 6
+
 # A circuit may have so many variables beyond one for each byte of its file: memory follows the file, not its claims.
 _FREE_VARIABLES = 2**16
 
 
-def write_circuit(path: str | os.PathLike[str], circuit: julia.Handle) -> None:
-    """Write a circuit to the kind of file that the name says, aside and renamed."""
-    match _suffix(path):
+def write_circuit(
+    path: str | os.PathLike[str], circuit: julia.Handle, *, about: str = "", progress: Progress = SILENT
+) -> None:
+    """Write a circuit to the kind of file that the name says, aside and renamed; `about`: lines for its header."""
+    match circuit_suffix(path):
         case ".safetensors":
             num_vars, *arrays = julia.call("circuit_arrays", circuit)
             tensors = dict(zip(ARRAYS, arrays, strict=True))
-            write_arrays(path, tensors, {"format": _FORMAT, "num_vars": str(num_vars)})
+            texts = {"about": about} if about else {}
+            write_arrays(path, tensors, {"format": _FORMAT, "num_vars": str(num_vars), **texts})
         case ".jpc":
             with atomic_write(path) as file:
-                julia.call("write_jpc", file.name, circuit)
+                _write_jpc(file.name, circuit, about, progress)
         case _:
             with tempfile.TemporaryDirectory() as folder, atomic_write(path) as file:
                 plain = Path(folder) / "model.jpc"
-                julia.call("write_jpc", str(plain), circuit)
+                _write_jpc(plain, circuit, about, progress)
                 # No time and no name in it: equal circuits give equal files.
-                with plain.open("rb") as source, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                    shutil.copyfileobj(source, packed, _CHUNK)
+                with (
+                    plain.open("rb") as source,
+                    gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed,
+                    progress.stage("packing", total=plain.stat().st_size, unit="bytes") as stage,
+                ):
+                    while chunk := source.read(_CHUNK):
+                        packed.write(chunk)
+                        stage.advance(len(chunk))
+
+
+def _write_jpc(path: str | os.PathLike[str], circuit: julia.Handle, about: str, progress: Progress) -> None:
+    _, _, units, *_ = julia.call("circuit_size", circuit)
+    writer = julia.call("JpcWriter", os.fspath(path), circuit, about)
+    with progress.stage("writing", total=units, unit="units") as stage:
+        written = 0
+        while written < units:
+            written = julia.call("advance!", writer, PIECE)
+            stage.update(completed=written)
 
 
 def read_circuit(path: str | os.PathLike[str]) -> julia.Handle:
     """Read a circuit file; raises InputError if it is missing, damaged or no circuit."""
-    suffix = _suffix(path)
+    suffix = circuit_suffix(path)
     try:
         with Path(path).open("rb"):
             pass
@@ -108,7 +125,8 @@ def _unpack(path: str | os.PathLike[str], target: BinaryIO) -> None:
         raise InputError(f"damaged ({error}), wanted a gzip file") from error
 
 
-def _suffix(path: str | os.PathLike[str]) -> str:
+def circuit_suffix(path: str | os.PathLike[str]) -> str:
+    """Give the end of a circuit file's name, which says what kind it is; raises InputError where there is none."""
     for suffix in (".safetensors", ".jpc", ".jpc.gz"):
         if Path(path).name.endswith(suffix):
             return suffix

@@ -12,13 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.circuit_files import ARRAYS
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.tables import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
 
 PIECE = 0.3
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
+
+ARRAYS = (
+    "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
+    "weight", "leaf", "heads",
+)  # fmt: skip
+"""A circuit's arrays, in the order in which Julia gives and takes them."""
 
 _LEARNED = ("weight", "leaf", "success")
 

@@ -20,6 +20,7 @@ include("circuit.jl")
 include("chowliu.jl")
 include("hclt.jl")
 include("builders.jl")
+include("joint_circuit.jl")
 include("jpc.jl")
 include("plan.jl")
 include("kernels.jl")
@@ -42,7 +43,7 @@ include("bench.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, JointEMJob, MutualInformationJob
-export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side
+export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 

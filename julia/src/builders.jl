@@ -196,13 +196,14 @@ function side_by_side(circuits::AbstractVector{Circuit})
     return Circuit(b, reduce(vcat, [append_circuit!(b, c) for c in circuits]))
 end
 
-"Copies a circuit behind what is there; returns where its heads are now."
-function append_circuit!(b::Builder, c::Circuit)
+"Copies a circuit behind what is there, its variable i as variable `variables[i]`; returns where its heads are now."
+function append_circuit!(b::Builder, c::Circuit, variables=1:c.num_vars)
     units, edges, params = length(b.kind), length(b.child), length(b.leaf)
-    for (all, own) in ((b.kind, c.kind), (b.variable, c.variable), (b.categories, c.categories), (b.param_stride, c.param_stride),
-                       (b.success, c.success), (b.weight, c.weight), (b.leaf, c.leaf))
+    for (all, own) in ((b.kind, c.kind), (b.categories, c.categories), (b.param_stride, c.param_stride), (b.success, c.success),
+                       (b.weight, c.weight), (b.leaf, c.leaf))
         append!(all, own)
     end
+    append!(b.variable, [isinput(c.kind[u]) ? variables[c.variable[u]] : 0 for u in 1:num_units(c)])
     append!(b.child, c.child .+ Int32(units))
     append!(b.child_start, c.child_start[2:end] .+ edges)
     append!(b.param_start, [isinput(c.kind[u]) ? c.param_start[u] + params : 0 for u in 1:num_units(c)])

@@ -251,41 +251,55 @@ function take_heads!(r::JpcReader)
 end
 
 """
-    write_jpc(path, circuit)
+    write_jpc(path, circuit; about = "")
 
 Writes Juice.jl's text format: unit u of the circuit has the id u - 1, its edges come in order, and numbers are the shortest
 decimals that give the same Float32. There is no `-Inf`: an edge of weight 0 is left out, and a probability of 0 in an input is
 written as log(1.4e-45) = $(log(nextfloat(0f0))), the smallest Float32 above 0. Unless the last unit is the only head, a uniform
-mixture of the heads is added, which `read_jpc` takes off again. Equal circuits give equal bytes.
+mixture of the heads is added, which `read_jpc` takes off again. Equal circuits give equal bytes. The lines of `about`, for
+people, go to the header.
 """
-function write_jpc(path::AbstractString, c::Circuit)
-    open(io -> print_jpc(io, c), path, "w")
+function write_jpc(path::AbstractString, c::Circuit; about::AbstractString="")
+    advance!(JpcWriter(path, c, about))
     return nothing
+end
+
+"A file in the making. [`advance!`](@ref) goes on with it for about so many seconds; with the last unit, it is closed."
+mutable struct JpcWriter
+    io::IOStream
+    circuit::Circuit
+    mixed::Bool     # whether it ends in a mixture of the heads
+    written::Int    # units
+end
+
+function JpcWriter(path::AbstractString, c::Circuit, about::AbstractString)
+    lines = split(about, '\n'; keepempty=false)
+    any(startswith.(lines, "heads")) && throw(ArgumentError("about: found a line that begins with `heads`, which names units"))
+    mixed, io = c.heads != [num_units(c)], open(path, "w")
+    print(io, "c Juice probabilistic circuit, by lvd-juice\n")
+    for line in lines
+        print(io, "c ", line, '\n')
+    end
+    mixed && print(io, "c heads ", join(c.heads .- 1, ' '), '\n')
+    print(io, "jpc ", num_units(c) + mixed, '\n')
+    return JpcWriter(io, c, mixed, 0)
+end
+
+"Returns how many units are written."
+function advance!(w::JpcWriter, seconds::Real=Inf)
+    started, line, n = time(), IOBuffer(), num_units(w.circuit)
+    while w.written < n
+        print_unit(line, w.circuit, w.written += 1)
+        write(w.io, take!(line))
+        w.written < n && w.written % 64 == 0 && time() - started > seconds && return w.written
+    end
+    w.mixed && print_mixture(w.io, w.circuit)
+    close(w.io)
+    return w.written
 end
 
 # Through Float64, so that every platform and version rounds to the same Float32.
 log_parameter(p) = Float32(log(Float64(max(p, nextfloat(0f0)))))
-
-function print_jpc(io::IO, c::Circuit)
-    n = num_units(c)
-    mixed = c.heads != [n]
-    print(io, "c Juice probabilistic circuit, by lvd-juice\n")
-    mixed && print(io, "c heads ", join(c.heads .- 1, ' '), '\n')
-    print(io, "jpc ", n + mixed, '\n')
-    line = IOBuffer()
-    for u in 1:n
-        print_unit(line, c, u)
-        write(io, take!(line))
-    end
-    if mixed
-        weight = log_parameter(1 / num_heads(c))
-        print(io, "S ", n, " 0 ", num_heads(c))
-        for h in c.heads
-            print(io, ' ', h - 1, ' ', weight)
-        end
-        print(io, '\n')
-    end
-end
 
 function print_unit(io::IO, c::Circuit, u::Int)
     kind, id, variable = c.kind[u], u - 1, c.variable[u]
@@ -310,6 +324,15 @@ function print_unit(io::IO, c::Circuit, u::Int)
         category = findfirst(==(1), probabilities(c, u)) - 1
         kind == LITERAL ? print(io, "L ", id, " 0 ", category == 1 ? variable : -variable) :
                           print(io, "I ", id, " 0 ", variable, ' ', category)
+    end
+    print(io, '\n')
+end
+
+function print_mixture(io::IO, c::Circuit)
+    weight = log_parameter(1 / num_heads(c))
+    print(io, "S ", num_units(c), " 0 ", num_heads(c))
+    for h in c.heads
+        print(io, ' ', h - 1, ' ', weight)
     end
     print(io, '\n')
 end

@@ -181,3 +181,36 @@ end
         @test occursin(reason, message_of(() -> mixture(arguments...)))
     end
 end
+
+@testset "the joint circuit" begin
+    # Two positions of two variables each, in an order that mixes them; five values of z: three heads and two.
+    parts = [from_tree([0, 1]; latents=3, categories=2, heads=3, perturbation=0.9, seed=1),
+             rat_spn(num_vars=2, depth=1, replicas=1, num_sums=2, num_inputs=2, num_cats=2, heads=2, perturbation=0.9)]
+    prior, variables = from_tree([0, 1]; latents=2, categories=5, perturbation=0.9, seed=2), [4 1; 2 3]
+    joint, X, Z = joint_circuit(prior, parts, variables), assignments(4, 2), assignments(2, 5)
+    given = [reduce(vcat, [exp.(log_likelihood(part, X[variables[:, i], :])) for part in parts]) for i in 1:2]
+    p_z = exp.(log_likelihood(prior, Z))
+    expected = sum(p_z[n] .* given[1][Z[1, n] + 1:Z[1, n] + 1, :] .* given[2][Z[2, n] + 1:Z[2, n] + 1, :] for n in axes(Z, 2))
+    @test close_to(exp.(log_likelihood(joint, X)), expected)
+    @test sum(exp.(log_likelihood(joint, X))) ≈ 1 atol=1e-5
+    @test (joint.num_vars, LVDJuice.num_heads(joint)) == (4, 1)
+    # Dense: the heads' copies are mixed by matrix products.
+    @test all(LVDJuice.isdense(b) for g in Plan(joint).groups for b in g.blocks)
+    # A prior of other inputs, which rule values out, and of several heads.
+    rng = MersenneTwister(34)
+    odd = random_circuit(rng, 3, 2, 2)
+    pair = fully_factorized(num_vars=1, num_cats=2, heads=2)
+    pair.leaf .= [0.9, 0.2, 0.1, 0.8]
+    joint, X = joint_circuit(odd, [pair], [3 1 2]), assignments(3, 2)
+    p_z, given = exp.(log_likelihood(odd, X)), exp.(log_likelihood(pair, [0 1]))
+    at(n, i) = X[[3, 1, 2][i], n] + 1
+    expected = [sum(p_z[h, m] * prod(given[X[i, m] + 1, at(n, i)] for i in 1:3) for m in axes(X, 2)) for h in 1:2, n in axes(X, 2)]
+    @test close_to(exp.(log_likelihood(joint, X)), expected)
+    @test all(>(0), joint.weight)
+    for (arguments, reason) in (((prior, LVDJuice.Circuit[], variables), "found no circuits"),
+                                ((prior, parts, [4 1 5; 2 3 6]), "the variables of 3 positions, the prior has 2"),
+                                ((prior, parts, [4 1; 2 1]), "not each of 1..4 once"), ((prior, parts, [1 2]), "circuit 0 has 2 variables, a patch 1"),
+                                ((prior, parts[1:1], variables), "the prior has 5 categories at position 0, the circuits 3 heads"))
+        @test occursin(reason, message_of(() -> joint_circuit(arguments...)))
+    end
+end

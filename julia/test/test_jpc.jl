@@ -136,6 +136,30 @@ end
     @test vec(exp.(log_likelihood(parse_jpc(text), [0 1]))) ≈ [0.625, 0.375]
 end
 
+@testset "lines about a circuit, and a file written in pieces" begin
+    c = hclt([0, 1, 2, 3, 4]; latents=16, categories=2, heads=2)
+    mktempdir() do folder
+        path = joinpath(folder, "model.jpc")
+        write_jpc(path, c; about="p(x), of this\n\nand that\n")
+        whole = read(path, String)
+        @test split(whole, '\n')[2:4] == ["c p(x), of this", "c and that", "c heads 208 209"]
+        @test read_jpc(path).weight ≈ c.weight
+        writer, pieces = LVDJuice.JpcWriter(path, c, "p(x), of this\nand that"), Int[]
+        while isempty(pieces) || pieces[end] < LVDJuice.num_units(c)
+            push!(pieces, advance!(writer, 0))
+        end
+        @test pieces == [64, 128, 192, 210]
+        same = read(path, String) == whole
+        @test same
+        # As many units as pieces hold: the mixture of the heads is there too.
+        b = LVDJuice.Builder(1)
+        LVDJuice.add_inputs!(b, 1, fill(0.5f0, 64, 2))
+        @test advance!(LVDJuice.JpcWriter(path, Circuit(b, [1, 64]), ""), 0) == 64
+        @test read_jpc(path).heads == [1, 64]
+        @test occursin("a line that begins with `heads`", message_of(() -> write_jpc(path, c; about="first\nheads 1")))
+    end
+end
+
 @testset "decimals give back the same Float32, and every file is a fixed point" begin
     rng = LVDJuice.SplitMix(23)
     probabilities = [Float32(LVDJuice.uniform!(rng)^(1 + 8 * LVDJuice.uniform!(rng))) for _ in 1:20_000]
