@@ -2,31 +2,17 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from models import tiny_model
 
-from pyjuice_lvd import Circuit
 from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit
 from pyjuice_lvd.growing import one_shot
 from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.joint_em import fit_prior
 from pyjuice_lvd.patches import to_patches
-
-
-def tiny_model(cats: int = 256) -> JointModel:
-    """Grey 2x2 images with patches of 1x2: two positions, three values of each latent, two patch circuits."""
-    rng = np.random.default_rng(0)
-    patches = rng.integers(0, cats, (300, 2))
-    circuits = [
-        Circuit.hclt(patches, num_latents=2, num_cats=cats, heads=heads, seed=heads, perturbation=0.9)
-        for heads in (2, 1)
-    ]
-    prior = Circuit.hclt(rng.integers(0, 3, (50, 2)), num_latents=2, num_cats=3, perturbation=0.9)
-    return JointModel(image_shape=(2, 2, 1), patch=(1, 2), color="ycocg", circuits=circuits, prior=prior)
 
 
 def test_the_joint_density_sums_to_one_over_all_images() -> None:
@@ -57,19 +43,6 @@ def test_bounded_memory_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(model.score_samples(images), whole, rtol=1e-12)
 
 
-def test_em_on_images_raises_their_likelihood_and_keeps_the_best_parameters() -> None:
-    model = tiny_model(cats=4)
-    images = np.random.default_rng(3).integers(0, 4, (200, 2, 2), dtype=np.uint8)
-    images[:, 1] = images[:, 0]  # the two positions are equal: p(z) has something to learn
-    train, valid = images[:150, ..., None], images[150:, ..., None]
-    before = model.score_samples(valid).mean()
-    history = fit_prior(model, train, valid, epochs=8, step_size=(0.5, 0.1), pseudocount=0.01)
-    assert history[-1] > history[0]
-    after = model.score_samples(valid).mean()
-    assert after > before
-    assert after == pytest.approx(max(history.valid), rel=1e-9)
-
-
 def test_save_and_load(tmp_path: Path) -> None:
     model = tiny_model(cats=4)
     images = np.random.default_rng(1).integers(0, 4, (20, 2, 2), dtype=np.uint8)
@@ -98,22 +71,6 @@ def test_bpd_and_its_standard_error() -> None:
         "dims": 4,
     }
     assert figures_of_merit(scores[:1], dims=4)["std_error_bpd"] is None
-
-
-def test_em_on_more_images_than_memory_holds_goes_share_by_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = np.random.default_rng(3).integers(0, 4, (200, 2, 2, 1), dtype=np.uint8)
-    images[:, 1] = images[:, 0]
-    whole, shared = tiny_model(cats=4), tiny_model(cats=4)
-    settings: dict[str, Any] = {"epochs": 6, "step_size": (0.2, 0.05), "batch_size": 16, "patience": 6}
-    expected = fit_prior(whole, images[:150], images[150:], **settings)
-    sizes: list[int] = []
-    scored = JointModel.patch_scores
-    monkeypatch.setattr(JointModel, "patch_scores", lambda self, x: (sizes.append(len(x)), scored(self, x))[1])
-    found = fit_prior(shared, images[:150], images[150:], memory=shared.evidence_bytes(40) / 2**30, **settings)
-    assert max(sizes) <= 50  # the 50 of validation, which are scored in parts of their own
-    assert sizes.count(40) == 6 * 3
-    assert found.valid[-1] == pytest.approx(expected.valid[-1], abs=0.02)
-    assert found[-1] == pytest.approx(expected[-1], abs=0.02)
 
 
 def test_the_factorised_floor() -> None:

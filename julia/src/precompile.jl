@@ -19,6 +19,14 @@ for X in (Matrix{UInt8}, Matrix{Int32})
     precompile(prune_by_flow, (FlowJob{X}, Float64))
     precompile(unit_flows, (FlowJob{X},))
 end
+for X in (Array{UInt8,3}, Array{Int32,3})
+    precompile(advance!, (JointEMJob{eltype(X)}, Float64))
+    precompile(joint_step!, (JointEMJob{eltype(X)}, Vector{Int32}))
+end
+for X in (Matrix{UInt8}, Matrix{Int32})
+    precompile(flows!, (Statistics, Workspace, Plan, X, Responsibilities, Int))
+    precompile(circuit_step!, (Plan, X, Matrix{Float32}, UnitRange{Int}, Float64, Float64))
+end
 precompile(grow_circuit, (Circuit, Vector{Float64}, Float64, Vector{Int}, Float64, Float64, Int))
 precompile(circuit_with_heads, (Circuit, Vector{Int32}))
 precompile(advance!, (MutualInformationJob, Float64))

@@ -60,17 +60,24 @@ end
     @test likelihoods[end] > likelihoods[1] + 0.1
 end
 
-@testset "patches that underflow take part" begin
-    # 60 variables, each category a hundred times less likely than the last: a product far below any Float32.
-    prior, circuits = small_joint(V=60, C=4)
-    for c in circuits
-        c.leaf .= repeat(Float32[1, 1e-3, 1e-6, 1e-9] ./ sum(Float32[1, 1e-3, 1e-6, 1e-9]), inner=2, outer=60)
+@testset "flows from several heads at once are the sum of those from each" begin
+    rng = MersenneTwister(34)
+    for trial in 1:20
+        c = trial <= 15 ? random_circuit(rng, rand(rng, 1:5), 3, 3) : fully_factorized(num_vars=60, num_cats=3, heads=3)
+        # The last head underflows beside the first: 60 factors, each a million times smaller.
+        trial > 15 && (c.leaf .= repeat(Float32[0.3, 0.4, 1e-7, 0.3, 0.3, 1e-7, 0.4, 0.3, 1 - 2e-7], outer=60))
+        X, shares = rand(rng, 0:2, c.num_vars, 40), rand(rng, Float32, 3, 40)
+        trial > 15 && (X .= rand(rng, 0:1, c.num_vars, 40))
+        shares[rand(rng, 1:120, 30)] .= 0
+        plan, counts, stats = Plan(c), LVDJuice.ExpectedCounts(c), [LVDJuice.Statistics(c) for _ in 1:Threads.nthreads()]
+        workspaces = [LVDJuice.Workspace(plan; flows=true) for _ in stats]
+        total = LVDJuice.accumulate!(counts, stats, workspaces, plan, X, LVDJuice.Responsibilities(shares), 1:40, 1, 40)
+        job = LVDJuice.FlowJob(plan, repeat(X, 1, 3), repeat(1:3, inner=40); weights=vec(permutedims(shares)))
+        advance!(job)
+        @test total ≈ job.total rtol=1e-5
+        @test close_to(counts.weight, job.counts.weight; rtol=1e-3)
+        @test close_to(counts.leaf, job.counts.leaf; rtol=1e-3)
     end
-    patches = fill(UInt8(3), 60, 2, 20)
-    expected = log_likelihood(prior, SoftEvidence(reshape(LVDJuice.head_scores(Plan.(circuits), reshape(patches, 60, 40)), 3, 2, 20)))
-    job = JointEMJob(prior, circuits, patches; epochs=2, batch_size=20, step_size=(1.0, 1.0), pseudocount=0.0)
-    @test advance!(job)[3] ≈ sum(expected) / 20 rtol=1e-6
-    @test advance!(job)[3] > -1  # they are all alike
 end
 
 @testset "EM on the joint model in batches: pieces, seeds, and going on" begin

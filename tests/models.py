@@ -1,0 +1,18 @@
+"""Small models that several tests look at."""
+
+import numpy as np
+
+from pyjuice_lvd import Circuit
+from pyjuice_lvd.joint import JointModel
+
+
+def tiny_model(cats: int = 256) -> JointModel:
+    """Grey 2x2 images with patches of 1x2: two positions, three values of each latent, two patch circuits."""
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, cats, (300, 2))
+    circuits = [
+        Circuit.hclt(patches, num_latents=2, num_cats=cats, heads=heads, seed=heads, perturbation=0.9)
+        for heads in (2, 1)
+    ]
+    prior = Circuit.hclt(rng.integers(0, 3, (50, 2)), num_latents=2, num_cats=3, perturbation=0.9)
+    return JointModel(image_shape=(2, 2, 1), patch=(1, 2), color="ycocg", circuits=circuits, prior=prior)

@@ -1,0 +1,166 @@
+"""EM on the joint model: the prior alone, and end to end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import tiny_model
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.circuit import Statistics
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.joint import JointModel
+from pyjuice_lvd.joint_circuit import written_out
+from pyjuice_lvd.joint_em import fit_end_to_end, fit_prior
+
+
+def alike(n: int, seed: int = 3) -> np.ndarray:
+    """Images of two positions that are alike, of which the second tells of the first: p(z) has something to learn."""
+    images = np.random.default_rng(seed).integers(0, 4, (n, 2, 2, 1), dtype=np.uint8)
+    images[:, 1] = images[:, 0]
+    return images
+
+
+def learned(model: JointModel) -> list[np.ndarray]:
+    return [array.copy() for part in (model.prior, *model.circuits) for array in part.parameters()]
+
+
+def test_em_on_images_raises_their_likelihood_and_keeps_the_best_parameters() -> None:
+    model = tiny_model(cats=4)
+    images = np.random.default_rng(3).integers(0, 4, (200, 2, 2), dtype=np.uint8)
+    images[:, 1] = images[:, 0]  # the two positions are equal: p(z) has something to learn
+    train, valid = images[:150, ..., None], images[150:, ..., None]
+    before = model.score_samples(valid).mean()
+    history = fit_prior(model, train, valid, epochs=8, step_size=(0.5, 0.1), pseudocount=0.01)
+    assert history[-1] > history[0]
+    after = model.score_samples(valid).mean()
+    assert after > before
+    assert after == pytest.approx(max(history.valid), rel=1e-9)
+
+
+def test_em_on_more_images_than_memory_holds_goes_share_by_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(3).integers(0, 4, (200, 2, 2, 1), dtype=np.uint8)
+    images[:, 1] = images[:, 0]
+    whole, shared = tiny_model(cats=4), tiny_model(cats=4)
+    settings: dict[str, Any] = {"epochs": 6, "step_size": (0.2, 0.05), "batch_size": 16, "patience": 6}
+    expected = fit_prior(whole, images[:150], images[150:], **settings)
+    sizes: list[int] = []
+    scored = JointModel.patch_scores
+    monkeypatch.setattr(JointModel, "patch_scores", lambda self, x: (sizes.append(len(x)), scored(self, x))[1])
+    found = fit_prior(shared, images[:150], images[150:], memory=shared.evidence_bytes(40) / 2**30, **settings)
+    assert max(sizes) <= 50  # the 50 of validation, which are scored in parts of their own
+    assert sizes.count(40) == 6 * 3
+    assert found.valid[-1] == pytest.approx(expected.valid[-1], abs=0.02)
+    assert found[-1] == pytest.approx(expected[-1], abs=0.02)
+
+
+def test_a_step_end_to_end_is_a_step_on_the_circuit_written_out() -> None:
+    model, images = tiny_model(cats=4), alike(60)
+    whole = written_out(model)
+    stats = whole.accumulate(images.reshape(60, 4))
+    expected = tiny_model(cats=4).circuits
+    tied: list[Statistics | None] = [None, None]
+    edges = inputs = 0
+    for _ in range(2):  # copies of both circuits at each position
+        for number, circuit in enumerate(expected):
+            weight, leaf = circuit.parameters()
+            own = slice(edges, edges + len(weight)), slice(inputs, inputs + len(leaf))
+            edges, inputs = own[0].stop, own[1].stop
+            copy = Statistics(stats.edges[own[0]], stats.inputs[own[1]], 0.0, 0.0, circuit.engine.structure)
+            before = tied[number]
+            tied[number] = copy if before is None else before + copy
+    for circuit, sums in zip(expected, tied, strict=True):
+        assert sums is not None
+        circuit.apply(sums, step_size=0.5, pseudocount=0.2)
+    history = fit_end_to_end(
+        model, images, images[:1], epochs=1, step_size=(0.5, 0.5), batch_size=60, pseudocount=0.2, patience=9
+    )
+    assert history[0] == pytest.approx(stats.log_likelihood / 60, rel=1e-6)
+    for circuit, wanted in zip(model.circuits, expected, strict=True):
+        for found, values in zip(circuit.parameters(), wanted.parameters(), strict=True):
+            np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7)
+
+
+def test_end_to_end_reaches_what_the_prior_alone_does_not() -> None:
+    train, valid = alike(400), alike(100, seed=4)
+    only_prior, whole = tiny_model(cats=4), tiny_model(cats=4)
+    fit_prior(only_prior, train, valid, epochs=40, step_size=(1.0, 0.5), pseudocount=0.01, patience=40)
+    history = fit_end_to_end(
+        whole, train, valid, epochs=40, step_size=(1.0, 0.5), pseudocount=0.01, prior_pseudocount=0.01, patience=40
+    )
+    assert whole.score_samples(valid).mean() > only_prior.score_samples(valid).mean() + 0.1
+    assert whole.score_samples(valid).mean() == pytest.approx(max(history.valid), rel=1e-9)
+
+
+def test_training_end_to_end_ends_early_with_the_best_parameters() -> None:
+    model, images = tiny_model(cats=4), alike(300)
+    unlike = np.random.default_rng(0).integers(0, 4, (100, 2, 2, 1), dtype=np.uint8)
+    history = fit_end_to_end(model, images, unlike, epochs=30, step_size=(0.5, 0.5), patience=2)
+    assert len(history) == history.best + 2 < 30
+    best = max(history.valid) if history.best else tiny_model(cats=4).score_samples(unlike).mean()
+    assert model.score_samples(unlike).mean() == pytest.approx(best, rel=1e-9)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may be tidied up after it that the test looks at."""
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_training_end_to_end_goes_on_between_two_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    settings: dict[str, Any] = {"epochs": 3, "step_size": (0.3, 0.1), "batch_size": 50, "patience": 3, "seed": 5}
+    train, valid = alike(150), alike(50, seed=4)
+    whole = tiny_model(cats=4)
+    expected = fit_end_to_end(whole, train, valid, **settings)
+    monkeypatch.setattr("pyjuice_lvd.joint_em.PIECE", 0.0)  # one batch for each call
+    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0.0)
+    monkeypatch.setattr("pyjuice_lvd.checkpoints._SHARE", 1e9)
+    checkpoint = tmp_path / "finetuning.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr(julia, "call", dying_after(steps, julia.call))
+        with pytest.raises(Killed):
+            fit_end_to_end(tiny_model(cats=4), train, valid, checkpoint=checkpoint, **settings)
+    model = tiny_model(cats=4)
+    found = fit_end_to_end(model, train, valid, checkpoint=checkpoint, **settings)
+    assert (found, found.valid, found.best) == (expected, expected.valid, expected.best)
+    for array, values in zip(learned(model), learned(whole), strict=True):
+        np.testing.assert_array_equal(array, values)
+    with pytest.raises(InputError, match="seed = 5, wanted 6 or no file"):
+        fit_end_to_end(model, train, valid, checkpoint=checkpoint, **{**settings, "seed": 6})
+
+
+def dying_after(steps: int, call: Callable[..., Any]) -> Callable[..., Any]:
+    def dying(name: str, *args: Any) -> Any:
+        nonlocal steps
+        if name == "advance!":
+            steps -= 1
+            if steps < 0:
+                raise Killed
+        return call(name, *args)
+
+    return dying
+
+
+def test_a_circuit_without_a_patch_stays_as_it_is() -> None:
+    model, images = tiny_model(cats=4), alike(40)
+    _, leaf = model.prior.parameters()
+    table = leaf.reshape(-1, 3, 2)  # (positions, values of z, latents): the last value is the second circuit's
+    table[:, 2] = 0
+    table /= table.sum(1, keepdims=True)
+    before = [array.copy() for array in model.circuits[1].parameters()]
+    fit_end_to_end(model, images, images, epochs=2, step_size=(0.5, 0.5), prior_pseudocount=0.0)
+    for found, values in zip(model.circuits[1].parameters(), before, strict=True):
+        np.testing.assert_array_equal(found, values)
+
+
+def test_what_cannot_be_trained_end_to_end_is_refused() -> None:
+    model = tiny_model(cats=4)
+    with pytest.raises(InputError, match=r"outside 0\.\.3"):
+        fit_end_to_end(model, np.full((5, 2, 2, 1), 9, np.uint8), alike(5), epochs=1, step_size=(0.1, 0.1))
+    with pytest.raises(InputError, match="at least one image"):
+        fit_end_to_end(model, alike(0), alike(5), epochs=1, step_size=(0.1, 0.1))
+    with pytest.raises(InputError, match="step_size"):
+        fit_end_to_end(model, alike(5), alike(5), epochs=1, step_size=(2.0, 0.1))
