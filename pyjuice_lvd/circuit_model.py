@@ -13,6 +13,7 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.images import as_images
+from pyjuice_lvd.masks import as_image_mask
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.runs import read_json, write_json
 from pyjuice_lvd.tables import Table, as_table
@@ -130,7 +131,7 @@ class CircuitModel:
         if self.image_shape is None:
             return self.circuit.sample(n_samples, X=rows, mask=mask, seed=seed, progress=progress)
         images = self._images(X, "X")
-        hidden = self._hidden(mask, len(images))
+        hidden = as_image_mask(mask, images.shape, self.color)
         drawn = self.circuit.sample(
             n_samples, X=rows, mask=hidden.reshape(len(images), -1), seed=seed, progress=progress
         )
@@ -182,18 +183,3 @@ class CircuitModel:
             return rows
         images = rows.reshape(*rows.shape[:-1], *self.image_shape)
         return images if self.color is None else self.color.inverse(images)
-
-    def _hidden(self, mask: npt.ArrayLike, n: int) -> npt.NDArray[np.bool_]:
-        """Check the mask of `n` images and spread it to (N, H, W, C)."""
-        array, shape = np.asarray(mask), (n, *(self.image_shape or ()))
-        pixels = array[..., None] if array.ndim < 4 else array
-        if array.dtype != np.bool_ or array.shape not in (shape[1:3], shape[:3], shape):
-            raise InputError(
-                f"mask: found {array.dtype} {array.shape}, wanted bool {shape[1:3]}, {shape[:3]} or {shape}, "
-                "True where a pixel is hidden"
-            )
-        if self.color is not None and self.color.name != "rgb" and (pixels != pixels[..., :1]).any():
-            raise InputError(
-                f"mask: found channels of one pixel hidden apart, wanted whole pixels: {self.color.name} mixes channels"
-            )
-        return np.broadcast_to(pixels, shape)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError
 
-UInt8 = npt.NDArray[np.uint8]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
@@ -26,8 +28,8 @@ def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int,
     return height // ph, width // pw
 
 
-def to_patches(images: UInt8, patch: tuple[int, int]) -> UInt8:
-    """Cut images (N, H, W, C) into patches: uint8 (N, P, ph*pw*C), C-contiguous.
+def to_patches(images: npt.NDArray[Scalar], patch: tuple[int, int]) -> npt.NDArray[Scalar]:
+    """Cut images (N, H, W, C), or their masks, into patches (N, P, ph*pw*C), C-contiguous and of the same dtype.
 
     The P positions are in row-major order; within a patch the order is row, column, channel. Raises InputError as
     `position_grid` does.
@@ -39,8 +41,10 @@ def to_patches(images: UInt8, patch: tuple[int, int]) -> UInt8:
     return np.ascontiguousarray(tiles).reshape(n, rows * cols, ph * pw * channels)
 
 
-def from_patches(patches: UInt8, image_shape: tuple[int, int, int], patch: tuple[int, int]) -> UInt8:
-    """Put patches (N, P, ph*pw*C) together again: images uint8 (N, H, W, C), where `image_shape` is (H, W, C).
+def from_patches(
+    patches: npt.NDArray[Scalar], image_shape: tuple[int, int, int], patch: tuple[int, int]
+) -> npt.NDArray[Scalar]:
+    """Put patches (N, P, ph*pw*C) together again: images (N, H, W, C), where `image_shape` is (H, W, C).
 
     Raises InputError as `position_grid` does, and if the patches' shape is not that of such images.
     """
