@@ -17,8 +17,9 @@ from pyjuice_lvd.images import as_images
 from pyjuice_lvd.masks import Hidden, as_image_mask
 from pyjuice_lvd.patches import from_patches, to_patches
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.queries import LEVELS, Summary, anomaly, complete, derive_seed, mixed, shares
+from pyjuice_lvd.queries import LEVELS, Summary, anomaly, complete, derive_seed, mixed
 from pyjuice_lvd.runs import read_json, write_json
+from pyjuice_lvd.tables import shares
 
 _EVIDENCE_BYTES = 2**27
 """How much evidence is in memory at once while images are scored."""
@@ -248,7 +249,11 @@ class JointModel:
     ) -> npt.NDArray[np.float64]:
         """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
 
-        Known pixels are as in the images. `images`, `mask`, errors: as for `inpaint`.
+        It is exact for grey images and for `rgb`, mixed over the exact posterior of z. For `ycocg` the channels of a
+        pixel count as independent of each other, given z and the known pixels of the patch: no matter where none of
+        their likely combinations wraps around in the transform's arithmetic, an approximation elsewhere. `ycc709` is
+        mapped as `ColorTransform.mean` says. Known pixels are as in the images. `images`, `mask`, errors: as for
+        `inpaint`.
         """
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)

@@ -22,20 +22,11 @@ LEVELS = 256
 Summary = Callable[[Float64], Float64]
 """Turns marginals (m, V, LEVELS) into what is wanted of them, (m, S)."""
 
-_SHARE_BYTES = 2**27
-"""How much is in memory at once of what is worked on, beyond what is asked for."""
-
 _MARGINALS_BYTES = 2**25
 """How much of the marginals of single heads is in memory at once."""
 
 _NEGLIGIBLE = 1e-12
 """Values of z below this posterior probability are left out of mixtures: far below the rounding of float32."""
-
-
-def shares(n: int, size: int) -> Iterator[slice]:
-    """Cut n entries of `size` bytes into shares of bounded memory."""
-    step = max(1, _SHARE_BYTES // size)
-    return (slice(first, min(first + step, n)) for first in range(0, n, step))
 
 
 def complete(

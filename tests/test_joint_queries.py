@@ -6,12 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pyjuice_lvd import Circuit
+from pyjuice_lvd import LVDPG, Circuit
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.patches import from_patches, to_patches
 from pyjuice_lvd.queries import anomaly
+from pyjuice_lvd.settings import resolve
 
 
 def learned(circuit: Circuit, levels: list[list[int]], seed: int) -> Circuit:
@@ -251,7 +252,7 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
     ]
     whole = [query() for query in queries]
     monkeypatch.setattr("pyjuice_lvd.joint._EVIDENCE_BYTES", 300)
-    monkeypatch.setattr("pyjuice_lvd.queries._SHARE_BYTES", 300)
+    monkeypatch.setattr("pyjuice_lvd.tables._SHARE_BYTES", 300)
     monkeypatch.setattr("pyjuice_lvd.queries._MARGINALS_BYTES", 30_000)
     for query, expected in zip(queries, whole, strict=True):
         np.testing.assert_allclose(query(), expected, rtol=1e-6, atol=1e-9)
@@ -302,6 +303,29 @@ def test_known_pixels_come_back_from_a_lossy_transform() -> None:
     mean = model.posterior_mean(image, mask)[0]
     np.testing.assert_array_equal(mean[0, 0], pixel)
     np.testing.assert_allclose(mean[1, 0], model.inpaint(image, mask, n_samples=3000)[:, 0, 1, 0].mean(0), atol=0.7)
+
+
+def test_the_estimator_asks_the_model_and_crops_what_it_is_given(grey: Enumerated) -> None:
+    estimator = LVDPG()
+    estimator.model_, estimator.settings_ = grey.model, resolve(config={"data": {"crop": "2x4"}})
+    images, masks = questions(grey, 6, 14)
+    large = np.pad(images, ((0, 0), (0, 3), (0, 1), (0, 0)))
+    mask = np.pad(masks, ((0, 0), (0, 3), (0, 1)), constant_values=True)
+    model = grey.model
+    for answer, expected in (
+        (estimator.score_samples(large), model.score_samples(images)),
+        (estimator.score_samples(large, mask=mask), model.score_samples(images, mask=masks)),
+        (estimator.inpaint(large, mask, random_state=3), model.inpaint(images, masks, seed=3)),
+        (estimator.inpaint(large, mask[1], biased_modes=True), model.inpaint(images, masks[1], biased_modes=True)),
+        (estimator.sample(5, random_state=2), model.sample(5, seed=2)),
+        (estimator.sample(5, biased_modes=True), model.sample(5, biased_modes=True)),
+        (estimator.marginals(large, mask), model.marginals(images, masks)),
+        (estimator.posterior_mean(large, mask), model.posterior_mean(images, masks)),
+        (estimator.posterior(large), model.posterior(images)),
+        (estimator.posterior(large, mask), model.posterior(images, mask=masks)),
+        (estimator.patch_anomaly(large), model.patch_anomaly(images)),
+    ):
+        np.testing.assert_array_equal(answer, expected)
 
 
 def test_bad_questions_are_named(known: Enumerated) -> None:
