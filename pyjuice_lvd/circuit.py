@@ -392,7 +392,7 @@ class Circuit:
         seed: int = 0,
         progress: Progress = SILENT,
     ) -> Table:
-        """Draw `n` exact samples from a head, or, with `X`, `n` for each row given what is known of it.
+        """Draw `n` exact samples from a head or each of several, or, with `X`, for each row given what is known of it.
 
         Parameters
         ----------
@@ -402,7 +402,7 @@ class Circuit:
             What is known.
         mask : bool (N, num_vars) or (num_vars,)
             True where the value is hidden, and to be drawn.
-        head : int, or with X integers (N,)
+        head : int or integers (N,)
             Which head, from 0; of every row its own.
         seed : int
             A sample depends on it, its row and its number alone, not on the number of threads.
@@ -411,8 +411,8 @@ class Circuit:
 
         Returns
         -------
-        (n, num_vars), or with X (n, N, num_vars), the known values included: uint8, or int32 if a variable has more
-        than 256 categories.
+        (n, num_vars), or with X or N heads (n, N, num_vars), the known values included: uint8, or int32 if a variable
+        has more than 256 categories.
 
         Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
 
@@ -423,11 +423,11 @@ class Circuit:
             raise InputError("mask: found without X, wanted together with it")
         engine = self.engine
         rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
-        count = 1 if rows is None else len(rows)
+        count = np.size(head) if rows is None else len(rows)
         out = np.empty((count, n, self.num_vars), engine.category_type)
         heads = as_heads(head, count, self.num_heads, "head")
         engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
-        return out[0] if rows is None else out.swapaxes(0, 1)
+        return out[0] if rows is None and np.ndim(head) == 0 else out.swapaxes(0, 1)
 
     def posterior_marginals(
         self,

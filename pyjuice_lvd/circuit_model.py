@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +14,10 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.images import as_images
+from pyjuice_lvd.masks import as_image_mask
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.runs import read_json, write_json
-from pyjuice_lvd.tables import Table, as_table
+from pyjuice_lvd.tables import Mask, Table, as_mask, as_table, shares
 
 Array = npt.NDArray[Any]
 
@@ -82,14 +84,20 @@ class CircuitModel:
             )
         return table
 
-    def score_samples(self, X: npt.ArrayLike, *, progress: Progress = SILENT) -> npt.NDArray[np.float64]:
-        """log p(x) of every image or row, float64 (N,), in nats. Raises InputError where X does not fit the model."""
+    def score_samples(
+        self, X: npt.ArrayLike, *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """log p(x) of every image or row, or of what is not hidden of it: float64 (N,), in nats, exact.
+
+        `X`, `mask`: as for `inpaint`. Raises InputError where they do not fit the model.
+        """
         rows = self.rows(X)
+        hidden = None if mask is None else self._hidden_rows(mask, len(rows))
         scores = np.empty(len(rows))
         with progress.stage("log-likelihood", total=len(rows)) as stage:
             for first in range(0, len(rows), _CHUNK):
                 part = slice(first, first + _CHUNK)
-                scores[part] = self.circuit.log_likelihood(rows[part])
+                scores[part] = self.circuit.log_likelihood(rows[part], mask=None if hidden is None else hidden[part])
                 stage.advance(len(scores[part]))
         return scores
 
@@ -127,15 +135,48 @@ class CircuitModel:
 
         """
         rows = self.rows(X)
+        hidden = self._hidden_rows(mask, len(rows))
+        drawn = self._pixels(self.circuit.sample(n_samples, X=rows, mask=hidden, seed=seed, progress=progress))
         if self.image_shape is None:
-            return self.circuit.sample(n_samples, X=rows, mask=mask, seed=seed, progress=progress)
+            return drawn
         images = self._images(X, "X")
-        hidden = self._hidden(mask, len(images))
-        drawn = self.circuit.sample(
-            n_samples, X=rows, mask=hidden.reshape(len(images), -1), seed=seed, progress=progress
-        )
         # A lossy transform does not give the known pixels back.
-        return np.where(hidden, self._pixels(drawn), images)
+        return np.where(hidden.reshape(images.shape), drawn, images)
+
+    def marginals(
+        self, X: npt.ArrayLike, mask: npt.ArrayLike, *, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """Give each hidden value's exact distribution, given all that is known: float64 (N, H, W, C, 256).
+
+        The channels are those that are modelled, the colour transform's; of a table it is (N, V, num_cats). What is
+        known has a 1 at its value. `X`, `mask`, errors: as for `inpaint`. The result takes 2 KiB for each channel of a
+        pixel.
+        """
+        rows = self.rows(X)
+        found = np.empty((*rows.shape, self.num_cats))
+        for part, marginals in self._marginals(rows, self._hidden_rows(mask, len(rows)), progress):
+            found[part] = marginals
+        return found if self.image_shape is None else found.reshape(-1, *self.image_shape, self.num_cats)
+
+    def posterior_mean(
+        self, X: npt.ArrayLike, mask: npt.ArrayLike, *, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
+
+        It is exact for grey images and for `rgb`. For `ycocg` the channels of a pixel count as independent of each
+        other, given all known pixels; `ycc709` is mapped as `ColorTransform.mean` says. Known pixels are as in the
+        images. `X`, `mask`, errors: as for `inpaint`; InputError for a model of tables, too.
+        """
+        if self.image_shape is None:
+            raise InputError("posterior_mean: found a model of tables, wanted one of images: categories have no mean")
+        rows, images = self.rows(X), self._images(X, "X")
+        hidden = self._hidden_rows(mask, len(rows))
+        means = images.astype(np.float64)
+        for part, marginals in self._marginals(rows, hidden, progress):
+            found = marginals.reshape(-1, *self.image_shape, self.num_cats)
+            found = found @ np.arange(self.num_cats) if self.color is None else self.color.mean(found)
+            means[part] = np.where(hidden[part].reshape(found.shape), found, images[part])
+        return means
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model to a folder: `circuit.safetensors`, and `model.json`, written last."""
@@ -183,17 +224,17 @@ class CircuitModel:
         images = rows.reshape(*rows.shape[:-1], *self.image_shape)
         return images if self.color is None else self.color.inverse(images)
 
-    def _hidden(self, mask: npt.ArrayLike, n: int) -> npt.NDArray[np.bool_]:
-        """Check the mask of `n` images and spread it to (N, H, W, C)."""
-        array, shape = np.asarray(mask), (n, *(self.image_shape or ()))
-        pixels = array[..., None] if array.ndim < 4 else array
-        if array.dtype != np.bool_ or array.shape not in (shape[1:3], shape[:3], shape):
-            raise InputError(
-                f"mask: found {array.dtype} {array.shape}, wanted bool {shape[1:3]}, {shape[:3]} or {shape}, "
-                "True where a pixel is hidden"
-            )
-        if self.color is not None and self.color.name != "rgb" and (pixels != pixels[..., :1]).any():
-            raise InputError(
-                f"mask: found channels of one pixel hidden apart, wanted whole pixels: {self.color.name} mixes channels"
-            )
-        return np.broadcast_to(pixels, shape)
+    def _hidden_rows(self, mask: npt.ArrayLike, n: int) -> Mask:
+        """Check the mask of `n` images or rows, and spread it to bool (n, dims)."""
+        if self.image_shape is None:
+            return as_mask(mask, (n, self.dims))
+        return as_image_mask(mask, (n, *self.image_shape), self.color).reshape(n, -1)
+
+    def _marginals(
+        self, rows: Table, hidden: Mask, progress: Progress
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+        """Give the marginals of rows in shares of bounded memory."""
+        with progress.stage("marginals", total=len(rows)) as stage:
+            for part in shares(len(rows), 16 * self.dims * self.num_cats):
+                yield part, self.circuit.posterior_marginals(rows[part], hidden[part])
+                stage.advance(part.stop - part.start)

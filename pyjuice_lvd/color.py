@@ -33,12 +33,17 @@ class ColorTransform:
 
     If `lossless`, `forward` is one-to-one and `inverse` undoes it exactly: the bpd of the transformed channels is the
     bpd of the pixels. Otherwise `inverse` is approximate, and such a bpd compares with no lossless one.
+
+    `mean` takes distributions of the transformed channels, float64 (..., C, 256), to the mean colour of the image,
+    float64 (..., C): for `rgb` and grey the channels' means; for `ycocg` the mean colour of independent channels, the
+    wrap-around of its arithmetic included; for `ycc709` the linear map of the means, clamped to 0..255.
     """
 
     name: str
     lossless: bool
     forward: Callable[[UInt8], UInt8]
     inverse: Callable[[UInt8], UInt8]
+    mean: Callable[[Float64], Float64]
 
 
 def color_transform(name: str, channels: int) -> ColorTransform:
@@ -56,6 +61,15 @@ def color_transform(name: str, channels: int) -> ColorTransform:
 
 def _identity(images: UInt8) -> UInt8:
     return images
+
+
+_LEVELS = np.arange(256)
+_CHROMA = _LEVELS - 128  # what a stored chroma stands for
+_HALF = _CHROMA >> 1  # floor(x / 2)
+
+
+def _mean_levels(distributions: Float64) -> Float64:
+    return distributions @ _LEVELS
 
 
 def _halved(stored: UInt8) -> UInt8:
@@ -100,6 +114,30 @@ def _ycocg_to_rgb(images: UInt8) -> UInt8:
     return out
 
 
+def _ycocg_mean(distributions: Float64) -> Float64:
+    """Mean colour where Y, Co and Cg are independent: each of R, G, B is a sum, mod 256, of a function of each of them.
+
+    `_ycocg_to_rgb` has R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the
+    signed co, cg. The distribution of a sum of independent numbers mod 256 is a cyclic convolution.
+    """
+    y, co, cg = (distributions[..., c, :] for c in range(3))
+    luma, less_co, less_cg = np.fft.rfft(y), _spectrum(co, -_HALF), _spectrum(cg, -_HALF)
+    spectra = (
+        luma * _spectrum(co, _CHROMA - _HALF) * less_cg,
+        luma * _spectrum(cg, _CHROMA - _HALF),
+        luma * less_co * less_cg,
+    )
+    return np.stack([_mean_levels(np.fft.irfft(spectrum, 256)) for spectrum in spectra], axis=-1)
+
+
+def _spectrum(distributions: Float64, values: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
+    """Fourier transform of the distribution of `values[level]` mod 256; no two levels of one parity share a value."""
+    moved = np.zeros(distributions.shape)
+    for parity in (0, 1):
+        moved[..., values[parity::2] % 256] += distributions[..., parity::2]
+    return np.fft.rfft(moved)
+
+
 def _rgb_to_ycc709(images: UInt8) -> UInt8:
     """Full-range BT.709 Y'CbCr, channels Y', Cb + 128, Cr + 128, rounded and clamped to 0..255: loses information."""
     return _in_blocks(images, lambda rgb: rgb @ _YCC709.T + _YCC709_OFFSET)
@@ -108,6 +146,11 @@ def _rgb_to_ycc709(images: UInt8) -> UInt8:
 def _ycc709_to_rgb(images: UInt8) -> UInt8:
     """RGB nearest to the real-valued inverse of BT.709 Y'CbCr, clamped to 0..255: within 2 levels of the original."""
     return _in_blocks(images, lambda ycc: (ycc - _YCC709_OFFSET) @ _YCC709_INVERSE.T)
+
+
+def _ycc709_mean(distributions: Float64) -> Float64:
+    rgb: Float64 = np.clip((_mean_levels(distributions) - _YCC709_OFFSET) @ _YCC709_INVERSE.T, 0, 255)
+    return rgb
 
 
 def _in_blocks(images: UInt8, function: Callable[[Float64], Float64]) -> UInt8:
@@ -120,7 +163,9 @@ def _in_blocks(images: UInt8, function: Callable[[Float64], Float64]) -> UInt8:
 
 
 COLORS: dict[str, ColorTransform] = {
-    "ycocg": ColorTransform("ycocg", lossless=True, forward=_rgb_to_ycocg, inverse=_ycocg_to_rgb),
-    "rgb": ColorTransform("rgb", lossless=True, forward=_identity, inverse=_identity),
-    "ycc709": ColorTransform("ycc709", lossless=False, forward=_rgb_to_ycc709, inverse=_ycc709_to_rgb),
+    "ycocg": ColorTransform("ycocg", lossless=True, forward=_rgb_to_ycocg, inverse=_ycocg_to_rgb, mean=_ycocg_mean),
+    "rgb": ColorTransform("rgb", lossless=True, forward=_identity, inverse=_identity, mean=_mean_levels),
+    "ycc709": ColorTransform(
+        "ycc709", lossless=False, forward=_rgb_to_ycc709, inverse=_ycc709_to_rgb, mean=_ycc709_mean
+    ),
 }

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError
 
-_Number = TypeVar("_Number", bound=np.generic)
-"""Images' uint8, masks' bool, variables' indices: cutting is the same for all."""
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int, int]:
@@ -29,8 +28,8 @@ def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int,
     return height // ph, width // pw
 
 
-def to_patches(images: npt.NDArray[_Number], patch: tuple[int, int]) -> npt.NDArray[_Number]:
-    """Cut images (N, H, W, C) into patches: (N, P, ph*pw*C) of the same dtype, C-contiguous.
+def to_patches(images: npt.NDArray[Scalar], patch: tuple[int, int]) -> npt.NDArray[Scalar]:
+    """Cut images (N, H, W, C), or their masks, into patches (N, P, ph*pw*C), C-contiguous and of the same dtype.
 
     The P positions are in row-major order; within a patch the order is row, column, channel. Raises InputError as
     `position_grid` does.
@@ -43,8 +42,8 @@ def to_patches(images: npt.NDArray[_Number], patch: tuple[int, int]) -> npt.NDAr
 
 
 def from_patches(
-    patches: npt.NDArray[_Number], image_shape: tuple[int, int, int], patch: tuple[int, int]
-) -> npt.NDArray[_Number]:
+    patches: npt.NDArray[Scalar], image_shape: tuple[int, int, int], patch: tuple[int, int]
+) -> npt.NDArray[Scalar]:
     """Put patches (N, P, ph*pw*C) together again: images (N, H, W, C), where `image_shape` is (H, W, C).
 
     Raises InputError as `position_grid` does, and if the patches' shape is not that of such images.

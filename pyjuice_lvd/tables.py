@@ -1,7 +1,8 @@
-"""Tables of integers, masks, heads and weights: checked, and in the form that the engine takes."""
+"""Tables of integers, masks, heads and weights: checked, in the form that the engine takes, in shares."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ Table = npt.NDArray[Any]
 
 Mask = npt.NDArray[np.bool_]
 """(N, V), C-contiguous; True where a value is hidden."""
+
+_SHARE_BYTES = 2**27
+"""How much is in memory at once of what is worked on, beyond what is asked for."""
 
 
 def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> Table:
@@ -67,3 +71,9 @@ def as_weights(weights: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float32]
 def for_engine(table: Table, *, masked: bool = False) -> Table:
     """Take over a table of valid categories as uint8, or as int32: the engine is compiled for few types."""
     return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)
+
+
+def shares(n: int, size: int) -> Iterator[slice]:
+    """Cut n entries of `size` bytes into shares of bounded memory."""
+    step = max(1, _SHARE_BYTES // size)
+    return (slice(first, min(first + step, n)) for first in range(0, n, step))

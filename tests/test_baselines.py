@@ -91,6 +91,41 @@ def test_colour_images(images: np.ndarray, config: dict, tmp_path: Path) -> None
     np.testing.assert_array_equal(HCLT.load(tmp_path / "model").inpaint(images[300:310], hidden, n_samples=4), painted)
 
 
+def test_what_is_hidden_is_summed_out_and_has_marginals(table: np.ndarray, images: np.ndarray) -> None:
+    model, hidden = clone(SMALL[HCLT]).fit(table), np.arange(6) >= 4
+    rows = table[:5]
+    everything = np.array([[*row[:4], a, b] for row in rows for a in range(3) for b in range(3)])
+    p = np.exp(model.score_samples(everything)).reshape(5, 3, 3)
+    np.testing.assert_allclose(np.exp(model.score_samples(rows, mask=hidden)), p.sum((1, 2)), rtol=1e-5)
+    marginals = model.marginals(rows, hidden)
+    assert marginals.shape == (5, 6, 3)
+    np.testing.assert_allclose(marginals[:, 4], p.sum(2) / p.sum((1, 2))[:, None], rtol=1e-5)
+    np.testing.assert_array_equal(marginals[:, :4].argmax(2), rows[:, :4])
+    with pytest.raises(InputError, match="posterior_mean: found a model of tables, wanted one of images"):
+        model.posterior_mean(rows, hidden)
+
+
+@pytest.mark.parametrize("color", ["ycocg", "rgb", "ycc709"])
+def test_the_mean_of_hidden_pixels_is_that_of_their_samples(images: np.ndarray, color: str) -> None:
+    model = clone(SMALL[HCLT]).set_params(config={"data": {"color": color, "crop": "2x4"}}, epochs=20).fit(images[:300])
+    hidden = np.zeros((3, 4), bool)
+    hidden[:, 2:] = True
+    cropped, known = images[300:304, :2], ~hidden[:2]
+    means, drawn = model.posterior_mean(images[300:304], hidden), model.inpaint(images[300:304], hidden, n_samples=4000)
+    assert (means.shape, means.dtype) == ((4, 2, 4, 3), np.float64)
+    np.testing.assert_array_equal(means[:, known], cropped[:, known])
+    error = drawn.std(0) / np.sqrt(4000)
+    assert (np.abs(means - drawn.mean(0)) < 5 * error + 1).all()
+    marginals = model.marginals(images[300:304], hidden)
+    assert marginals.shape == (4, 2, 4, 3, 256)
+    stored = model.model_.color.forward(drawn[:, 0])
+    for place in np.ndindex(2, 4, 3):
+        if color != "ycc709":  # whose samples have been through its inverse
+            shares = np.bincount(stored[:, *place], minlength=256) / 4000
+            assert np.abs(shares - marginals[0, *place]).max() < 0.04
+    assert (model.score_samples(images[300:304], mask=hidden) > model.score_samples(images[300:304])).all()
+
+
 def test_channels_can_be_hidden_apart_only_where_they_are_variables(images: np.ndarray) -> None:
     blue = np.zeros((2, 3, 4, 3), bool)
     blue[..., 2] = True

@@ -245,6 +245,14 @@ def test_the_estimator(images: Path, tmp_path: Path) -> None:
     assert model.score(data[:50]) == pytest.approx(scores.mean())
     model.save(tmp_path / "model")
     np.testing.assert_array_equal(LVDPG.load(tmp_path / "model").score_samples(data[:50]), scores)
+    hidden = np.arange(8) >= 4 + np.zeros((8, 1))
+    painted = model.inpaint(data[:3], hidden, n_samples=2, random_state=5)
+    assert (painted.shape, painted.dtype) == ((2, 3, 8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(painted[:, :, :, :4], np.broadcast_to(data[:3, :, :4], (2, 3, 8, 4, 3)))
+    np.testing.assert_array_equal(
+        LVDPG.load(tmp_path / "model").inpaint(data[:3], hidden, n_samples=2, random_state=5), painted
+    )
+    assert model.sample(4, random_state=1).shape == model.sample(4, biased_modes=True).shape == (4, 8, 8, 3)
     again = LVDPG(config=config, random_state=1).fit(data)
     np.testing.assert_array_equal(again.score_samples(data[:50]), scores)
     assert LVD(config=config, random_state=1).fit(data).settings_.method == "lvd"

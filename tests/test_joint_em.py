@@ -48,7 +48,9 @@ def test_em_on_more_images_than_memory_holds_goes_share_by_share(monkeypatch: py
     expected = fit_prior(whole, images[:150], images[150:], **settings)
     sizes: list[int] = []
     scored = JointModel.patch_scores
-    monkeypatch.setattr(JointModel, "patch_scores", lambda self, x: (sizes.append(len(x)), scored(self, x))[1])
+    monkeypatch.setattr(
+        JointModel, "patch_scores", lambda self, x, mask=None: (sizes.append(len(x)), scored(self, x, mask))[1]
+    )
     found = fit_prior(shared, images[:150], images[150:], memory=shared.evidence_bytes(40) / 2**30, **settings)
     assert max(sizes) <= 50  # the 50 of validation, which are scored in parts of their own
     assert sizes.count(40) == 6 * 3

@@ -156,6 +156,14 @@ def test_samples_have_the_right_frequencies(pc: Circuit) -> None:
     np.testing.assert_array_equal(pc.sample(10, head=1, seed=7), X[:10])
     assert (pc.sample(n, head=1, seed=8) != X).any()
     assert pc.sample(0).shape == (0, V)
+    several = pc.sample(3, head=[1, 0, 1], seed=7)
+    assert several.shape == (3, 3, V)
+    np.testing.assert_array_equal(several[:, 0], X[:3])
+    of_each = pc.sample(1, head=[0, 1] * 15_000, seed=7)[0]
+    for head in (0, 1):
+        p = np.exp(pc.log_likelihood(ALL, head=head))
+        counts = np.bincount(np.ravel_multi_index(of_each[head::2].T, (C,) * V), minlength=len(ALL))
+        assert (np.abs(counts - 15_000 * p) < 5 * np.sqrt(15_000 * p) + 1).all()
 
 
 def test_conditional_samples_have_the_right_frequencies(pc: Circuit) -> None:

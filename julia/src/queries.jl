@@ -292,7 +292,7 @@ function advance!(job::SampleJob, seconds::Real=Inf)
         last = min(job.position + at_once, (job.position ÷ batch + 1) * batch, total)
         draw_samples!(job, job.position, last)
         job.position = last
-        time() - began < SHARE && (at_once *= 2)
+        time() - began < SHARE && at_once < batch && (at_once *= 2)
         time() - started > seconds && break
     end
     return job.position

@@ -248,6 +248,9 @@ end
     # Few samples look their categories up, many in a table: the same ones.
     @test sample(c, Masked(X[:, 1:1], mask[:, 1:1]), 1; head_of=head_of[1:1], seed=9)[:, 1, 1] == whole[:, 1, 1]
     @test sample(c, Masked(X, mask), 0) == zeros(Int32, 4, 0, 300)
+    # One draw each of many: more shares of work than doublings of their size would fit an integer.
+    many = sample(c, Masked(repeat(X, 1, 20), repeat(mask, 1, 20)), 1; head_of=repeat(head_of, 20), seed=9)
+    @test many[:, 1, 1:300] == whole[:, 1, :]
 end
 
 @testset "expected counts of two halves, added, give the whole's EM step" begin

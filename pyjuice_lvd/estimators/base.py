@@ -1,4 +1,4 @@
-"""What the estimators share: settings, validation data set apart, scores."""
+"""What the estimators share: settings, validation data set apart, scores and other questions to the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils.validation import check_is_fitted
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.images import as_images, crop_images
+from pyjuice_lvd.images import as_images, crop_images, parse_crop
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings
 
@@ -24,10 +24,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     settings_: Settings
     model_: Any
 
-    def score_samples(self, X: Array) -> npt.NDArray[np.float64]:
-        """log p(x) of every entry of X, float64 (N,), in nats. Raises InputError where X does not fit the model."""
-        self._check_fitted()
-        scores: npt.NDArray[np.float64] = self.model_.score_samples(self._checked(X), progress=self.progress or SILENT)
+    def score_samples(self, X: Array, *, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+        """log p(x) of every entry of X, or of what is not hidden of it: float64 (N,), in nats, exact.
+
+        `X`, `mask`: as for `inpaint`. Raises InputError where they do not fit the model.
+        """
+        data, hidden = self._question(X, mask)
+        scores: npt.NDArray[np.float64] = self.model_.score_samples(data, mask=hidden, progress=self._shown)
         return scores
 
     def score(self, X: Array, y: object = None) -> float:
@@ -38,12 +41,77 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""
         return float(-self.score(X) / (np.log(2) * self.model_.dims))
 
+    def sample(self, n: int = 1, *, random_state: int = 0) -> Array:
+        """Draw exact samples: uint8 (n, H, W, C), or integers (n, V) of a table."""
+        self._check_fitted()
+        drawn: Array = self.model_.sample(n, seed=random_state, progress=self._shown)
+        return drawn
+
+    def inpaint(self, X: Array, mask: npt.ArrayLike, *, n_samples: int = 8, random_state: int = 0) -> Array:
+        """Draw exact samples of what is hidden, given the rest.
+
+        Parameters
+        ----------
+        X : uint8 (N, H, W[, C]), or integers (N, V)
+            Images, or rows of a table.
+        mask : bool (H, W), (N, H, W) or (N, H, W, C), or (V,) or (N, V)
+            True where a value is hidden. With a colour transform, which mixes channels, whole pixels only.
+        n_samples : int
+            For each image or row.
+        random_state : int
+            Seed of the sampling.
+
+        Returns
+        -------
+        uint8 (n_samples, N, H, W, C), or integers (n_samples, N, V): what is known is as in X.
+
+        Raises InputError where X or the mask does not fit the model, or p is 0 for what is known.
+
+        """
+        data, hidden = self._question(X, mask)
+        drawn: Array = self.model_.inpaint(data, hidden, n_samples=n_samples, seed=random_state, progress=self._shown)
+        return drawn
+
+    def marginals(self, X: Array, mask: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Give each hidden value's exact distribution, given all that is known: float64 (N, H, W, C, 256).
+
+        The channels are those that are modelled, the colour transform's; of a table it is (N, V, categories). What is
+        known has a 1 at its value. `X`, `mask`, errors: as for `inpaint`.
+        """
+        data, hidden = self._question(X, mask)
+        found: npt.NDArray[np.float64] = self.model_.marginals(data, hidden, progress=self._shown)
+        return found
+
+    def posterior_mean(self, X: Array, mask: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
+
+        With which colour transform it is exact, the model's own `posterior_mean` says. Known pixels are as in the
+        images. `X`, `mask`, errors: as for `inpaint`.
+        """
+        data, hidden = self._question(X, mask)
+        means: npt.NDArray[np.float64] = self.model_.posterior_mean(data, hidden, progress=self._shown)
+        return means
+
     def _check_fitted(self) -> None:
         check_is_fitted(self, "model_")
 
     def _checked(self, X: Array) -> Array:
         """Check X and crop it as the settings say: images, uint8 (N, H, W, C)."""
         return crop_images(as_images(X, "X"), self.settings_.data.crop or None, "X")
+
+    def _question(self, X: Array, mask: npt.ArrayLike | None) -> tuple[Array, Any]:
+        """Check X, and crop both it and its mask."""
+        self._check_fitted()
+        data, hidden = self._checked(X), None if mask is None else np.asarray(mask)
+        crop = parse_crop(self.settings_.data.crop or None)
+        if crop is not None and hidden is not None and data.ndim == 4:
+            rows = (slice(None), slice(crop[0]), slice(crop[1]))
+            hidden = hidden[rows] if hidden.ndim > 2 else hidden[rows[1:]]
+        return data, hidden
+
+    @property
+    def _shown(self) -> Progress:
+        return self.progress or SILENT
 
     def _set_apart(self, data: Array) -> tuple[Array, Array]:
         """Take, by seed, the validation part out of checked data: (train, valid)."""

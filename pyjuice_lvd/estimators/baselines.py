@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from pyjuice_lvd.baselines import learn_circuit
 from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.data import IMAGE_CATEGORIES
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.estimators.base import Array, DensityEstimator
-from pyjuice_lvd.images import parse_crop
-from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.runs import read_toml, write_toml
 from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.tables import as_table
@@ -48,46 +46,8 @@ class _Baseline(DensityEstimator):
         cats = IMAGE_CATEGORIES if data.ndim == 4 else self._num_cats(data)
         train, valid = self._set_apart(data)
         self.n_features_in_ = int(np.prod(data.shape[1:]))
-        self.model_: CircuitModel = learn_circuit(
-            train, valid, self.settings_, num_cats=cats, progress=self.progress or SILENT
-        )
+        self.model_: CircuitModel = learn_circuit(train, valid, self.settings_, num_cats=cats, progress=self._shown)
         return self
-
-    def sample(self, n: int = 1, *, random_state: int = 0) -> Array:
-        """Draw exact samples: uint8 (n, H, W, C), or integers (n, V) of a table."""
-        self._check_fitted()
-        return self.model_.sample(n, seed=random_state, progress=self.progress or SILENT)
-
-    def inpaint(self, X: Array, mask: npt.ArrayLike, *, n_samples: int = 8, random_state: int = 0) -> Array:
-        """Draw exact samples of what is hidden, given the rest.
-
-        Parameters
-        ----------
-        X : uint8 (N, H, W[, C]), or integers (N, V)
-            Images, or rows of a table.
-        mask : bool (H, W), (N, H, W) or (N, H, W, C), or (V,) or (N, V)
-            True where a value is hidden. With a colour transform, which mixes channels, whole pixels only.
-        n_samples : int
-            For each image or row.
-        random_state : int
-            Seed of the sampling.
-
-        Returns
-        -------
-        uint8 (n_samples, N, H, W, C), or integers (n_samples, N, V): what is known is as in X.
-
-        Raises InputError where X or the mask does not fit the model, or p is 0 for what is known.
-
-        """
-        self._check_fitted()
-        data, hidden = self._checked(X), np.asarray(mask)
-        crop = parse_crop(self.settings_.data.crop or None)
-        if crop is not None and data.ndim == 4:
-            rows = (slice(None), slice(crop[0]), slice(crop[1]))
-            hidden = hidden[rows] if hidden.ndim > 2 else hidden[rows[1:]]
-        return self.model_.inpaint(
-            data, hidden, n_samples=n_samples, seed=random_state, progress=self.progress or SILENT
-        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""

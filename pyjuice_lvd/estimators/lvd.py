@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pyjuice_lvd.distill import distill
 from pyjuice_lvd.estimators.base import DensityEstimator
 from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.runs import read_toml, write_toml
 from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.teacher import Teacher
@@ -69,10 +69,50 @@ class LVDPG(DensityEstimator):
             self.preset, self.config, method=self._method, seed=self.random_state, device=self.device
         )
         train, valid = self._set_apart(self._checked(X))
-        learned = distill(train, valid, self.settings_, progress=self.progress or SILENT)
+        learned = distill(train, valid, self.settings_, progress=self._shown)
         self.model_: JointModel = learned.model
         self.teacher_: Teacher = learned.teacher
         return self
+
+    def sample(self, n: int = 1, *, random_state: int = 0, biased_modes: bool = False) -> npt.NDArray[np.uint8]:
+        """Draw exact samples: uint8 (n, H, W, C).
+
+        With `biased_modes` they are no samples of the model: z is drawn, each patch is then the most probable one of
+        its head (`JointModel.sample`).
+        """
+        self._check_fitted()
+        return self.model_.sample(n, seed=random_state, biased_modes=biased_modes, progress=self._shown)
+
+    def inpaint(
+        self,
+        X: npt.NDArray[np.uint8],
+        mask: npt.ArrayLike,
+        *,
+        n_samples: int = 8,
+        random_state: int = 0,
+        biased_modes: bool = False,
+    ) -> npt.NDArray[np.uint8]:
+        """Draw exact samples of what is hidden, given the rest: uint8 (n_samples, N, H, W, C).
+
+        X : uint8 (N, H, W[, C]). mask : bool (H, W), (N, H, W) or (N, H, W, C), True where a pixel is hidden; with a
+        colour transform, which mixes channels, whole pixels only. Known pixels are as in X. With `biased_modes` they
+        are no samples of the model, as for `sample`. Raises InputError where X or the mask does not fit the model, or
+        p is 0 for what is known.
+        """
+        data, hidden = self._question(X, mask)
+        return self.model_.inpaint(
+            data, hidden, n_samples=n_samples, seed=random_state, biased_modes=biased_modes, progress=self._shown
+        )
+
+    def posterior(self, X: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+        """p(z_i = k | what is known of the image), exact: float64 (N, P, K). `X`, `mask`, errors: as for `inpaint`."""
+        data, hidden = self._question(X, mask)
+        return self.model_.posterior(data, mask=hidden, progress=self._shown)
+
+    def patch_anomaly(self, X: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """-log p(x_i | all other patches) of every patch i, exact: float64 (N, P), in nats (`JointModel`)."""
+        data, _ = self._question(X, None)
+        return self.model_.patch_anomaly(data, progress=self._shown)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""
