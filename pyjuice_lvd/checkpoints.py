@@ -1,4 +1,4 @@
-"""Checkpoints of EM: its state between two epochs, from which training goes on to the very same outcome."""
+"""Checkpoints of EM: its state between two steps, from which training goes on to the very same outcome."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from pyjuice_lvd.learning import History, Validation
 from pyjuice_lvd.runs import read_arrays, write_arrays
 
 _INTERVAL = 10.0
-"""Seconds between two writes, at least: what a crash may cost, beside the epoch under way."""
+"""Seconds between two writes, at least: what a crash may cost, beside the step under way."""
 
-_KIND = "em checkpoint 1"
+_SHARE = 0.05
+"""Of the time, at most, goes into writing."""
+
+_KIND = "em checkpoint 2"
 
 
 class Checkpoint:
-    """The state of EM between two epochs, in a safetensors file.
+    """The state of EM between two steps, in a safetensors file.
 
     Parameters
     ----------
@@ -45,15 +48,16 @@ class Checkpoint:
         self.path = Path(path)
         self._learned = learned
         self._about = json.loads(json.dumps(about))  # tuples as lists, as in the file
-        self._written = time.monotonic()
+        self._due = time.monotonic() + _INTERVAL
 
-    def restore(self, history: History, watch: Validation | None) -> None:
+    def restore(self, history: History, watch: Validation | None) -> tuple[int, float]:
         """Set parameters, history and early stopping to what the file holds, if there is one.
 
-        Raises InputError where it is damaged or of other training.
+        Returns what `keep` was told of the epoch under way; (0, 0.0) without a file. Raises InputError where it is
+        damaged or of other training.
         """
         if not self.path.exists():
-            return
+            return 0, 0.0
         arrays, metadata = read_arrays(self.path)
         if metadata.get("kind") != _KIND:
             raise InputError(f"{self.path}: found a file of kind {metadata.get('kind')!r}, wanted {_KIND!r}")
@@ -69,16 +73,24 @@ class Checkpoint:
             history.valid, history.best = arrays["valid"].tolist(), facts["best"]
             watch.best = float(arrays["best"])
             watch.kept = [arrays[f"kept/{number}"] for number in range(len(self._learned))]
+        return facts["position"], facts["total"]
 
-    def epoch_done(self, history: History, watch: Validation | None) -> None:
-        """Write the state after an epoch, unless that was done a short time ago."""
-        if time.monotonic() - self._written < _INTERVAL:
+    def keep(
+        self, history: History, watch: Validation | None, position: int = 0, total: float = 0.0, *, now: bool = False
+    ) -> None:
+        """Write the state, unless that was done a short time ago and need not be `now`.
+
+        `position` and `total` are the finished samples of the epoch under way, and their log-likelihood.
+        """
+        began = time.monotonic()
+        if began < self._due and not now:
             return
         arrays: dict[str, npt.NDArray[Any]] = {f"learned/{n}": array for n, array in enumerate(self._learned)}
         arrays["train"] = np.array(history, np.float64)
         if watch:
             arrays |= {f"kept/{n}": array for n, array in enumerate(watch.kept)}
             arrays |= {"valid": np.array(history.valid, np.float64), "best": np.array(watch.best, np.float64)}
-        facts = {"about": self._about, "best": history.best}
+        facts = {"about": self._about, "best": history.best, "position": position, "total": total}
         write_arrays(self.path, arrays, {"kind": _KIND, "facts": json.dumps(facts)})
-        self._written = time.monotonic()
+        ended = time.monotonic()
+        self._due = ended + max(_INTERVAL, (ended - began) / _SHARE)

@@ -30,18 +30,18 @@ class Circuit:
     """
 
     def __init__(self, handle: julia.Handle) -> None:
-        self._engine = engine = Engine(handle)
+        self.engine = engine = Engine(handle)
         self.num_vars, self.num_heads, self.num_nodes = engine.num_vars, engine.num_heads, engine.num_nodes
 
     @property
     def num_edges(self) -> int:
         """All edges, those of products included; an edge that learning gave weight 0 is none."""
-        return self._engine.num_edges
+        return self.engine.num_edges
 
     @property
     def num_params(self) -> int:
         """The weights of the sums' edges, and the inputs' parameters."""
-        return self._engine.num_params
+        return self.engine.num_params
 
     def __repr__(self) -> str:
         return (
@@ -156,7 +156,7 @@ class Circuit:
         where the circuits differ in their numbers of variables or heads, or the weights do not fit.
         """
         shares = np.ones(len(circuits)) if weights is None else np.asarray(weights, np.float64)
-        return cls(julia.call("mixture_circuit", shares, *(circuit._engine.circuit for circuit in circuits)))
+        return cls(julia.call("mixture_circuit", shares, *(circuit.engine.circuit for circuit in circuits)))
 
     @classmethod
     def side_by_side(cls, circuits: Sequence[Circuit]) -> Self:
@@ -164,7 +164,7 @@ class Circuit:
 
         Raises InputError where the circuits differ in their numbers of variables.
         """
-        return cls(julia.call("side_by_side_circuit", *(circuit._engine.circuit for circuit in circuits)))
+        return cls(julia.call("side_by_side_circuit", *(circuit.engine.circuit for circuit in circuits)))
 
     def with_heads(self, heads: npt.ArrayLike) -> Self:
         """Make a new circuit with some of the heads, integers (m,) from 0, in this order, and what they reach.
@@ -172,7 +172,7 @@ class Circuit:
         Raises InputError where a head is not one of the circuit's.
         """
         chosen = as_heads(heads, np.size(heads), self.num_heads)
-        return type(self)(julia.call("circuit_with_heads", self._engine.circuit, chosen))
+        return type(self)(julia.call("circuit_with_heads", self.engine.circuit, chosen))
 
     def log_likelihood(
         self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0
@@ -194,10 +194,10 @@ class Circuit:
 
         """
         which = -1 if head == "all" else int(as_heads(head, 1, self.num_heads, "head")[0])
-        rows, hidden = self._engine.rows(X, mask)
-        plan = self._engine.plan(soft=isinstance(rows, Evidence))
+        rows, hidden = self.engine.rows(X, mask)
+        plan = self.engine.plan(soft=isinstance(rows, Evidence))
         out = np.empty((len(rows), self.num_heads if which < 0 else 1))
-        for piece in self._engine.pieces(len(rows)):
+        for piece in self.engine.pieces(len(rows)):
             if isinstance(rows, Evidence):
                 julia.call("log_likelihoods!", out[piece], plan, rows.handle, piece.start, which)
             else:
@@ -266,7 +266,7 @@ class Circuit:
         Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
 
         """
-        rows, _ = self._engine.rows(X)
+        rows, _ = self.engine.rows(X)
         first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
 
         def score() -> float:
@@ -274,7 +274,7 @@ class Circuit:
             return self._mean_score(valid, valid_heads)
 
         return train(
-            self._engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
+            self.engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
             epochs=epochs, batch_size=batch_size, step_size=(float(first), float(last)),
             pseudocount=float(pseudocount), shuffle=shuffle, seed=seed, score=None if valid is None else score,
             patience=patience, checkpoint=checkpoint, on_epoch=on_epoch, progress=progress,
@@ -301,7 +301,7 @@ class Circuit:
         X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
         A row of probability 0 has no flow. Raises InputError where the data are out of range.
         """
-        nodes, edges = julia.call("file_flows", self._engine.flow_job(X, heads, weights, progress))
+        nodes, edges = julia.call("file_flows", self.engine.flow_job(X, heads, weights, progress))
         return Flows(nodes, edges)
 
     def accumulate(
@@ -317,17 +317,17 @@ class Circuit:
         X, heads, weights: as for `fit_em`. The statistics of shares of the data, taken in any process, add up.
         Raises InputError where the data are out of range.
         """
-        edges, inputs, total, weight = julia.call("statistics", self._engine.flow_job(X, heads, weights, progress))
-        return Statistics(edges, inputs, total, weight, self._engine.structure)
+        edges, inputs, total, weight = julia.call("statistics", self.engine.flow_job(X, heads, weights, progress))
+        return Statistics(edges, inputs, total, weight, self.engine.structure)
 
     def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
         """Take one EM step (DESIGN 4) on what `accumulate` returned for this circuit or one of the same structure.
 
         Raises InputError where the statistics belong to another circuit or a parameter is out of range.
         """
-        if stats.structure != self._engine.structure:
+        if stats.structure != self.engine.structure:
             raise InputError("statistics: found those of another circuit, wanted this one's")
-        plan = self._engine.plan(soft=False)
+        plan = self.engine.plan(soft=False)
         julia.call("apply_statistics!", plan, stats.edges, stats.inputs, float(step_size), float(pseudocount))
 
     def prune(
@@ -347,7 +347,7 @@ class Circuit:
         fraction `keep`, in (0, 1], with the largest flows. A sum keeps its largest edge in any case, and its weights
         are scaled to 1; units that no head reaches go. Raises InputError where the data or a parameter is out of range.
         """
-        return type(self)(prune(self._engine, X, heads, weights, min_flow, keep, progress))
+        return type(self)(prune(self.engine, X, heads, weights, min_flow, keep, progress))
 
     def grow(
         self,
@@ -380,7 +380,7 @@ class Circuit:
         Raises InputError where the data or a parameter is out of range.
 
         """
-        return type(self)(grow(self._engine, X, heads, weights, select, threshold, noise, seed, progress))
+        return type(self)(grow(self.engine, X, heads, weights, select, threshold, noise, seed, progress))
 
     def sample(
         self,
@@ -421,7 +421,7 @@ class Circuit:
             raise InputError(f"n: found {n}, wanted at least 0")
         if X is None and mask is not None:
             raise InputError("mask: found without X, wanted together with it")
-        engine = self._engine
+        engine = self.engine
         rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
         count = 1 if rows is None else len(rows)
         out = np.empty((count, n, self.num_vars), engine.category_type)
@@ -458,10 +458,10 @@ class Circuit:
         Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
 
         """
-        rows, hidden = self._engine.rows(X, mask, hides=True)
+        rows, hidden = self.engine.rows(X, mask, hides=True)
         n, heads = len(rows), as_heads(head, len(rows), self.num_heads, "head")
-        out = np.zeros((n, self.num_vars, self._engine.categories))
-        self._engine.run("marginals_job", rows, hidden, heads, out, stage="marginals", total=n, progress=progress)
+        out = np.zeros((n, self.num_vars, self.engine.categories))
+        self.engine.run("marginals_job", rows, hidden, heads, out, stage="marginals", total=n, progress=progress)
         return out
 
     def mpe(
@@ -481,10 +481,10 @@ class Circuit:
         or int32 if a variable has more than 256 categories. Raises InputError where the data are out of range, and
         where the evidence of a row has probability 0.
         """
-        rows, hidden = self._engine.rows(X, mask, hides=True)
+        rows, hidden = self.engine.rows(X, mask, hides=True)
         n, heads = len(rows), as_heads(head, len(rows), self.num_heads, "head")
-        out = np.empty((n, self.num_vars), self._engine.category_type)
-        self._engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
+        out = np.empty((n, self.num_vars), self.engine.category_type)
+        self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
         return out
 
     def save(self, path: str | os.PathLike[str], *, about: str = "", progress: Progress = SILENT) -> None:
@@ -492,7 +492,7 @@ class Circuit:
 
         `about`: lines about it for people, which go to the file's header.
         """
-        write_circuit(path, self._engine.circuit, about=about, progress=progress)
+        write_circuit(path, self.engine.circuit, about=about, progress=progress)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -503,7 +503,7 @@ class Circuit:
         """
         circuit = cls(read_circuit(path))
         try:
-            circuit._engine.plan(soft=False)
+            circuit.engine.plan(soft=False)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return circuit
@@ -513,5 +513,5 @@ class Circuit:
 
         Both float32; they are the circuit's own memory. Assigning to them changes the circuit.
         """
-        weight, leaf, _ = self._engine.learned()
+        weight, leaf, _ = self.engine.learned()
         return weight, leaf

@@ -17,6 +17,8 @@ from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.growing import Grown, derived_seed, one_shot, progressive_growing
 from pyjuice_lvd.joint import JointModel, circuit_path
+from pyjuice_lvd.joint_em import fit_end_to_end, fit_prior
+from pyjuice_lvd.learning import History
 from pyjuice_lvd.patches import position_grid, to_patches
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.runs import Record, read_arrays, write_arrays
@@ -209,9 +211,65 @@ def _join(
     record: Record,
     progress: Progress,
 ) -> JointModel:
-    """Learn p(z) on the labels, then by EM on p(x)."""
+    """Learn p(z) on the labels and by EM on p(x), then all of p(x) end to end."""
     if pieces.folder is not None and pieces.finished("model.json"):
         return JointModel.load(pieces.folder)
+    model = _with_prior(circuits, labels, train, valid, settings, pieces, record, progress)
+    own, checkpoint = settings.finetuning, pieces.path("finetuning.safetensors")
+    if own.epochs:
+        started, steps = time.monotonic(), np.linspace(*own.step_size, own.epochs)
+
+        def record_epoch(history: History) -> None:
+            record({"stage": "end to end", **_epoch(history, steps, len(history) - 1)})
+
+        history = fit_end_to_end(
+            model,
+            train,
+            valid,
+            epochs=own.epochs,
+            step_size=own.step_size,
+            batch_size=own.batch_size,
+            pseudocount=own.pseudocount,
+            prior_pseudocount=settings.prior.pseudocount,
+            patience=own.patience,
+            seed=settings.seed,
+            checkpoint=checkpoint,
+            on_epoch=record_epoch,
+            progress=progress,
+        )
+        record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
+    if pieces.folder is not None:
+        # The checkpoint goes last: these files replace those that finetuning began with.
+        model.save(pieces.folder)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def _with_prior(
+    circuits: list[Circuit],
+    labels: Labels,
+    train: Images,
+    valid: Images,
+    settings: Settings,
+    pieces: _Pieces,
+    record: Record,
+    progress: Progress,
+) -> JointModel:
+    """Learn p(z) on the labels, then by EM on p(x); the patch circuits stay as they are."""
+
+    def joined(prior: Circuit) -> JointModel:
+        return JointModel(
+            image_shape=(train.shape[1], train.shape[2], train.shape[3]),
+            patch=settings.teacher.patch,
+            color=settings.data.color,
+            circuits=circuits,
+            prior=prior,
+        )
+
+    done, path = pieces.finished("prior.safetensors"), pieces.path("prior.safetensors")
+    if done is not None:
+        return joined(Circuit.load(done))
     started = time.monotonic()
     z, own = labels.values, settings.prior
     prior = Circuit.hclt(
@@ -227,14 +285,10 @@ def _join(
         progress=progress,
     )
     record({"stage": "prior", "log_likelihood": history[-1], "seconds": time.monotonic() - started})
-    model = JointModel(
-        image_shape=(train.shape[1], train.shape[2], train.shape[3]),
-        patch=settings.teacher.patch,
-        color=settings.data.color,
-        circuits=circuits,
-        prior=prior,
-    )
-    for entry in model.fit_prior(
+    started, model = time.monotonic(), joined(prior)
+    steps = np.linspace(*own.soft_step_size, own.soft_epochs)
+    scores = fit_prior(
+        model,
         train,
         valid,
         epochs=own.soft_epochs,
@@ -245,8 +299,20 @@ def _join(
         memory=own.memory,
         seed=settings.seed,
         progress=progress,
-    ):
-        record({"stage": "p(x)", **entry})
-    if pieces.folder is not None:
-        model.save(pieces.folder)
+    )
+    for epoch in range(len(scores)):
+        record({"stage": "p(x)", **_epoch(scores, steps, epoch)})
+    record({"stage": "p(x)", "kept_epoch": scores.best, "seconds": time.monotonic() - started})
+    if path is not None:
+        prior.save(path)
     return model
+
+
+def _epoch(history: History, steps: npt.NDArray[np.float64], epoch: int) -> dict[str, float]:
+    """What is recorded of an epoch of EM on p(x), from 0: log-likelihoods are means in nats."""
+    return {
+        "epoch": epoch + 1,
+        "step_size": float(steps[epoch]),
+        "train": history[epoch],
+        "valid": history.valid[epoch],
+    }

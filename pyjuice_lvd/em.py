@@ -61,7 +61,7 @@ def train(
                     if on_epoch:
                         on_epoch(history)
                     if state:
-                        state.epoch_done(history, watch)
+                        state.keep(history, watch)
     finally:
         if watch:
             watch.restore()

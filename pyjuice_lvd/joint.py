@@ -73,8 +73,7 @@ class JointModel:
 
     def patch_scores(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """log p(x_i | z_i = k) of every patch and value, float32 (N, P, K), in nats; `images`: uint8 (N, H, W, C)."""
-        images = self._checked(images)
-        patches = to_patches(self.color.forward(images), self.patch)
+        patches = self.patches(images)
         n, positions, variables = patches.shape
         scores = np.empty((n, positions, self.num_latent_values), np.float32)
         first = 0
@@ -94,7 +93,7 @@ class JointModel:
         images = self._checked(images)
         scores = np.empty(len(images))
         with progress.stage("log-likelihood", total=len(images), unit="images") as stage:
-            for rows in self._chunks(len(images)):
+            for rows in self.chunks(len(images)):
                 scores[rows] = self.prior.log_likelihood(Evidence(self.patch_scores(images[rows])))
                 stage.advance(rows.stop - rows.start)
         return scores
@@ -102,61 +101,6 @@ class JointModel:
     def bpd(self, images: npt.NDArray[np.uint8]) -> float:
         """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its colour transform."""
         return float(-self.score_samples(images).mean() / (np.log(2) * self.dims))
-
-    def fit_prior(
-        self,
-        train: npt.NDArray[np.uint8],
-        valid: npt.NDArray[np.uint8],
-        *,
-        epochs: int,
-        step_size: tuple[float, float],
-        batch_size: int = 256,
-        pseudocount: float = 0.1,
-        patience: int = 3,
-        memory: float = 4.0,
-        seed: int = 0,
-        progress: Progress = SILENT,
-    ) -> list[dict[str, float]]:
-        """EM on p(x) over the prior's parameters; the patch circuits stay as they are.
-
-        Ends after `patience` epochs without a better validation likelihood; the best parameters are kept (the starting
-        ones included). Evidence of up to `memory` GiB is kept; where there is more, it is computed anew in each epoch,
-        share by share: images are then shuffled across shares, and within each.
-
-        Returns one record for each epoch run: `epoch`, `step_size`, `train` and `valid` mean log-likelihood in nats.
-        """
-        history: list[dict[str, float]] = []
-        with progress.stage("p(z) on p(x)", total=epochs * len(train), unit="images") as stage:
-            learned_from, held_out = (_Shares(self, images, int(memory * 2**30)) for images in (train, valid))
-            best = held_out.mean_score()
-            weight, leaf = self.prior.parameters()
-            kept = weight.copy(), leaf.copy()
-            since_best = 0
-            for epoch, step in enumerate(np.linspace(*step_size, epochs)):
-                total = 0.0
-                for evidence in learned_from.shuffled(seed + epoch):
-                    (mean,) = self.prior.fit_em(
-                        evidence,
-                        epochs=1,
-                        batch_size=batch_size,
-                        step_size=float(step),
-                        pseudocount=pseudocount,
-                        seed=seed + epoch,
-                    )
-                    total += mean * len(evidence)
-                    stage.advance(len(evidence), log_likelihood=mean)
-                score = held_out.mean_score()
-                history.append(
-                    {"epoch": epoch + 1, "step_size": float(step), "train": total / len(train), "valid": score}
-                )
-                stage.advance(0, valid=score)
-                since_best = 0 if score > best else since_best + 1
-                if score > best:
-                    best, kept = score, (weight.copy(), leaf.copy())
-                if since_best >= patience:
-                    break
-            weight[:], leaf[:] = kept
-        return history
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model to a folder of plain files: `model.json`, written last, and the circuits as safetensors."""
@@ -193,43 +137,24 @@ class JointModel:
             prior=Circuit.load(folder / "prior.safetensors"),
         )
 
+    def patches(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Cut images, uint8 (N, H, W, C), into what the patch circuits model: uint8 (N, P, V), colour transformed."""
+        return to_patches(self.color.forward(self._checked(images)), self.patch)
+
     def _checked(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         images = as_images(images)
         if images.shape[1:] != self.image_shape:
             raise InputError(f"images: found {images.shape[1:]}, wanted {self.image_shape} (height, width, channels)")
         return images
 
-    def _chunks(self, n: int, room: int | None = None) -> Iterator[slice]:
+    def chunks(self, n: int, room: int | None = None) -> Iterator[slice]:
         """Cut n images into shares whose evidence fits in `room` bytes."""
-        step = max(1, (_EVIDENCE_BYTES if room is None else room) // self._evidence_bytes(1))
+        step = max(1, (_EVIDENCE_BYTES if room is None else room) // self.evidence_bytes(1))
         return (slice(first, min(first + step, n)) for first in range(0, n, step))
 
-    def _evidence_bytes(self, images: int) -> int:
+    def evidence_bytes(self, images: int) -> int:
+        """Count the bytes of the scores of so many images."""
         return 4 * self.prior.num_vars * self.num_latent_values * images
-
-
-class _Shares:
-    """The evidence of images for p(z), in shares of bounded memory: kept where there is but one, else computed anew."""
-
-    def __init__(self, model: JointModel, images: npt.NDArray[np.uint8], room: int) -> None:
-        self.model, self.images, self.room = model, images, room
-        fits = model._evidence_bytes(len(images)) <= room
-        self.kept = Evidence(model.patch_scores(images)) if fits else None
-
-    def shuffled(self, seed: int) -> Iterator[Evidence]:
-        """Give the shares of all images, in an order of the seed's."""
-        if self.kept is not None:
-            yield self.kept  # whoever takes it shuffles it
-            return
-        order = np.random.default_rng(seed).permutation(len(self.images))
-        for rows in self.model._chunks(len(order), self.room):
-            yield Evidence(self.model.patch_scores(self.images[order[rows]]))
-
-    def mean_score(self) -> float:
-        """Mean log p(x), nats."""
-        if self.kept is not None:
-            return float(self.model.prior.log_likelihood(self.kept).mean())
-        return float(self.model.score_samples(self.images).mean())
 
 
 def circuit_path(folder: Path, index: int) -> Path:

@@ -22,8 +22,8 @@ def written_out(model: JointModel) -> Circuit:
     """
     indices = np.arange(model.dims, dtype=np.int64).reshape(1, *model.image_shape)
     variables = to_patches(indices, model.patch)[0]
-    circuits = (circuit._engine.circuit for circuit in model.circuits)
-    return Circuit(julia.call("joint_circuit_of", model.prior._engine.circuit, variables, *circuits))
+    circuits = (circuit.engine.circuit for circuit in model.circuits)
+    return Circuit(julia.call("joint_circuit_of", model.prior.engine.circuit, variables, *circuits))
 
 
 def num_params_written_out(model: JointModel) -> int:

@@ -161,6 +161,28 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
+class FinetuningSettings:
+    """`[finetuning]`: EM on p(x) end to end, p(z) and the patch circuits together, after all else."""
+
+    epochs: int = 5
+    """At most; 0: none."""
+    batch_size: int = 256
+    """Images in one step."""
+    step_size: tuple[float, float] = (0.05, 0.01)
+    pseudocount: float = 0.1
+    """Of the patch circuits; p(z) has `prior.pseudocount`."""
+    patience: int = 2
+    """Ends after so many epochs without a better validation likelihood; the best parameters are kept."""
+
+    def __post_init__(self) -> None:
+        _at_least("finetuning.epochs", self.epochs, 0)
+        _at_least("finetuning.batch_size", self.batch_size, 1)
+        _steps("finetuning.step_size", self.step_size)
+        _nonnegative("finetuning.pseudocount", self.pseudocount)
+        _at_least("finetuning.patience", self.patience, 1)
+
+
+@dataclass(frozen=True)
 class HCLTSettings:
     """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
 
@@ -219,6 +241,7 @@ class Settings:
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
     growing: GrowingSettings = field(default_factory=GrowingSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
+    finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     hclt: HCLTSettings = field(default_factory=HCLTSettings)
     rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 

@@ -13,6 +13,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit
 from pyjuice_lvd.growing import one_shot
 from pyjuice_lvd.joint import JointModel
+from pyjuice_lvd.joint_em import fit_prior
 from pyjuice_lvd.patches import to_patches
 
 
@@ -52,7 +53,7 @@ def test_bounded_memory_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -
     images = np.random.default_rng(2).integers(0, 4, (30, 2, 2), dtype=np.uint8)
     whole = model.score_samples(images)
     monkeypatch.setattr("pyjuice_lvd.joint._EVIDENCE_BYTES", 200)
-    assert len(list(model._chunks(30))) > 2
+    assert len(list(model.chunks(30))) > 2
     np.testing.assert_allclose(model.score_samples(images), whole, rtol=1e-12)
 
 
@@ -62,11 +63,11 @@ def test_em_on_images_raises_their_likelihood_and_keeps_the_best_parameters() ->
     images[:, 1] = images[:, 0]  # the two positions are equal: p(z) has something to learn
     train, valid = images[:150, ..., None], images[150:, ..., None]
     before = model.score_samples(valid).mean()
-    history = model.fit_prior(train, valid, epochs=8, step_size=(0.5, 0.1), pseudocount=0.01)
-    assert history[-1]["train"] > history[0]["train"]
+    history = fit_prior(model, train, valid, epochs=8, step_size=(0.5, 0.1), pseudocount=0.01)
+    assert history[-1] > history[0]
     after = model.score_samples(valid).mean()
     assert after > before
-    assert after == pytest.approx(max(record["valid"] for record in history), rel=1e-9)
+    assert after == pytest.approx(max(history.valid), rel=1e-9)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -104,15 +105,15 @@ def test_em_on_more_images_than_memory_holds_goes_share_by_share(monkeypatch: py
     images[:, 1] = images[:, 0]
     whole, shared = tiny_model(cats=4), tiny_model(cats=4)
     settings: dict[str, Any] = {"epochs": 6, "step_size": (0.2, 0.05), "batch_size": 16, "patience": 6}
-    expected = whole.fit_prior(images[:150], images[150:], **settings)
+    expected = fit_prior(whole, images[:150], images[150:], **settings)
     sizes: list[int] = []
     scored = JointModel.patch_scores
     monkeypatch.setattr(JointModel, "patch_scores", lambda self, x: (sizes.append(len(x)), scored(self, x))[1])
-    found = shared.fit_prior(images[:150], images[150:], memory=shared._evidence_bytes(40) / 2**30, **settings)
+    found = fit_prior(shared, images[:150], images[150:], memory=shared.evidence_bytes(40) / 2**30, **settings)
     assert max(sizes) <= 50  # the 50 of validation, which are scored in parts of their own
     assert sizes.count(40) == 6 * 3
-    assert found[-1]["valid"] == pytest.approx(expected[-1]["valid"], abs=0.02)
-    assert found[-1]["train"] == pytest.approx(expected[-1]["train"], abs=0.02)
+    assert found.valid[-1] == pytest.approx(expected.valid[-1], abs=0.02)
+    assert found[-1] == pytest.approx(expected[-1], abs=0.02)
 
 
 def test_the_factorised_floor() -> None:

@@ -34,6 +34,7 @@ include("em.jl")
 include("queries.jl")
 include("mpe.jl")
 include("flows.jl")
+include("joint.jl")
 include("support.jl")
 include("prune.jl")
 include("grow.jl")
@@ -41,7 +42,7 @@ include("interface.jl")
 include("bench.jl")
 include("precompile.jl")
 
-export Circuit, Plan, Masked, SoftEvidence, EMJob, MutualInformationJob
+export Circuit, Plan, Masked, SoftEvidence, EMJob, JointEMJob, MutualInformationJob
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe

@@ -7,7 +7,7 @@ const SINGLE_PRECISION_SAMPLES = 2^13
 Adds the flows of samples `order[first:last]` to the threads' statistics and returns their weighted log-likelihood. Each thread
 has its own tiles, the same for the same number of threads.
 """
-function accumulate!(stats::Vector{Statistics}, workspaces::Vector{Workspace}, plan::Plan, X::Data, sources::Sources, order,
+function accumulate!(stats::Vector{Statistics}, workspaces::Vector{Workspace}, plan::Plan, X::Data, sources::Starts, order,
                      first::Int, last::Int)
     threads, tiles = length(stats), cld(last - first + 1, TILE)
     totals = zeros(threads)
@@ -24,7 +24,7 @@ end
 
 "As above, into Float64: the threads' statistics are added to `counts` and cleared every few thousand samples."
 function accumulate!(counts::ExpectedCounts, stats::Vector{Statistics}, workspaces::Vector{Workspace}, plan::Plan, X::Data,
-                     sources::Sources, order, first::Int, last::Int)
+                     sources::Starts, order, first::Int, last::Int)
     total, theta = 0.0, plan.circuit.weight
     while first <= last
         piece = min(first + SINGLE_PRECISION_SAMPLES - 1, last)
@@ -258,8 +258,10 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
                  0.0)
 end
 
-step_of(job::EMJob) =
-    job.step_size[1] + (job.step_size[2] - job.step_size[1]) * (job.epochs == 1 ? 0.0 : job.epoch / (job.epochs - 1))
+step_of(job::EMJob) = linear_step(job.step_size, job.epoch, job.epochs)
+
+"From the first step size, in epoch 0, to the second, in the last."
+linear_step(sizes, epoch, epochs) = sizes[1] + (sizes[2] - sizes[1]) * (epochs == 1 ? 0.0 : epoch / (epochs - 1))
 
 """
     advance!(job, seconds = Inf) -> (epochs finished, samples finished in the epoch under way, mean log-likelihood)

@@ -206,7 +206,7 @@ end
 
 log_likelihood(c::Circuit, X::Data; kwargs...) = log_likelihood(Plan(c; soft=X isa SoftEvidence), X; kwargs...)
 
-function log_likelihood!(out::AbstractMatrix{Float64}, plan::Plan, X::Data, heads)
+function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Data, heads)
     check_data(X, plan.limits)
     N = num_samples(X)
     tiles, threads = cld(N, TILE), Threads.nthreads()
@@ -236,14 +236,16 @@ end
 Adds the flows of the tile in `ws` to `stat` and returns their weighted log-likelihood; only the first `count` lanes carry flow.
 Samples that underflow are evaluated again, with a scale for each unit.
 """
-function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int)
+function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int)
     total = 0.0
     fill!(ws.live, true)
     for s in 1:count
-        n = ws.samples[s]
-        value = head_log_value(ws, plan, X, Int(sources.head_of[n]), s)
-        ws.live[s] = isfinite(value)
-        ws.live[s] && (total += sources.weight_of[n] * value)
+        own = 0.0
+        for (head, weight) in starts(sources, ws.samples[s])
+            own += weight * head_log_value(ws, plan, X, head, s)
+        end
+        ws.live[s] = isfinite(own)
+        ws.live[s] && (total += own)
     end
     if !all(ws.live)
         isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan.circuit; flows=true))
@@ -253,14 +255,16 @@ function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::S
     return total
 end
 
-function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int)
+function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int)
     for g in plan.groups
         g.clear && fill!(view(ws.flows, TILE * g.flow + 1:TILE * (g.flow + width(g))), 0f0)
     end
     for s in 1:count
-        head = sources.head_of[ws.samples[s]]
-        group = plan.groups[plan.head_group[head]]
-        ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] = ws.live[s] ? sources.weight_of[ws.samples[s]] : 0f0
+        ws.live[s] || continue
+        for (head, weight) in starts(sources, ws.samples[s])
+            group = plan.groups[plan.head_group[head]]
+            ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] = weight
+        end
     end
     for gi in reverse(eachindex(plan.groups))
         g = plan.groups[gi]

@@ -165,22 +165,27 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::I
             ws.live[s] = s <= count && !(ws.samples[s] in vanished)
         end
         backward!(stat, ws, plan, X, job.sources, count)
-        for g in plan.groups
-            isinput(g.kind) && any_hidden(X, g.variable, ws.samples, count) || continue
-            source = input_derivatives!(ws, plan, g, X)
-            C = g.categories
-            gemm!('T', 'T', 1f0, table(plan, g), matrix(source, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
-            for s in 1:count
-                n = ws.samples[s]
-                is_hidden(X, g.variable, n) || continue
-                @inbounds @simd for k in 1:C
-                    out[k, g.variable, n] += product[k + (s - 1) * C] * likelihood(X, g.variable, k - 1, n)
-                end
-            end
-        end
+        add_marginals!(out, ws, plan, X, product, count)
     end
     for s in 1:count
         ws.live[s] && finish_marginals!(out, plan.circuit, X, ws.samples[s], job.sources.head_of)
+    end
+end
+
+"After the way down: adds what each input says of its variable to the tile's marginals, of which they are the sum."
+function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, X::Query, product::Vector{Float32}, count::Int)
+    GC.@preserve ws plan X product for g in plan.groups
+        isinput(g.kind) && any_hidden(X, g.variable, ws.samples, count) || continue
+        source = input_derivatives!(ws, plan, g, X)
+        C = g.categories
+        gemm!('T', 'T', 1f0, table(plan, g), matrix(source, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
+        for s in 1:count
+            n = ws.samples[s]
+            is_hidden(X, g.variable, n) || continue
+            @inbounds @simd for k in 1:C
+                out[k, g.variable, n] += product[k + (s - 1) * C] * likelihood(X, g.variable, k - 1, n)
+            end
+        end
     end
 end
 
@@ -227,9 +232,13 @@ function finish_marginals!(out, c::Circuit, X, n, head_of)
 end
 
 function exact_marginals!(job::MarginalsJob, X::Query, n::Int)
-    c, out, head = job.plan.circuit, job.out, job.sources.head_of[n]
-    log_value = log_values(c, X, n)
-    isfinite(log_value[c.heads[head]]) || no_evidence(n, head)
+    exact_marginals!(job.out, job.plan.circuit, X, job.sources.head_of, n) || no_evidence(n, job.sources.head_of[n])
+end
+
+"Returns whether there are any: none follow from evidence of probability 0."
+function exact_marginals!(out::Array{<:AbstractFloat,3}, c::Circuit, X::Query, head_of, n::Int)
+    head, log_value = head_of[n], log_values(c, X, n)
+    isfinite(log_value[c.heads[head]]) || return false
     flow = exact_unit_flows(c, log_value, head)
     for u in 1:num_units(c)
         isinput(c.kind[u]) && flow[u] > 0 && is_hidden(X, c.variable[u], n) || continue
@@ -238,7 +247,8 @@ function exact_marginals!(job::MarginalsJob, X::Query, n::Int)
             out[k + 1, c.variable[u], n] += flow[u] * p / exp(log_value[u])
         end
     end
-    finish_marginals!(out, c, X, n, job.sources.head_of)
+    finish_marginals!(out, c, X, n, head_of)
+    return true
 end
 
 """

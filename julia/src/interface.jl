@@ -48,6 +48,18 @@ function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_ste
     return job
 end
 
+"EM on a joint model; the patch circuits come last. The order and step of an epoch depend on its number alone."
+function joint_em_job(patches, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, prior, circuits...)
+    return JointEMJob(prior, collect(circuits), patches; epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
+                      pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
+end
+
+"Goes on from where an earlier job stood."
+function continue_from!(job::JointEMJob, epoch, position, total)
+    job.epoch, job.position, job.total = epoch, position, total
+    return nothing
+end
+
 flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
 "The flows of all units, and of the edges that `write_jpc` writes, in its order."

@@ -30,6 +30,20 @@ function Sources(c::Circuit, head_of, weights, N::Int)
 end
 
 """
+What the flows of each sample start from, where they start from several heads at once: `weight`, Float32 `(heads, samples)`.
+"""
+struct Responsibilities
+    weight::Matrix{Float32}
+end
+
+"(head, weight) of the heads from which sample `n` has flow."
+@inline starts(sources::Sources, n::Int) = ((Int(sources.head_of[n]), sources.weight_of[n]),)
+starts(sources::Responsibilities, n::Int) =
+    ((head, sources.weight[head, n]) for head in axes(sources.weight, 1) if sources.weight[head, n] > 0)
+
+const Starts = Union{Sources,Responsibilities}
+
+"""
     ExpectedCounts(circuit)
 
 The statistics of EM, additive over samples: `weight`, the flow of each edge of a sum, and `leaf`, the flow of each category of

@@ -111,7 +111,7 @@ function head_log_value(ws::WideWorkspace, c::Circuit, head::Integer, s::Int)
 end
 
 "Evaluates `samples` again for `out`, (heads, samples), on all threads."
-function redo!(out::AbstractMatrix{Float64}, plan::Plan, X::Data, heads, samples::Vector{Int})
+function redo!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Data, heads, samples::Vector{Int})
     isempty(samples) && return
     c, threads = plan.circuit, min(Threads.nthreads(), cld(length(samples), LANES))
     Threads.@threads for t in 1:threads
@@ -129,7 +129,7 @@ end
 """
 Adds the flows of `samples` to `stat` and returns their weighted log-likelihood. A sample of probability zero has no flow.
 """
-function add_flows!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, sources::Sources, samples::Vector{Int})
+function add_flows!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, sources::Starts, samples::Vector{Int})
     c, total = plan.circuit, 0.0
     for first in 1:LANES:length(samples)
         count = load_samples!(ws, samples, first)
@@ -137,10 +137,11 @@ function add_flows!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, so
         fill!(ws.flow, 0f0)
         for s in 1:count
             n = ws.samples[s]
-            head, weight = sources.head_of[n], sources.weight_of[n]
-            value = head_log_value(ws, c, head, s)
-            weight > 0 && (total += weight * (value + offset(X, n)))  # 0 times -Inf is NaN
-            value > -Inf && (ws.flow[LANES * (c.heads[head] - 1) + s] = weight)
+            for (head, weight) in starts(sources, n)
+                value = head_log_value(ws, c, head, s)
+                weight > 0 && (total += weight * (value + offset(X, n)))  # 0 times -Inf is NaN
+                value > -Inf && (ws.flow[LANES * (c.heads[head] - 1) + s] = weight)
+            end
         end
         backward!(stat, ws, c, X)
     end

@@ -74,7 +74,7 @@ class Effort:
 
 def engine_of(circuit: Circuit) -> Engine:
     """Give what stands behind a circuit, which the public face has no need of."""
-    return circuit._engine
+    return circuit.engine
 
 
 def sum_edges(circuit: Circuit) -> int:
