@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
 import pyjuice_lvd.julia as julia
+from pyjuice_lvd.versions import version_of
 
 
 @click.command()
@@ -38,16 +38,9 @@ def examine() -> dict[str, Any]:
         "prefix": str(diagnosis.prefix),
         "prefix_filled": diagnosis.prefix_filled,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("lvd-juice", "torch", "numpy", "scikit-learn", "juliacall")},
+        "packages": {name: version_of(name) for name in ("lvd-juice", "torch", "numpy", "scikit-learn", "juliacall")},
         "torch_devices": _torch_devices(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _torch_devices() -> list[str]:

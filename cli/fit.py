@@ -19,6 +19,7 @@ from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.runs import RunDirectory, read_json, write_json
 from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve
 from pyjuice_lvd.splits import Splits, digest_of, noun
+from pyjuice_lvd.versions import versions
 
 from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
 
@@ -96,6 +97,7 @@ def fit(
                         "valid": len(splits.valid),
                     },
                     **more,
+                    "versions": versions(),
                 }
             )
         result = directory.result

@@ -27,6 +27,8 @@ COMMANDS: dict[str, _Entry] = {
     "fit": _Entry("pyjuice_lvd.cli.fit:fit", "Train a model and report its held-out bpd."),
     "eval": _Entry("pyjuice_lvd.cli.eval:evaluate", "Report a run's held-out bpd with its standard error."),
     "export": _Entry("pyjuice_lvd.cli.export:export", "Write a run's circuits to files that Juice.jl reads."),
+    "gap": _Entry("pyjuice_lvd.cli.gap:gap", "Compare a run's model with its teacher, in nats and bpd."),
+    "report": _Entry("pyjuice_lvd.cli.report:report", "Put a run's figures and plots on one HTML page."),
     "bench": _Entry("pyjuice_lvd.cli.bench:bench", "Measure the engine's speed on this machine, as ratios."),
     "setup": _Entry("pyjuice_lvd.cli.setup:setup", "Provide Julia for this machine."),
     "doctor": _Entry("pyjuice_lvd.cli.doctor:doctor", "Say what is found on this machine and what is missing."),

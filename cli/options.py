@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pyjuice_lvd.evaluation import protocol_text
 from pyjuice_lvd.runs import json_text
 from pyjuice_lvd.settings import DEVICES
 
@@ -36,18 +37,10 @@ def _summary(result: Mapping[str, Any]) -> str:
             if name == "bpd" and result.get("std_error_bpd") is not None:
                 text += f" ± {_text(result['std_error_bpd'])}"
             if protocol is not None:
-                text += f"  ({_protocol(protocol)})"
+                text += f"  ({protocol_text(protocol)})"
         rows.append((name, text))
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
-
-
-def _protocol(protocol: Mapping[str, Any]) -> str:
-    if protocol["color"] is None:
-        return "bits per variable"
-    pixels = f"top-left {protocol['crop']}" if protocol["crop"] else "whole images"
-    loss = "lossless" if protocol["lossless"] else "LOSSY: compares with no lossless bpd"
-    return f"{protocol['color']}, {pixels}, {loss}"
 
 
 def _text(value: Any) -> str:

@@ -72,8 +72,14 @@ def learn_circuit(
             circuit.save(start)
     own: HCLTSettings | RatSpnSettings = settings.hclt if settings.method == "hclt" else settings.rat_spn
 
+    began = time.monotonic()
+
     def on_epoch(history: History) -> None:
-        record({"stage": "EM", "epoch": len(history), "train": history[-1], "valid": history.valid[-1]})
+        nonlocal began
+        now = time.monotonic()
+        figures = {"train": history[-1], "valid": history.valid[-1], "seconds": now - began}
+        record({"stage": "EM", "epoch": len(history), **figures})
+        began = now
 
     circuit.fit_em(
         rows, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,

@@ -107,7 +107,7 @@ def _teach(
         return Teacher.load(done, device=settings.device)
     started = time.monotonic()
     checkpoint = pieces.path("teacher-in-training.safetensors")
-    teacher = Teacher(settings.teacher).fit(
+    teacher = Teacher(settings.teacher, color=settings.data.color).fit(
         train, valid=valid, seed=settings.seed, device=settings.device, checkpoint=checkpoint, progress=progress
     )
     for entry in teacher.history:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,21 @@ from pyjuice_lvd.color import color_transform
 def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, Any]:
     """Turn log-likelihoods, float64 (N,) in nats, into `bpd`, `nll_nats`, `std_error_bpd`, `n` and `dims`.
 
-    They are of images or rows. The standard error is that of the mean over them: the standard deviation of one's bpd
-    over sqrt(N).
+    They are of images or rows; the standard error is that of the mean over them.
     """
     bpd = -scores / (np.log(2) * dims)
     return {
         "bpd": float(bpd.mean()),
         "nll_nats": float(-scores.mean()),
-        "std_error_bpd": float(bpd.std(ddof=1) / np.sqrt(len(bpd))) if len(bpd) > 1 else None,
+        "std_error_bpd": std_error(bpd),
         "n": len(bpd),
         "dims": dims,
     }
+
+
+def std_error(values: npt.NDArray[np.float64]) -> float | None:
+    """Estimate the standard error of the mean of values (N,): their standard deviation over sqrt(N); None for one."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def protocol(color: str, crop: str, data: npt.NDArray[Any]) -> dict[str, Any]:
@@ -34,6 +39,15 @@ def protocol(color: str, crop: str, data: npt.NDArray[Any]) -> dict[str, Any]:
     if data.ndim == 2:
         return {"color": None, "crop": None, "lossless": True}
     return {"color": color, "crop": crop or None, "lossless": color_transform(color, data.shape[3]).lossless}
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """Say in a few words what `protocol` gives."""
+    if protocol["color"] is None:
+        return "bits per variable"
+    pixels = f"top-left {protocol['crop']}" if protocol["crop"] else "whole images"
+    loss = "lossless" if protocol["lossless"] else "LOSSY: compares with no lossless bpd"
+    return f"{protocol['color']}, {pixels}, {loss}"
 
 
 # Tried on the validation images; a category that training never saw costs log2(N / pseudocount) bits or so.

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.evaluation import std_error
 from pyjuice_lvd.runs import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pyjuice_lvd.gap import Gap
     from pyjuice_lvd.teacher import Teacher
 
 _PAIRS = 24
@@ -87,6 +89,32 @@ def plot_em(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     records = [record for record in metrics if record["stage"] == "EM"]
     _line(axes, records, "epoch", {"train": "train", "validation": "valid"})
     axes.set(title="EM", xlabel="epoch", ylabel="mean log p(x), nats")
+    _write(figure, path)
+
+
+def plot_gap(path: Path, gap: Gap, protocol: str) -> None:
+    """Draw the teacher's ELBO, LVD objective and log-likelihood, and the gaps; `protocol` says what they are of."""
+    figure = _figure(10, 3.6)
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    names = ("teacher ELBO", "LVD objective", "PC log-likelihood")
+    means = [float(values.mean()) for values in gap.quantities().values()]
+    errors = [std_error(values) or 0.0 for values in gap.quantities().values()]
+    left.errorbar(means, range(3), xerr=errors, fmt="o", capsize=4)
+    for row, values in enumerate(list(gap.gaps().values())[:2]):
+        mean, error = values.mean(), std_error(values)
+        text = f"{mean:+,.1f}" if error is None else f"{mean:+,.1f} ± {error:,.1f}"
+        place = (means[row] + means[row + 1]) / 2, row + 0.5
+        left.annotate("", (means[row + 1], row + 0.9), (means[row], row + 0.1), arrowprops={"arrowstyle": "->"})
+        left.text(*place, text, ha="center", va="center", bbox={"color": "white", "pad": 1})
+        right.ecdf(values, label=" to ".join(names[row : row + 2]))
+    left.set_yticks(range(3), names)
+    left.set(ylim=(2.5, -0.5), xlabel="nats", title=f"mean over {len(gap.codes)} images ({protocol})")
+    left.margins(x=0.3)
+    scale = np.log(2) * gap.dims
+    left.secondary_xaxis("top", functions=(lambda nats: -nats / scale, lambda bpd: -bpd * scale)).set_xlabel("bpd")
+    right.axvline(0, color="grey", linewidth=0.8)
+    right.set(title="gaps, image by image", xlabel="nats, at most", ylabel="share of the images")
+    right.legend(frameon=False, loc="lower right")
     _write(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""The worked example of docs/julia.md does what it says, in plain Julia."""
+"""The docs' links lead somewhere, and the worked example of docs/julia.md does what it says, in plain Julia."""
 
 import os
 import re
@@ -11,6 +11,13 @@ from pyjuice_lvd.julia import find
 
 ROOT = Path(__file__).parent.parent
 NUMBER = r"-?\d+(?:\.\d+)?"
+
+
+def test_links_lead_to_files() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+        assert not missing, f"{page.name}: {missing}"
 
 
 def test_the_julia_example_prints_what_the_page_says(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_sample_images
 
+from pyjuice_lvd.color import COLORS
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.teacher import Teacher, TeacherSettings, mixture
 from pyjuice_lvd.teacher.quantizer import IDLE_STEPS, VectorQuantizer, perplexity
@@ -428,6 +429,27 @@ def test_a_diverging_loss_is_a_failed_run(photos):
     settings = TeacherSettings(**{**vars(TINY), "learning_rate": 1e30})
     with pytest.raises(LVDJuiceError, match="loss is not finite in epoch 1"):
         Teacher(settings).fit(photos[:64], device="cpu")
+
+
+def test_a_lossy_transform_is_what_the_teacher_models(photos, fitted, tmp_path):
+    ycc709 = COLORS["ycc709"]
+    seen = ycc709.forward(photos[:80])
+    teacher = Teacher(TINY, color="ycc709").fit(photos[:64], valid=photos[64:80], device="cpu")
+    plain = Teacher(TINY).fit(seen[:64], valid=seen[64:], device="cpu")
+    assert_same_weights(teacher, plain)
+    assert [record["valid_reconstruction_bpd"] for record in teacher.history] == [
+        record["valid_reconstruction_bpd"] for record in plain.history
+    ]
+    teacher.save(tmp_path / "teacher.safetensors")
+    loaded = Teacher.load(tmp_path / "teacher.safetensors", device="cpu")
+    assert np.array_equal(loaded.reconstruction_nats(photos[64:80]), plain.reconstruction_nats(seen[64:]))
+    assert np.array_equal(loaded.features(photos[64:80]), plain.features(seen[64:]))
+    # What comes out is RGB again.
+    assert np.array_equal(loaded.reconstruct(photos[64:80]), ycc709.inverse(plain.reconstruct(seen[64:])))
+    # A lossless transform changes no density: the teacher sees the pixels as they are.
+    assert_same_weights(Teacher(TINY, color="ycocg").fit(photos[:64], device="cpu"), fitted)
+    with pytest.raises(InputError, match="color: found 'hsv'"):
+        Teacher(TINY, color="hsv").fit(photos[:64], device="cpu")
 
 
 # --- files

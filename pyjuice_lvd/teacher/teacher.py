@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.images import as_images
 from pyjuice_lvd.patches import position_grid
@@ -38,13 +39,17 @@ class Teacher:
     patches. P = (H / ph) * (W / pw) positions are in row-major order. All methods raise InputError for images of
     another dtype or shape, and all but `fit` and `load` for a teacher that is not fitted.
 
-    `settings` is a TeacherSettings; `history` holds one dict for each epoch of training: `epoch`, `loss` (what is
+    `settings` is a TeacherSettings. `color` names the colour transform of what is modelled, so that the teacher's
+    densities and a circuit's of the same transform are of the same thing: of a lossy one the teacher sees the output,
+    while with a lossless one, which changes no density, it sees the pixels as they are. Images go in and come out as
+    pixels in any case. `history` holds one dict for each epoch of training: `epoch`, `loss` (what is
     minimised), `reconstruction_bpd`, `commitment` (unweighted), `perplexity`, `revived` (codes), `seconds`, and with
     validation images `valid_reconstruction_bpd` and `valid_perplexity`.
     """
 
-    def __init__(self, settings: TeacherSettings | None = None) -> None:
+    def __init__(self, settings: TeacherSettings | None = None, *, color: str = "rgb") -> None:
         self.settings = settings if settings is not None else TeacherSettings()
+        self.color = color
         self.history: list[Record] = []
         self._network: VQVAE | None = None
 
@@ -139,7 +144,9 @@ class Teacher:
     def reconstruct(self, images: UInt8, *, batch_size: int = BATCH_SIZE) -> UInt8:
         """Decode the images' codes: uint8 (N, H, W, C), the mean of p(x | z(x)), rounded."""
         means = self._over(images, self.network.reconstruct, batch_size)
-        return np.ascontiguousarray(means.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        seen = np.ascontiguousarray(means.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        transform = color_transform(self.color, seen.shape[3])
+        return seen if transform.lossless else transform.inverse(seen)
 
     def reconstruction_nats(self, images: UInt8, *, batch_size: int = BATCH_SIZE) -> npt.NDArray[np.float64]:
         """Compute the reconstruction term log p(x | z(x)) of each image: float64 (N,), in nats, never above 0."""
@@ -155,7 +162,7 @@ class Teacher:
 
         Raises InputError if `path` cannot be written.
         """
-        facts = {"settings": asdict(self.settings), "history": self.history}
+        facts = {"settings": asdict(self.settings), "color": self.color, "history": self.history}
         write_tensors(path, _KIND, self.network.state_dict(), facts)
 
     @classmethod
@@ -166,19 +173,22 @@ class Teacher:
         """
         place = resolve_device(device)
         with read_tensors(path, _KIND) as (tensors, facts):
-            teacher = cls(TeacherSettings(**facts["settings"]))
+            # A file that names no colour transform is of a teacher that saw the pixels as they are.
+            teacher = cls(TeacherSettings(**facts["settings"]), color=facts.get("color", "rgb"))
             network = VQVAE(teacher.settings, tensors["mean"].flatten(), tensors["std"].flatten())
             network.load_state_dict(tensors)
             teacher._network, teacher.history = network.to(place), facts["history"]
         return teacher
 
     def _checked(self, images: UInt8, name: str, channels: int | None = None) -> UInt8:
-        """Check images, give them a channel axis and C order."""
+        """Check images, give them a channel axis and C order; return what the teacher sees of them."""
         images = as_images(images, name)
         position_grid(images.shape[1], images.shape[2], self.settings.patch)
         if channels is not None and images.shape[3] != channels:
             raise InputError(f"{name}: found {images.shape[3]} channels, wanted {channels} as in training")
-        return np.require(images, requirements=["C", "W"])  # PyTorch shares memory with writable arrays only
+        transform = color_transform(self.color, images.shape[3])
+        seen = images if transform.lossless else transform.forward(images)
+        return np.require(seen, requirements=["C", "W"])  # PyTorch shares memory with writable arrays only
 
     def _over(self, images: UInt8, function: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
         if batch_size < 1:

@@ -1,0 +1,133 @@
+"""`lvd-juice gap`: the teacher's ELBO, the LVD objective and the circuits' log-likelihood, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyjuice_lvd.data import load_data, load_test_data
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.evaluation import protocol, protocol_text
+from pyjuice_lvd.figures import plot_gap
+from pyjuice_lvd.progress import Progress, make_progress
+from pyjuice_lvd.runs import RunDirectory, json_text, read_arrays, read_json, write_json
+from pyjuice_lvd.settings import BASELINES, Settings
+from pyjuice_lvd.splits import digest_of
+
+from .fit import prepare
+from .options import device_option, json_option, quiet_option, threads_option
+
+if TYPE_CHECKING:
+    from pyjuice_lvd.gap import Bounds
+    from pyjuice_lvd.teacher import Teacher
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.png", help="The picture [default: RUN/gap.png]."
+)
+@threads_option
+@device_option
+@json_option
+@quiet_option
+def gap(
+    run: Path, data: str, output: Path | None, threads: int | None, device: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Compare the model in RUN with its teacher on the test images of DATA: docs/gap.md says how to read it.
+
+    The first `gap` of a run takes the DATA that it was fitted on: it learns a prior over the teacher's codes from the
+    training images, and keeps it in RUN. The figures are kept as RUN/gap.json, for `report`.
+    """
+    started = time.monotonic()
+    progress = make_progress(quiet)
+    directory = RunDirectory.open_existing(run)
+    settings = Settings.from_dict(directory.settings)
+    if settings.method in BASELINES:
+        raise InputError(f"{run}: a run of method {settings.method}, which has no teacher; wanted one of lvd-pg or lvd")
+    about = read_json(directory / "data.json")
+    images, which = load_test_data(data, settings, digest=about["digest"])
+    prepare(settings.method, settings.threads if threads is None else threads)
+
+    from pyjuice_lvd.gap import Bounds, measure_gap  # PyTorch: not for --help, nor before the data are checked
+    from pyjuice_lvd.joint import JointModel
+    from pyjuice_lvd.teacher import Teacher
+
+    folder = directory / "model"
+    model = JointModel.load(folder)
+    teacher = Teacher.load(folder / "teacher.safetensors", device=device or settings.device)
+    if Bounds.kept(folder):
+        bounds = Bounds.load(folder)
+    else:
+        bounds = _learn_bounds(teacher, folder, data, settings, about["train_digest"], progress)
+    measured = measure_gap(model, teacher, bounds, images, progress=progress)
+    of = protocol(settings.data.color, settings.data.crop, images)
+    picture = directory / "gap.png" if output is None else output
+    plot_gap(picture, measured, protocol_text(of))
+    result = {
+        "method": settings.method,
+        **measured.figures(),
+        "protocol": of,
+        "code_prior": bounds.about,
+        "images": which,
+        "picture": str(picture),
+        "seconds": time.monotonic() - started,
+    }
+    write_json(directory / "gap.json", result)
+    click.echo(json_text(result) if as_json else _summary(result))
+
+
+def _learn_bounds(
+    teacher: Teacher, folder: Path, data: str, settings: Settings, digest: str, progress: Progress
+) -> Bounds:
+    """Learn what the bounds need from the images that the run was fitted on, if DATA are those."""
+    from pyjuice_lvd.gap import Bounds
+
+    wanted = "wanted the run's own, which the first `gap` of a run learns a prior over the teacher's codes from"
+    try:
+        splits = load_data(data, settings)
+    except InputError as error:
+        raise InputError(f"{error}; {wanted}") from error
+    if digest_of(splits.train) != digest:
+        raise InputError(f"{data}: found other training images than the run was fitted on; {wanted}")
+    outer = read_arrays(folder / "labels.safetensors")[0]["outer"]
+    return Bounds.learn(
+        teacher, outer, splits.train, splits.valid, seed=settings.seed, folder=folder, progress=progress
+    )
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    """Lay out the result for people: each quantity, and how far it is above the one before."""
+    rows = {"teacher_elbo": "teacher ELBO", "lvd_objective": "LVD objective", "pc_log_likelihood": "PC log-likelihood"}
+    lines, before = [], ""
+    for key, name in rows.items():
+        above = ""
+        if before:
+            found = result["gaps"][f"{before}_to_{key}"]
+            above = f"   {_number(found['nats'], '+')}{_error(found['std_error'])} over {rows[before]}"
+        value = f"{_number(result[key])}{_error(result['std_errors'][key])} nats"
+        lines.append(f"{name:17}  {value:26}  {result[f'{key}_bpd']:.4f} bpd{above}")
+        before = key
+    parts = ", ".join(f"{name} {_number(nats)}" for name, nats in result["teacher_elbo_parts"].items())
+    return "\n".join(
+        [
+            *lines,
+            f"{'':17}  {result['n']:,} images, {protocol_text(result['protocol'])}",
+            f"{'teacher ELBO of':17}  {parts}",
+            f"{'images':17}  {result['images']}",
+            f"{'picture':17}  {result['picture']}",
+        ]
+    )
+
+
+def _number(nats: float, sign: str = "") -> str:
+    return f"{nats:{sign},.1f}"
+
+
+def _error(nats: float | None) -> str:
+    return "" if nats is None else f" ± {nats:,.1f}"

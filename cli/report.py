@@ -1,0 +1,29 @@
+"""`lvd-juice report`: a run on one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pyjuice_lvd.report import write_report
+from pyjuice_lvd.runs import RunDirectory
+
+from .options import emit, json_option
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="The page [default: RUN/report.html]."
+)
+@json_option
+def report(run: Path, output: Path | None, as_json: bool) -> None:
+    """Put the figures, settings and plots of the finished RUN on one HTML page, which needs nothing else.
+
+    All pictures (.png) in RUN are on it: those of `fit`, that of `gap`, and samples if you put them there.
+    """
+    directory = RunDirectory.open_existing(run)
+    page = directory / "report.html" if output is None else output
+    pictures = write_report(directory, page)
+    emit({"report": str(page), "pictures": pictures, "bytes": page.stat().st_size}, as_json)

@@ -1,0 +1,225 @@
+"""Teacher's ELBO, LVD objective and log-likelihood, against enumeration on models small enough for it."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyjuice_lvd import Circuit
+from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.color import COLORS, color_transform
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.gap import Bounds, Gap, assign, measure_gap
+from pyjuice_lvd.joint import JointModel
+from pyjuice_lvd.patches import to_patches
+from pyjuice_lvd.progress import PlainProgress, Stage
+from pyjuice_lvd.teacher import Teacher, TeacherSettings, mixture
+
+SETTINGS = TeacherSettings(patch=(2, 2), channels=8, blocks=1, code_dim=4, codes=4, mixtures=2, epochs=6, batch_size=16)
+HEADS = (2, 1)
+
+
+def made_images(n: int, seed: int, channels: int = 1) -> np.ndarray:
+    """Images (n, 4, 4, channels) whose four patches are dark or bright, neighbours mostly alike."""
+    rng = np.random.default_rng(seed)
+    bright = (rng.random((n, 1, 1)) < 0.5) ^ (rng.random((n, 2, 2)) < 0.15)
+    levels = np.where(np.kron(bright, np.ones((2, 2), bool)), 200, 50)[..., None]
+    return np.clip(levels + rng.normal(0, 10, (n, 4, 4, channels)), 0, 255).astype(np.uint8)
+
+
+def taught(channels: int = 1, color: str = "rgb") -> Teacher:
+    return Teacher(SETTINGS, color=color).fit(made_images(200, 0, channels), device="cpu")
+
+
+def joint_model(channels: int = 1, color: str = "ycocg") -> JointModel:
+    rng = np.random.default_rng(0)
+    seen = color_transform(color, channels).forward(made_images(100, 1, channels))
+    patches = to_patches(seen, (2, 2)).reshape(-1, 4 * channels)
+    circuits = [
+        Circuit.hclt(patches, num_latents=2, num_cats=256, heads=heads, seed=heads, perturbation=0.9) for heads in HEADS
+    ]
+    for circuit, heads in zip(circuits, HEADS, strict=True):
+        circuit.fit_em(patches, heads=rng.integers(0, heads, len(patches)), epochs=3)
+    prior = Circuit.hclt(rng.integers(0, sum(HEADS), (50, 4)), num_latents=2, num_cats=sum(HEADS), perturbation=0.9)
+    return JointModel(image_shape=(4, 4, channels), patch=(2, 2), color=color, circuits=circuits, prior=prior)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    torch.set_num_threads(1)
+    return taught()
+
+
+@pytest.fixture(scope="module")
+def outer(teacher: Teacher) -> np.ndarray:
+    """Two clusters of the features of 200 images' patches."""
+    return kmeans(teacher.features(made_images(200, 0)).reshape(-1, 4), 2, seed=0).reshape(200, 4)
+
+
+@pytest.fixture(scope="module")
+def bounds(teacher: Teacher, outer: np.ndarray) -> Bounds:
+    return Bounds.learn(teacher, outer, made_images(200, 0), made_images(50, 2))
+
+
+def test_the_elbo_is_its_two_terms_and_below_the_sum_over_all_codes(teacher: Teacher, bounds: Bounds) -> None:
+    images = made_images(12, 3)
+    measured = measure_gap(joint_model(), teacher, bounds, images)
+    every = np.array(list(itertools.product(range(4), repeat=4)), np.int32)
+    prior = bounds.code_prior.log_likelihood(every)
+    assert np.exp(prior).sum() == pytest.approx(1, abs=1e-5)
+    # log p(x | c) of each image under each of the 256 code vectors, by the decoder.
+    network, pixels = teacher.network, torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        parameters = network.decode_codes(torch.from_numpy(every).long(), rows=2)
+        each = (network.to_pixels(one[None]).expand(256, -1, -1, -1) for one in pixels)
+        given = np.stack([mixture.log_likelihood(parameters, own).double().sum((1, 2)) for own in each])
+    own = (teacher.codes(images) @ [64, 16, 4, 1]).astype(int)
+    np.testing.assert_array_equal(every[own], teacher.codes(images))
+    elbo = measured.quantities()["teacher_elbo"]
+    np.testing.assert_allclose(elbo, given[np.arange(12), own] + prior[own], rtol=1e-5)
+    marginal = np.log(np.exp(given + prior).sum(axis=1))
+    assert (elbo <= marginal + 1e-6 * np.abs(marginal)).all()
+
+
+def test_the_lvd_objective_is_one_term_of_the_sum_over_the_latents(teacher: Teacher, bounds: Bounds) -> None:
+    model, images = joint_model(), made_images(12, 3)
+    measured = measure_gap(model, teacher, bounds, images)
+    h, patches = teacher.features(images), to_patches(images, (2, 2))
+    for number in range(12):
+        z, total = [], 0.0
+        for position in range(4):
+            cluster = int(((bounds.centres - h[number, position]) ** 2).sum(axis=1).argmin())
+            scores = model.circuits[cluster].log_likelihood(patches[number, position][None], head="all")[0]
+            z.append(sum(HEADS[:cluster]) + int(scores.argmax()))
+            total += scores.max()
+        expected = total + model.prior.log_likelihood(np.array([z]))[0]
+        assert measured.lvd_objective[number] == pytest.approx(expected, rel=1e-6)
+        np.testing.assert_array_equal(assign(model, teacher, bounds.centres, images)[0][number], z)
+    every = np.array(list(itertools.product(range(3), repeat=4)))
+    joint = model.patch_scores(images)[:, np.arange(4), every].sum(axis=2) + model.prior.log_likelihood(every)
+    np.testing.assert_allclose(measured.log_likelihood, np.log(np.exp(joint).sum(axis=1)), rtol=1e-6)
+    assert (measured.lvd_objective < measured.log_likelihood).all()
+    np.testing.assert_array_equal(measured.log_likelihood, model.score_samples(images))
+
+
+def test_centres_are_the_clusters_means_and_label_their_own_images_again(
+    teacher: Teacher, outer: np.ndarray, bounds: Bounds
+) -> None:
+    images = made_images(200, 0)
+    h = teacher.features(images)
+    for cluster in (0, 1):
+        np.testing.assert_allclose(bounds.centres[cluster], h[outer == cluster].mean(axis=0), rtol=1e-4, atol=1e-5)
+    z, _ = assign(joint_model(), teacher, bounds.centres, images)
+    np.testing.assert_array_equal(z == 2, outer == 1)
+    # Images without a patch of some cluster are labelled all the same.
+    one_sided = images[(outer == 1).all(axis=1)]
+    assert len(one_sided)
+    assert (assign(joint_model(), teacher, bounds.centres, one_sided)[0] == 2).all()
+
+
+def test_the_prior_over_codes_learns_their_dependencies(teacher: Teacher, bounds: Bounds) -> None:
+    codes, held_out = (teacher.codes(made_images(n, seed)) for n, seed in ((200, 0), (100, 5)))
+    counts = np.stack([np.bincount(column, minlength=4) + 0.1 for column in codes.T])
+    independent = np.log(counts / counts.sum(axis=1, keepdims=True))[np.arange(4), held_out].sum(axis=1).mean()
+    assert bounds.code_prior.log_likelihood(held_out).mean() > independent + 0.5
+    valid = teacher.codes(made_images(50, 2))
+    assert bounds.about["valid_log_likelihood"] == pytest.approx(bounds.code_prior.log_likelihood(valid).mean())
+
+
+def test_an_interrupted_prior_goes_on_to_the_same_end_and_is_kept(
+    teacher: Teacher, outer: np.ndarray, bounds: Bounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+
+    class Stops(PlainProgress):
+        def stage(self, name: str, total: float, unit: str = "") -> Any:
+            return Interrupted() if name == "EM" else super().stage(name, total, unit)
+
+    class Interrupted:
+        def __enter__(self) -> Stage:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def advance(self, n: float = 1, **info: Any) -> None:
+            pass
+
+        def update(self, *, completed: float, **info: Any) -> None:
+            if completed >= 2 * 200 and "valid" not in info:
+                raise KeyboardInterrupt
+
+    def learn(**more: Any) -> Bounds:
+        return Bounds.learn(teacher, outer, made_images(200, 0), made_images(50, 2), folder=tmp_path, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(progress=Stops())
+    assert [path.name for path in tmp_path.iterdir()] == ["code-prior-in-training.safetensors"]
+    assert not Bounds.kept(tmp_path)
+    learn()
+    assert Bounds.kept(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["code-prior.safetensors", "outer-centres.safetensors"]
+    loaded = Bounds.load(tmp_path)
+    assert loaded.about == bounds.about
+    np.testing.assert_array_equal(loaded.centres, bounds.centres)
+    for found, wanted in zip(loaded.code_prior.parameters(), bounds.code_prior.parameters(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    other = Bounds.learn(teacher, outer, made_images(200, 0), made_images(50, 2), seed=1)
+    assert (other.code_prior.parameters()[0] != bounds.code_prior.parameters()[0]).any()
+
+
+def test_figures_by_hand() -> None:
+    gap = Gap(
+        reconstruction=np.array([-10.0, -14.0]),
+        codes=np.array([-2.0, -2.0]),
+        lvd_objective=np.array([-11.0, -13.0]),
+        log_likelihood=np.array([-9.0, -12.0]),
+        dims=4,
+    )
+    bits = 1 / (4 * np.log(2))
+    figures = gap.figures()
+    assert [figures[name] for name in ("teacher_elbo", "lvd_objective", "pc_log_likelihood")] == [-14, -12, -10.5]
+    assert figures["teacher_elbo_bpd"] == pytest.approx(14 * bits)
+    assert figures["pc_log_likelihood_bpd"] == pytest.approx(10.5 * bits)
+    assert figures["std_errors"] == pytest.approx({"teacher_elbo": 2, "lvd_objective": 1, "pc_log_likelihood": 1.5})
+    # Differences of 1 and 3, of 2 and 1, of 3 and 4: the errors are those of the pairs.
+    assert figures["gaps"] == {
+        "teacher_elbo_to_lvd_objective": {"nats": 2, "std_error": pytest.approx(1), "bpd": pytest.approx(2 * bits)},
+        "lvd_objective_to_pc_log_likelihood": {
+            "nats": 1.5,
+            "std_error": pytest.approx(0.5),
+            "bpd": pytest.approx(1.5 * bits),
+        },
+        "teacher_elbo_to_pc_log_likelihood": {
+            "nats": 3.5,
+            "std_error": pytest.approx(0.5),
+            "bpd": pytest.approx(3.5 * bits),
+        },
+    }
+    assert figures["teacher_elbo_parts"] == {"reconstruction": -12, "codes": -2}
+    assert (figures["n"], figures["dims"]) == (2, 4)
+
+
+def test_with_a_lossy_transform_teacher_and_circuits_model_the_same_pixels(outer: np.ndarray) -> None:
+    train, images = made_images(200, 0, channels=3), made_images(10, 3, channels=3)
+    model, teacher = joint_model(3, "ycc709"), taught(3, "ycc709")
+    bounds = Bounds.learn(teacher, outer, train, made_images(50, 2, channels=3))
+    measured = measure_gap(model, teacher, bounds, images)
+    # Images that differ only in what the transform loses are the same to all of them.
+    again = COLORS["ycc709"].inverse(COLORS["ycc709"].forward(images))
+    same = (COLORS["ycc709"].forward(again) == COLORS["ycc709"].forward(images)).all(axis=(1, 2, 3))
+    assert same.any()
+    assert (images != again).any()
+    repeated = measure_gap(model, teacher, bounds, again)
+    for name, values in measured.quantities().items():
+        np.testing.assert_allclose(repeated.quantities()[name][same], values[same], rtol=1e-6)
+    with pytest.raises(InputError, match="found one of rgb pixels for circuits of ycc709, which is lossy"):
+        measure_gap(model, taught(3), bounds, images)
+
+
+def test_labels_of_other_images_are_refused(teacher: Teacher) -> None:
+    with pytest.raises(InputError, match=r"outer: found labels \(3, 4\), wanted \(10, 4\)"):
+        Bounds.learn(teacher, np.zeros((3, 4), np.int32), made_images(10, 0), made_images(5, 1))

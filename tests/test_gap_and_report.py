@@ -1,0 +1,212 @@
+"""`lvd-juice gap` and `report` on runs."""
+
+import io
+import json
+import re
+from contextlib import redirect_stderr, redirect_stdout
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pyjuice_lvd.cli.main import main
+
+SMALL = [
+    "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",
+    "--set", "clusters.outer=3", "--set", "clusters.inner=2",
+    "--set", "circuit.latents=4", "--set", "circuit.epochs=5", "--set", "growing.epochs=5",
+    "--set", "prior.latents=4", "--set", "prior.epochs=4", "--set", "prior.soft_epochs=2",
+]  # fmt: skip
+
+
+class Ran(NamedTuple):
+    """What a command said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def lvd_juice(*args: str | Path, check: bool = True) -> Ran:
+    """Run a command in this process: PyTorch and Julia load once."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = main(list(map(str, args)))
+    assert not check or status == 0, err.getvalue()
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colour gradients, without a split of their own."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:8, :8]
+    slope, phase = rng.uniform(-2, 2, (2, 300, 1, 1, 3)), rng.choice([60, 120, 180], (300, 1, 1, 1))
+    values = phase + slope[0] * x[..., None] + slope[1] * y[..., None] + rng.normal(0, 2, (300, 8, 8, 3))
+    path = tmp_path_factory.mktemp("data") / "gradients <1>.npy"
+    np.save(path, np.clip(values, 0, 255).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the paper's protocol: lossy colours, cropped."""
+    folder = tmp_path_factory.mktemp("runs") / "gradients"
+    lvd_juice("fit", images, "-o", folder, "--quiet", "--color", "ycc709", "--crop", "8x4", *SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gap(run: Path, images: Path) -> dict[str, Any]:
+    ran = lvd_juice("gap", run, images, "--json")
+    assert "EM: done" in ran.stderr
+    (line,) = ran.stdout.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def test_gap_reports_the_three_in_the_protocol_of_eval(run: Path, images: Path, gap: dict[str, Any]) -> None:
+    evaluated = json.loads(lvd_juice("eval", run, images, "--json", "--quiet").stdout)
+    assert {name: gap[name] for name in ("method", "n", "dims", "protocol", "images")} == {
+        name: evaluated[name] for name in ("method", "n", "dims", "protocol", "images")
+    }
+    assert (gap["n"], gap["dims"], gap["protocol"]["lossless"]) == (30, 96, False)
+    assert gap["pc_log_likelihood"] == pytest.approx(-evaluated["nll_nats"])
+    assert gap["pc_log_likelihood_bpd"] == pytest.approx(evaluated["bpd"])
+    assert gap["lvd_objective"] < gap["pc_log_likelihood"]
+    parts = gap["teacher_elbo_parts"]
+    assert gap["teacher_elbo"] == pytest.approx(parts["reconstruction"] + parts["codes"])
+    assert parts["codes"] < 0
+    # The teacher models the same 96 channels: its reconstruction term is that of fit.
+    fitted = json.loads((run / "result.json").read_text())["teacher"]["reconstruction_bits_per_dim"]
+    assert -parts["reconstruction"] / (96 * np.log(2)) == pytest.approx(fitted)
+    assert json.loads((run / "gap.json").read_text()) == gap
+    assert (run / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_prior_over_codes_is_kept(run: Path, images: Path, gap: dict[str, Any], tmp_path: Path) -> None:
+    before = (run / "model" / "code-prior.safetensors").read_bytes()
+    ran = lvd_juice("gap", run, images, "-o", tmp_path / "other.png", "--json")
+    assert "EM" not in ran.stderr
+    again = json.loads(ran.stdout)
+    assert {name: again[name] for name in gap if name not in ("seconds", "picture")} == {
+        name: gap[name] for name in gap if name not in ("seconds", "picture")
+    }
+    assert (tmp_path / "other.png").exists()
+    assert (run / "model" / "code-prior.safetensors").read_bytes() == before
+    # Other images than the run's own will do now.
+    np.save(tmp_path / "new.npy", np.load(images)[:20] + np.uint8(1))
+    spoken = lvd_juice("gap", run, tmp_path / "new.npy", "-o", tmp_path / "new.png", "--quiet")
+    assert "20 images, ycc709, top-left 8x4, LOSSY" in spoken.stdout
+    assert re.search(r"LVD objective +-[\d,.]+ ± [\d,.]+ nats +[\d.]+ bpd +\+?-?[\d,.]+ ± [\d,.]+ over", spoken.stdout)
+    lvd_juice("gap", run, images, "--quiet")  # gap.json is of the run's own images again, for the report
+
+
+class Page(HTMLParser):
+    """What is on a page: texts, sources and links; end tags must fit."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        assert tag not in ("script", "link", "iframe")
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + "\n"
+
+
+def test_the_report_is_one_page_with_all_in_it(run: Path, gap: dict[str, Any]) -> None:
+    Image.new("RGB", (4, 4)).save(run / "samples.png")
+    (line,) = lvd_juice("report", run, "--json").stdout.splitlines()
+    said = json.loads(line)
+    assert said["pictures"] == ["gap.png", "reconstructions.png", "training.png", "growth.png", "samples.png"]
+    page = Page(run / "report.html")
+    assert said["report"] == str(run / "report.html")
+    assert len(page.loads) == 5
+    assert all(load.startswith("data:image/png;base64,iVBOR") for load in page.loads)
+    assert "url(" not in (run / "report.html").read_text()
+    result = json.loads((run / "result.json").read_text())
+    for text in (
+        f"{result['bpd']:.4f} ± {result['std_error_bpd']:.4f}",
+        "ycc709, top-left 8x4, LOSSY: compares with no lossless bpd",
+        f"{gap['teacher_elbo']:,.1f} ±",
+        "gradients <1>.npy",
+        "30 test and 30 valid of 300 images by seed 0",
+        "patch circuit",
+        "[growing]",
+        result["versions"]["torch"],
+    ):
+        assert text in page.text, text
+
+
+def test_a_report_without_pictures_or_gap(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "table.npy", rng.integers(0, 3, (60, 4)))
+    run = tmp_path / "table"
+    lvd_juice("fit", tmp_path / "table.npy", "-o", run, "--quiet", "--method", "hclt", "--set", "hclt.epochs=2")
+    (run / "training.png").unlink()
+    lvd_juice("report", run, "-o", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.loads == []
+    assert "test bits per variable" in page.text
+    assert "Plots" not in page.text
+    assert "Teacher and student" not in page.text
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert not (run / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def places(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs that have no prior over codes yet, and other data."""
+    folder = tmp_path_factory.mktemp("places")
+    for name in ("fresh", "unfinished", "baseline"):
+        (folder / name).mkdir()
+        for file in ("settings.toml", "data.json", "result.json"):
+            (folder / name / file).write_bytes((run / file).read_bytes())
+        (folder / name / "model").symlink_to(folder / "model")
+    (folder / "model").mkdir()
+    for path in (run / "model").iterdir():
+        if "code" not in path.name:
+            (folder / "model" / path.name).symlink_to(path)
+    (folder / "unfinished" / "result.json").unlink()
+    settings = folder / "baseline" / "settings.toml"
+    settings.write_text(settings.read_text().replace('"lvd-pg"', '"hclt"'))
+    np.savez(folder / "test.npz", test=np.load(images)[:5])
+    np.save(folder / "other.npy", np.load(images)[:200])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "run_name", "data", "message"),
+    [
+        ("gap", "fresh", "other.npy", "found other training images than the run was fitted on; wanted the run's own"),
+        ("gap", "fresh", "test.npz", "found test images only, wanted training images; wanted the run's own"),
+        ("gap", "fresh", "nothing.npy", "nothing.npy"),
+        ("gap", "baseline", "other.npy", "a run of method hclt, which has no teacher; wanted one of lvd-pg or lvd"),
+        ("gap", "unfinished", "other.npy", "this run is unfinished"),
+        ("report", "unfinished", None, "this run is unfinished"),
+        ("report", "nowhere", None, "does not exist, wanted a run directory"),
+    ],
+)
+def test_errors_are_one_line(places: Path, command: str, run_name: str, data: str | None, message: str) -> None:
+    before = sorted(path.name for path in places.rglob("*"))
+    ran = lvd_juice(command, places / run_name, *([] if data is None else [places / data]), check=False)
+    assert ran.status == 2, ran.stderr
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("lvd-juice: error: ")
+    assert message in line
+    assert sorted(path.name for path in places.rglob("*")) == before
