@@ -76,7 +76,7 @@ function unit_flows(job::FlowJob)
     end
     for u in reverse(1:num_units(c)), e in edges(c, u)
         c.kind[u] == PRODUCT && (edge_flows[e] = units[u])
-        units[c.child[e]] += edge_flows[e]
+        units[child(c, u, e)] += edge_flows[e]
     end
     return units, edge_flows
 end
@@ -99,7 +99,7 @@ function exact_unit_flows(c::Circuit, log_value::Vector{Float64}, head::Integer)
     for u in reverse(1:num_units(c))
         flow[u] > 0 || continue
         for e in edges(c, u)
-            v = c.child[e]
+            v = child(c, u, e)
             flow[v] += c.kind[u] == PRODUCT ? flow[u] : c.weight[e] * exp(log_value[v] - log_value[u]) * flow[u]
         end
     end
@@ -164,9 +164,8 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::I
         for s in 1:TILE
             ws.live[s] = s <= count && !(ws.samples[s] in vanished)
         end
-        backward!(stat, ws, plan, X, job.sources, count)
-        for g in plan.groups
-            isinput(g.kind) && any_hidden(X, g.variable, ws.samples, count) || continue
+        backward!(stat, ws, plan, job.sources, count) do g
+            any_hidden(X, g.variable, ws.samples, count) || return
             source = input_derivatives!(ws, plan, g, X)
             C = g.categories
             gemm!('T', 'T', 1f0, table(plan, g), matrix(source, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
