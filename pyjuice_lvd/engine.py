@@ -79,8 +79,7 @@ class Engine:
 
     def learned(self) -> list[npt.NDArray[np.float32]]:
         """View what EM changes: weights of the edges, the inputs' tables, and binomials' probabilities of success."""
-        arrays = self.arrays()
-        return [arrays[name] for name in _LEARNED]
+        return list(julia.call("learned_arrays", self.circuit))
 
     @cached_property
     def structure(self) -> str:

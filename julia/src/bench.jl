@@ -4,8 +4,8 @@ taken in turn, so that their ratios mean something on a machine that others use 
 """
 module Bench
 
-using ..LVDJuice: Circuit, Plan, EMJob, PRODUCT, SUM, CATEGORICAL
-using ..LVDJuice: edges, em_step!, isinput, log_likelihood!, log_values, num_samples, num_units
+using ..LVDJuice: Circuit, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
+using ..LVDJuice: child, edges, em_step!, isinput, log_likelihood!, log_values, num_samples, num_units, width
 using LinearAlgebra: BLAS
 
 "The BLAS behind sgemm, and the kind of CPU that it takes this one for."
@@ -28,7 +28,7 @@ function reference_step(c::Circuit, X, pseudocount)
                 leaf[c.param_start[u] + X[c.variable[u], n] * c.param_stride[u]] += flow[u]
             else
                 for e in edges(c, u)
-                    v = c.child[e]
+                    v = child(c, u, e)
                     share = c.kind[u] == PRODUCT ? flow[u] : c.weight[e] * exp(value[v] - value[u]) * flow[u]
                     weight[e] += share
                     flow[v] += share
@@ -73,15 +73,15 @@ function timings(plan::Plan, job::EMJob, X, n, rounds, share)
 end
 
 """
-Bytes: the arrays of an EM job, without its data; what one of its steps allocates; the parameters; one thread's tile of values
-and flows.
+Bytes: the arrays of an EM job, without its data; what one of its steps allocates; the parameters; one thread's tile, with a
+value and a flow of their own for all units that do not share another's.
 """
 function memory(c::Circuit, X)
     job = EMJob(c, X, ones(Int32, num_samples(X)); batch_size=num_samples(X))
     em_step!(job, 1, job.batch_size)  # compiles
     allocated = @allocated em_step!(job, 1, job.batch_size)
-    tile = job.workspaces[1]
-    return array_bytes(job) - sizeof(X), allocated, sizeof(c.weight) + sizeof(c.leaf), sizeof(tile.values) + sizeof(tile.flows)
+    tile = 4 * TILE * sum(Int[width(g) * (!g.shares_value + !g.shares_flow) for g in job.plan.groups])
+    return array_bytes(job) - sizeof(X), allocated, sizeof(c.weight) + sizeof(c.leaf), tile
 end
 
 "Bytes of the arrays that are reached from `x`, each once. (`Base.summarysize` of Julia 1.5 does not look into arrays of structs.)"

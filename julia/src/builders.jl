@@ -204,7 +204,7 @@ function append_circuit!(b::Builder, c::Circuit, variables=1:c.num_vars)
         append!(all, own)
     end
     append!(b.variable, [isinput(c.kind[u]) ? variables[c.variable[u]] : 0 for u in 1:num_units(c)])
-    append!(b.child, c.child .+ Int32(units))
+    append!(b.child, all_children(c) .+ Int32(units))
     append!(b.child_start, c.child_start[2:end] .+ edges)
     append!(b.param_start, [isinput(c.kind[u]) ? c.param_start[u] + params : 0 for u in 1:num_units(c)])
     return c.heads .+ Int32(units)

@@ -21,11 +21,14 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories; else 0 |
 | `param_start`, `param_stride` | Int64, n | category c (from 0) of an input unit has probability `leaf[param_start + c * param_stride]` |
 | `success` | Float32, n | of a `BINOMIAL`: the probability of success; else 0 |
-| `child_start` | Int64, n + 1 | the children of unit u are `child[child_start[u]:child_start[u + 1] - 1]` |
+| `child_start` | Int64, n + 1 | the edges of unit u are `child_start[u]:child_start[u + 1] - 1` |
 | `child` | Int32, edges | unit indices |
 | `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
 | `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here |
 | `heads` | Int32 | the heads' unit indices |
+
+What is kept of `child` is one list for neighbouring units that have the same children, as the sums of a dense block have: unit
+u's list begins at `child[list[u]]` (`list`: Int64, n). [`children`](@ref) and [`child`](@ref) read it.
 
 Structure is fixed; `weight`, `leaf` and `success` are learned in place. Throws an `ArgumentError` that names the unit and the reason
 where the arrays are no valid circuit, inputs of one variable with different numbers of categories included; `Plan` checks
@@ -40,6 +43,7 @@ struct Circuit
     param_stride::Vector{Int64}
     success::Vector{Float32}
     child_start::Vector{Int64}
+    list::Vector{Int64}
     child::Vector{Int32}
     weight::Vector{Float32}
     leaf::Vector{Float32}
@@ -47,7 +51,9 @@ struct Circuit
 
     function Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight,
                      leaf, heads)
-        c = new(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf,
+        check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads)
+        list, lists = share_lists(child_start, child)
+        c = new(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, list, lists, weight, leaf,
                 heads)
         check(c)
         return c
@@ -57,13 +63,42 @@ end
 num_units(c::Circuit) = length(c.kind)
 num_heads(c::Circuit) = length(c.heads)
 num_sum_edges(c::Circuit) = sum(Int[length(children(c, u)) for u in 1:num_units(c) if c.kind[u] == SUM])
-num_edges(c::Circuit) = length(c.child)
+num_edges(c::Circuit) = length(c.weight)
 num_params(c::Circuit) = num_sum_edges(c) + sum(Int[c.kind[u] == CATEGORICAL ? c.categories[u] : c.kind[u] == BINOMIAL
                                                     for u in 1:num_units(c)])
 
 "The range of edge indices of unit `u`."
 @inline edges(c::Circuit, u) = c.child_start[u]:c.child_start[u + 1] - 1
-children(c::Circuit, u) = view(c.child, edges(c, u))
+
+"The children of unit `u`."
+children(c::Circuit, u) = view(c.child, range(c.list[u], length=length(edges(c, u))))
+
+"The child of unit `u` at its edge `e`."
+@inline child(c::Circuit, u, e) = c.child[c.list[u] + e - c.child_start[u]]
+
+"The child of every edge."
+function all_children(c::Circuit)
+    found = Vector{Int32}(undef, num_edges(c))
+    for u in 1:num_units(c)
+        found[edges(c, u)] .= children(c, u)
+    end
+    return found
+end
+
+"Where each unit's list of children begins, and the lists: a unit with the children of the unit before shares its list."
+function share_lists(child_start, child)
+    list, lists = Vector{Int64}(undef, length(child_start) - 1), Int32[]
+    for u in eachindex(list)
+        own = view(child, child_start[u]:child_start[u + 1] - 1)
+        if u > 1 && own == view(child, child_start[u - 1]:child_start[u] - 1)
+            list[u] = list[u - 1]
+        else
+            list[u] = length(lists) + 1
+            append!(lists, own)
+        end
+    end
+    return list, copy(lists)  # a copy has no room to grow
+end
 
 "The probabilities of the categories of input `u`."
 probabilities(c::Circuit, u) = view(c.leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
@@ -81,20 +116,26 @@ invalid(u, reason) = throw(ArgumentError("invalid circuit: unit $(u - 1): $reaso
 
 const WEIGHT_TOLERANCE = 1e-3  # of a sum's total weight: Float32 sums over thousands of edges, decimal files
 
-function check(c::Circuit)
-    n = num_units(c)
-    for (name, array) in (("variable", c.variable), ("categories", c.categories), ("param_start", c.param_start),
-                          ("param_stride", c.param_stride), ("success", c.success))
+function check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads)
+    n = length(kind)
+    for (name, array) in (("variable", variable), ("categories", categories), ("param_start", param_start),
+                          ("param_stride", param_stride), ("success", success))
         length(array) == n || throw(ArgumentError("invalid circuit: $name has $(length(array)) entries for $n units"))
     end
-    length(c.child_start) == n + 1 && c.child_start[1] == 1 && c.child_start[end] == length(c.child) + 1 ||
-        throw(ArgumentError("invalid circuit: child_start does not cover the $(length(c.child)) edges"))
-    length(c.weight) == length(c.child) ||
-        throw(ArgumentError("invalid circuit: $(length(c.weight)) weights for $(length(c.child)) edges"))
-    isempty(c.heads) && throw(ArgumentError("invalid circuit: no head"))
+    length(child_start) == n + 1 && child_start[1] == 1 && child_start[end] == length(child) + 1 ||
+        throw(ArgumentError("invalid circuit: child_start does not cover the $(length(child)) edges"))
+    for u in 1:n
+        child_start[u + 1] >= child_start[u] || invalid(u, "its children end before they begin")
+    end
+    length(weight) == length(child) ||
+        throw(ArgumentError("invalid circuit: $(length(weight)) weights for $(length(child)) edges"))
+    isempty(heads) && throw(ArgumentError("invalid circuit: no head"))
+end
+
+function check(c::Circuit)
+    n = num_units(c)
     first_input = Dict{Int32,Int}()  # of each variable: a value means the same to all of its inputs
     for u in 1:n
-        c.child_start[u + 1] >= c.child_start[u] || invalid(u, "its children end before they begin")
         for v in children(c, u)
             1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
         end

@@ -8,7 +8,7 @@ struct Workspace
     factors::Vector{Float32}    # (TILE, groups): what normalisation multiplied a sum group's values by
     x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised
     evidence::Vector{Float32}   # (categories, TILE) of one variable
-    scratch::Vector{Float32}    # (TILE, widest) twice
+    scratch::Vector{Float32}    # (TILE, widest) twice, and a factor for each block: for sums over several groups
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     live::Vector{Bool}          # whether the tile's arithmetic held for the lane
     losing::Vector{Bool}        # of each group: whether underflow may have taken anything (losses.jl)
@@ -25,7 +25,7 @@ function Workspace(plan::Plan; flows::Bool)
     return Workspace(zeros(Float32, TILE * plan.value_columns), zeros(Float32, flows ? TILE * plan.flow_columns : 0),
                      zeros(Int32, TILE * groups), zeros(Float32, TILE * groups),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
-                     zeros(Float32, TILE * (2 * plan.widest + most_blocks)), zeros(Int, TILE),
+                     zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), zeros(Float32, TILE * groups), zeros(Float32, TILE),
                      Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[])
 end
@@ -236,7 +236,11 @@ end
 Adds the flows of the tile in `ws` to `stat` and returns their weighted log-likelihood; only the first `count` lanes carry flow.
 Samples that underflow are evaluated again, with a scale for each unit.
 """
-function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int)
+flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int) =
+    flows!(g -> input_statistics!(stat, ws, plan, g, X), stat, ws, plan, X, sources, count)
+
+"As above; `at_inputs` is to add the flows of each group of inputs to the statistics."
+function flows!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int) where {F}
     total = 0.0
     fill!(ws.live, true)
     for s in 1:count
@@ -251,13 +255,17 @@ function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::S
         isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan.circuit; flows=true))
         total += add_flows!(stat, ws.wide[1], plan, X, sources, [ws.samples[s] for s in 1:count if !ws.live[s]])
     end
-    backward!(stat, ws, plan, X, sources, count)
+    backward!(at_inputs, stat, ws, plan, sources, count)
     return total
 end
 
-function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int)
+"""
+Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called for each group of them, when its flow is
+there. The edges' flows are added to `stat`.
+"""
+function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
     for g in plan.groups
-        g.clear && fill!(view(ws.flows, TILE * g.flow + 1:TILE * (g.flow + width(g))), 0f0)
+        g.clear && clear_flow!(ws, g)
     end
     for s in 1:count
         ws.live[s] || continue
@@ -273,13 +281,17 @@ function backward!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources
         elseif g.kind == PRODUCT
             for f in g.factors
                 child = plan.groups[f.child]
-                child.shares_flow || scatter_units!(flow_columns(ws, child), flow_columns(ws, g), width(g), f)
+                child.shares_flow && continue
+                f.overwrites && clear_flow!(ws, child)
+                scatter_units!(flow_columns(ws, child), flow_columns(ws, g), width(g), f)
             end
         else
-            input_statistics!(stat, ws, plan, g, X)
+            at_inputs(g)
         end
     end
 end
+
+clear_flow!(ws::Workspace, g::Group) = fill!(view(ws.flows, TILE * g.flow + 1:TILE * (g.flow + width(g))), 0f0)
 
 function sum_flows!(stat, ws, plan, gi)
     g, c = plan.groups[gi], plan.circuit
@@ -298,6 +310,7 @@ function sum_flows!(stat, ws, plan, gi)
             edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
             flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites)
         else
+            block.overwrites && clear_flow!(ws, child)
             flow_down_sparse!(flow, value, ratio, c.weight, stat.weight, block)
         end
     end

@@ -76,7 +76,7 @@ function unit_flows(job::FlowJob)
     end
     for u in reverse(1:num_units(c)), e in edges(c, u)
         c.kind[u] == PRODUCT && (edge_flows[e] = units[u])
-        units[c.child[e]] += edge_flows[e]
+        units[child(c, u, e)] += edge_flows[e]
     end
     return units, edge_flows
 end
@@ -99,7 +99,7 @@ function exact_unit_flows(c::Circuit, log_value::Vector{Float64}, head::Integer)
     for u in reverse(1:num_units(c))
         flow[u] > 0 || continue
         for e in edges(c, u)
-            v = c.child[e]
+            v = child(c, u, e)
             flow[v] += c.kind[u] == PRODUCT ? flow[u] : c.weight[e] * exp(log_value[v] - log_value[u]) * flow[u]
         end
     end
@@ -164,27 +164,26 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::I
         for s in 1:TILE
             ws.live[s] = s <= count && !(ws.samples[s] in vanished)
         end
-        backward!(stat, ws, plan, X, job.sources, count)
-        add_marginals!(out, ws, plan, X, product, count)
+        backward!(stat, ws, plan, job.sources, count) do g
+            any_hidden(X, g.variable, ws.samples, count) || return
+            add_marginals!(out, ws, plan, g, X, input_derivatives!(ws, plan, g, X), product, count)
+        end
     end
     for s in 1:count
         ws.live[s] && finish_marginals!(out, plan.circuit, X, ws.samples[s], job.sources.head_of)
     end
 end
 
-"After the way down: adds what each input says of its variable to the tile's marginals, of which they are the sum."
-function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, X::Query, product::Vector{Float32}, count::Int)
-    GC.@preserve ws plan X product for g in plan.groups
-        isinput(g.kind) && any_hidden(X, g.variable, ws.samples, count) || continue
-        source = input_derivatives!(ws, plan, g, X)
-        C = g.categories
-        gemm!('T', 'T', 1f0, table(plan, g), matrix(source, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
-        for s in 1:count
-            n = ws.samples[s]
-            is_hidden(X, g.variable, n) || continue
-            @inbounds @simd for k in 1:C
-                out[k, g.variable, n] += product[k + (s - 1) * C] * likelihood(X, g.variable, k - 1, n)
-            end
+"Adds a group of inputs' share of its variable's marginals, which its derivatives, in columns, say, to the tile's samples."
+function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, g::Group, X::Query, derivatives::Ptr{Float32},
+                        product::Vector{Float32}, count::Int)
+    C = g.categories
+    gemm!('T', 'T', 1f0, table(plan, g), matrix(derivatives, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
+    for s in 1:count
+        n = ws.samples[s]
+        is_hidden(X, g.variable, n) || continue
+        @inbounds @simd for k in 1:C
+            out[k, g.variable, n] += product[k + (s - 1) * C] * likelihood(X, g.variable, k - 1, n)
         end
     end
 end

@@ -104,17 +104,17 @@ first copies of the children in one group, then their second ones.
 function add_grown_sum!(b::Builder, c::Circuit, u, first_copy, second_copy, group_of, share)
     at, final = first(edges(c, u)), last(edges(c, u))
     while at <= final
-        group, stop = group_of[c.child[at]], at
-        while stop < final && group_of[c.child[stop + 1]] == group
+        group, stop = group_of[child(c, u, at)], at
+        while stop < final && group_of[child(c, u, stop + 1)] == group
             stop += 1
         end
         for e in at:stop
-            v = c.child[e]
+            v = child(c, u, e)
             push!(b.child, first_copy[v])
             push!(b.weight, second_copy[v] > 0 ? (1 - share) * c.weight[e] : c.weight[e])
         end
         for e in at:stop
-            v = c.child[e]
+            v = child(c, u, e)
             second_copy[v] > 0 || continue
             push!(b.child, second_copy[v])
             push!(b.weight, share * c.weight[e])

@@ -127,8 +127,10 @@ function prior_flows!(job::JointEMJob, X::SoftEvidence)
         GC.@preserve ws stat plan X for first in 1 + (t - 1) * TILE:threads * TILE:N
             count = load_samples!(ws, 1:N, first, N)
             forward!(ws, plan, X)
-            totals[t] += flows!(stat, ws, plan, X, sources, count)
-            add_marginals!(posterior, ws, plan, X, product, count)
+            totals[t] += flows!(stat, ws, plan, X, sources, count) do g
+                input_statistics!(stat, ws, plan, g, X)  # it leaves the derivatives in the place of the values
+                add_marginals!(posterior, ws, plan, g, X, value_columns(ws, g), product, count)
+            end
             for s in 1:count
                 n = ws.samples[s]
                 if ws.live[s]

@@ -311,7 +311,7 @@ function print_unit(io::IO, c::Circuit, u::Int)
     elseif kind == SUM
         print(io, "S ", id, " 0 ", count(>(0), view(c.weight, edges(c, u))))
         for e in edges(c, u)
-            c.weight[e] > 0 && print(io, ' ', c.child[e] - 1, ' ', log_parameter(c.weight[e]))
+            c.weight[e] > 0 && print(io, ' ', child(c, u, e) - 1, ' ', log_parameter(c.weight[e]))
         end
     elseif kind == CATEGORICAL
         print(io, "C ", id, " 0 ", variable)

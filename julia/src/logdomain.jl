@@ -11,7 +11,7 @@ function log_values(c::Circuit, X::Data, n::Integer)
             sum(out[v] for v in children(c, u))
         else
             top = maximum(out[v] for v in children(c, u))
-            isfinite(top) ? top + log(sum(c.weight[e] * exp(out[c.child[e]] - top) for e in edges(c, u))) : -Inf
+            isfinite(top) ? top + log(sum(c.weight[e] * exp(out[child(c, u, e)] - top) for e in edges(c, u))) : -Inf
         end
     end
     return out

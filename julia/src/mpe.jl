@@ -62,7 +62,7 @@ function decide_edge(b::Best, u)
     range = edges(b.circuit, u)
     best, top = first(range), -Inf
     for e in range
-        value = b.log_weight[e] + b.values[b.lane, b.circuit.child[e]]
+        value = b.log_weight[e] + b.values[b.lane, child(b.circuit, u, e)]
         value > top && ((best, top) = (e, value))
     end
     return best
@@ -119,7 +119,7 @@ function best_values!(values::Matrix{Float64}, job::CompletionJob, X::Query, fir
                 values[s, u] = 0.0
             end
             for e in edges(c, u)
-                v = c.child[e]
+                v = child(c, u, e)
                 @simd for s in 1:BEST_LANES
                     values[s, u] += values[s, v]
                 end
@@ -129,7 +129,7 @@ function best_values!(values::Matrix{Float64}, job::CompletionJob, X::Query, fir
                 values[s, u] = -Inf
             end
             for e in edges(c, u)
-                v, weight = c.child[e], job.log_weight[e]
+                v, weight = child(c, u, e), job.log_weight[e]
                 @simd for s in 1:BEST_LANES
                     values[s, u] = ifelse(weight + values[s, v] > values[s, u], weight + values[s, v], values[s, u])
                 end

@@ -1,9 +1,13 @@
 # The plan: how a circuit is evaluated. Units with one scope at one depth form a group; a group has one scale for each sample,
 # and its edges to each child group form a block, dense (a matrix product) or sparse.
 
-"The edges of a product group into one child group: unit k multiplies unit `index[k]` of it (`k` itself where `identity`)."
+"""
+The edges of a product group into one child group: unit k multiplies unit `index[k]` of it (`k` itself where `identity`).
+`overwrites`: on the way down, it is the first to send flow to the child group, over what lies in those columns.
+"""
 struct Factor
     child::Int
+    overwrites::Bool
     identity::Bool
     index::Vector{Int32}
 end
@@ -11,7 +15,7 @@ end
 """
 The edges of a sum group into one child group. Dense: `weight[first + j - 1 + (k - 1) * stride]` is the weight of the child
 group's unit j in sum k. Sparse (`stride == 0`): sum k has the edges `start[k]:start[k + 1] - 1`, to units `index`, with
-weights at `edge`. `overwrites`: on the way down, this dense block is the first to send flow to the child group.
+weights at `edge`. `overwrites`: as of a `Factor`.
 """
 struct Block
     child::Int
@@ -39,7 +43,7 @@ struct Group
     flow::Int               # first column in the flow buffer
     shares_value::Bool      # an input that writes its values where its only parent, a product, continues with them
     shares_flow::Bool       # its flow is its only parent's flow
-    clear::Bool             # its flow must be zero before flow is added to it
+    clear::Bool             # its flow is there from the start: a head's, or none
 end
 
 width(g::Group) = length(g.units)
@@ -84,10 +88,8 @@ function Plan(c::Circuit; soft::Bool=false)
     # Columns. An input under one product shares that product's columns; a group with one product parent shares its flow.
     has_head = falses(length(members))
     has_head[head_group] .= true
-    value, flow = zeros(Int, length(members)), zeros(Int, length(members))
-    lends = falses(length(members))
-    shares_value, shares_flow = falses(length(members)), falses(length(members))
-    value_columns = flow_columns = 0
+    value, holder = zeros(Int, length(members)), collect(eachindex(members))  # holder: whose flow columns a group has
+    lends, shares_value, value_columns = falses(length(members)), falses(length(members)), 0
     for g in reverse(eachindex(members))  # parents first: they own the shared columns
         owner = !has_head[g] && length(parents[g]) == 1 && parents[g][1][2] ? parents[g][1][1] : 0
         if isinput(members[g].kind) && !soft && owner != 0 && !lends[owner]
@@ -97,45 +99,76 @@ function Plan(c::Circuit; soft::Bool=false)
             value[g] = value_columns
             value_columns += length(members[g].units)
         end
-        if owner != 0
-            shares_flow[g] = true
-            flow[g] = flow[owner]
-        else
-            flow[g] = flow_columns
-            flow_columns += length(members[g].units)
-        end
+        owner != 0 && (holder[g] = holder[owner])
     end
-
-    clear = first_flows!(members, factors, blocks, shares_flow, has_head)
+    senders = [isempty(found) ? 0 : maximum(first, found) for found in parents]
+    senders[has_head] .= 0
+    first_flows!(factors, blocks, senders, holder)
+    flow, flow_columns = place_flows(length.(getfield.(members, :units)), senders, holder)
     groups, widest = Group[], 0
     for (g, m) in enumerate(members)
         u = m.units[1]
         push!(groups, Group(m.kind, m.units, c.variable[u], c.categories[u], c.param_start[u], c.param_stride[u], factors[g],
-                            blocks[g], value[g], flow[g], shares_value[g], shares_flow[g], clear[g]))
+                            blocks[g], value[g], flow[g], shares_value[g], holder[g] != g, holder[g] == g && senders[g] == 0))
         widest = max(widest, length(m.units))
     end
     return Plan(c, groups, head_group, place[c.heads], value_columns, flow_columns, widest, category_limits(c), soft)
 end
 
 """
-Marks the dense blocks that may overwrite their child group's flow, because nothing was added to it before, and returns which
-groups must be cleared instead: those whose first flow comes from a head, a product or a sparse block.
+Marks what sends the first flow to each group on the way down, when parents come last group first: an edge from `senders[g]`, or,
+where that is 0, a head.
 """
-function first_flows!(members, factors, blocks, shares_flow, has_head)
-    clear, reached = copy(has_head), copy(has_head)
-    for g in reverse(1:length(members))
-        for f in factors[g]
-            shares_flow[f.child] || reached[f.child] || (clear[f.child] = reached[f.child] = true)
+function first_flows!(factors, blocks, senders, holder)
+    for g in eachindex(senders)
+        parent = senders[g]
+        (parent == 0 || holder[g] != g) && continue
+        for (i, f) in enumerate(factors[parent])
+            f.child == g && (factors[parent][i] = Factor(g, true, f.identity, f.index))
         end
-        for (i, b) in enumerate(blocks[g])
-            reached[b.child] && continue
-            reached[b.child] = true
-            isdense(b) ? (blocks[g][i] = Block(b.child, true, b.first, b.stride, b.start, b.index, b.edge)) :
-                         (clear[b.child] = true)
+        for (i, b) in enumerate(blocks[parent])
+            b.child == g && (blocks[parent][i] = Block(g, true, b.first, b.stride, b.start, b.index, b.edge))
         end
-        reached[g] || shares_flow[g] || (clear[g] = true)  # no flow ever comes here
     end
-    return clear
+end
+
+"""
+The first flow column (from 0) of each group, and how many columns there are. On the way down, a flow is needed from when its
+first sender is worked on until the last group that holds it was: then its columns are given to others, so that flows take
+little room and stay in the cache.
+"""
+function place_flows(widths, senders, holder)
+    flow, used = zeros(Int, length(widths)), Bool[]
+    born, dies = [Int[] for _ in widths], [Int[] for _ in widths]
+    last = copy(holder)  # to be worked on: groups come in falling order
+    for g in eachindex(widths)
+        last[holder[g]] = min(last[holder[g]], g)
+    end
+    for g in eachindex(widths)
+        holder[g] == g || continue
+        push!(dies[last[g]], g)
+        senders[g] == 0 ? (flow[g] = take_columns!(used, widths[g])) : push!(born[senders[g]], g)
+    end
+    for g in reverse(eachindex(widths))
+        for child in born[g]
+            flow[child] = take_columns!(used, widths[child])
+        end
+        for done in dies[g]
+            used[flow[done] + 1:flow[done] + widths[done]] .= false
+        end
+    end
+    return flow[holder], length(used)
+end
+
+"The first `count` columns in a row that are not in use, which they are from now on."
+function take_columns!(used::Vector{Bool}, count::Int)
+    first, free = 0, 0
+    while free < count && first + free < length(used)
+        used[first + free + 1] ? (first += free + 1; free = 0) : (free += 1)
+    end
+    append!(used, fill(false, max(0, first + count - length(used))))
+    used[first + 1:first + count] .= true
+    return first
 end
 
 struct Members
@@ -245,7 +278,7 @@ function evaluation_order(c, group_of, members)
             if state[g] == 0
                 state[g] = 1
                 for u in reverse(members[g].units), e in reverse(edges(c, u))
-                    h = group_of[c.child[e]]
+                    h = group_of[child(c, u, e)]
                     state[h] == 0 && stack[end] != h && push!(stack, h)
                 end
             else
@@ -261,14 +294,14 @@ end
 function product_factors(c, units, group_of, place, members)
     factors = Factor[]
     for g in child_groups(c, units[1], group_of)
-        push!(factors, Factor(g, false, zeros(Int32, length(units))))
+        push!(factors, Factor(g, false, false, zeros(Int32, length(units))))
     end
     for (k, u) in enumerate(units), v in children(c, u)
         for f in factors
             f.child == group_of[v] && (f.index[k] = place[v])
         end
     end
-    return [Factor(f.child, f.index == 1:length(members[f.child].units), f.index) for f in factors]
+    return [Factor(f.child, false, f.index == 1:length(members[f.child].units), f.index) for f in factors]
 end
 
 function sum_blocks(c, units, group_of, place, members)
@@ -283,8 +316,8 @@ function sum_blocks(c, units, group_of, place, members)
     end
     for u in units
         for e in edges(c, u), b in blocks
-            if b.child == group_of[c.child[e]]
-                push!(b.index, place[c.child[e]])
+            if b.child == group_of[child(c, u, e)]
+                push!(b.index, place[child(c, u, e)])
                 push!(b.edge, e)
             end
         end

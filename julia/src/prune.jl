@@ -94,7 +94,7 @@ function with_heads(c::Circuit, select)
     all(h -> 1 <= h <= num_heads(c), select) ||
         throw(ArgumentError("heads: found $(extrema(select) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
     chosen = Circuit(c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success, c.child_start,
-                     c.child, c.weight, c.leaf, c.heads[select])
+                     all_children(c), c.weight, c.leaf, c.heads[select])
     return keep_edges(chosen, zeros(num_edges(c)), trues(num_edges(c)))
 end
 
@@ -114,7 +114,7 @@ function reachable(c::Circuit, starts, kept)
     for u in reverse(1:num_units(c))
         reached[u] || continue
         for e in edges(c, u)
-            kept[e] && (reached[c.child[e]] = true)
+            kept[e] && (reached[child(c, u, e)] = true)
         end
     end
     return reached
@@ -128,7 +128,7 @@ function add_pruned_sum!(b::Builder, c::Circuit, u, kept, new)
     lost || (total = 1.0)  # nothing to make up for: the weights stay what they are, bit for bit
     for e in edges(c, u)
         kept[e] || continue
-        push!(b.child, new[c.child[e]])
+        push!(b.child, new[child(c, u, e)])
         push!(b.weight, c.weight[e] / total)
     end
     return add_unit!(b, SUM)

@@ -75,13 +75,13 @@ function descend!(walk::Walk, plan::Plan, places::Places, head::Int, guide)
     @inbounds while waiting > 0
         u = stack[waiting]
         if c.kind[u] == SUM
-            stack[waiting] = c.child[decide_edge(guide, u)]
+            stack[waiting] = child(c, u, decide_edge(guide, u))
             continue
         end
         waiting -= 1
         if c.kind[u] == PRODUCT
             for e in edges(c, u)
-                v = c.child[e]
+                v = child(c, u, e)
                 walk.hidden[places.group[v]] && (stack[waiting += 1] = v)
             end
         else
@@ -129,24 +129,24 @@ end
 
 function decide_edge(s::Sampler, u)
     range = edges(s.circuit, u)
-    cumulative_weights!(s.cumulative, s.circuit, range, s.values)
+    cumulative_weights!(s.cumulative, s.circuit, u, s.values)
     return first(range) + draw(s.rng, s.cumulative, 1, length(range)) - 1
 end
 
 "Without evidence, a sum's edges count as they are."
-function cumulative_weights!(out, c::Circuit, range, ::Nothing)
+function cumulative_weights!(out, c::Circuit, u, ::Nothing)
     total = 0.0
-    @inbounds for (k, e) in enumerate(range)
+    @inbounds for (k, e) in enumerate(edges(c, u))
         out[k] = total += c.weight[e]
     end
 end
 
-function cumulative_weights!(out, c::Circuit, range, tile::TileLane)
+function cumulative_weights!(out, c::Circuit, u, tile::TileLane)
     ws, places, s = tile.workspace, tile.places, tile.lane
     @inbounds begin
         group, top, scales = zero(Int32), typemin(Int32), 0
-        for (k, e) in enumerate(range)
-            v = c.child[e]
+        for (k, e) in enumerate(edges(c, u))
+            v = child(c, u, e)
             out[k] = ws.values[TILE * places.column[v] + s]
             if places.group[v] != group && out[k] > 0
                 group = places.group[v]
@@ -155,9 +155,9 @@ function cumulative_weights!(out, c::Circuit, range, tile::TileLane)
             end
         end
         total = 0.0
-        for (k, e) in enumerate(range)  # children in several groups have several scales
+        for (k, e) in enumerate(edges(c, u))  # children in several groups have several scales
             scales > 1 && out[k] > 0 &&
-                (out[k] *= power_of_two(ws.exponents[TILE * (places.group[c.child[e]] - 1) + s] - Int(top)))
+                (out[k] *= power_of_two(ws.exponents[TILE * (places.group[child(c, u, e)] - 1) + s] - Int(top)))
             out[k] = total += c.weight[e] * out[k]
         end
     end
@@ -167,13 +167,13 @@ end
 @inline power_of_two(k::Int) = reinterpret(Float64, max(k + 1023, 0) << 52)
 
 "From the exact evaluation's logarithms."
-function cumulative_weights!(out, c::Circuit, range, log_value::Vector{Float64})
+function cumulative_weights!(out, c::Circuit, u, log_value::Vector{Float64})
     total, top = 0.0, -Inf
-    for e in range
-        c.weight[e] > 0 && (top = max(top, log_value[c.child[e]]))
+    for e in edges(c, u)
+        c.weight[e] > 0 && (top = max(top, log_value[child(c, u, e)]))
     end
-    for (k, e) in enumerate(range)
-        out[k] = total += c.weight[e] > 0 ? c.weight[e] * exp(log_value[c.child[e]] - top) : 0.0
+    for (k, e) in enumerate(edges(c, u))
+        out[k] = total += c.weight[e] > 0 ? c.weight[e] * exp(log_value[child(c, u, e)] - top) : 0.0
     end
 end
 

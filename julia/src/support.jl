@@ -58,11 +58,11 @@ function support!(job::SupportJob, t::Int, samples::UnitRange)
             job.everywhere[u] && !(job.X isa SoftEvidence) || (word = possible_samples(c, u, job.X, samples))
         elseif c.kind[u] == PRODUCT
             for e in edges(c, u)
-                word &= possible[c.child[e]]
+                word &= possible[child(c, u, e)]
             end
         else
             for e in edges(c, u)
-                c.weight[e] > 0 && (word |= possible[c.child[e]])
+                c.weight[e] > 0 && (word |= possible[child(c, u, e)])
             end
         end
         possible[u] = word
@@ -77,7 +77,7 @@ function support!(job::SupportJob, t::Int, samples::UnitRange)
     for u in reverse(1:num_units(c))
         passes[u] == 0 && continue
         for e in edges(c, u)
-            v = c.child[e]
+            v = child(c, u, e)
             flow = c.kind[u] == PRODUCT ? passes[u] : c.weight[e] > 0 ? passes[u] & possible[v] : UInt64(0)
             passes[v] |= flow
             flow == 0 || c.kind[u] == PRODUCT || (carries[e] = true)

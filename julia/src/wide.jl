@@ -46,7 +46,7 @@ function forward!(ws::WideWorkspace, c::Circuit, X::Data)
         if c.kind[u] == PRODUCT
             m, e = splat(1f0), NO_EXPONENT
             for i in edges(c, u)
-                v = c.child[i]
+                v = child(c, u, i)
                 m, e = scaled(mul(m, load_lanes(mantissa(ws, v))), add(e, load_lanes(exponent(ws, v))))
             end
         else
@@ -57,9 +57,9 @@ function forward!(ws::WideWorkspace, c::Circuit, X::Data)
     end
 end
 
-"A term of a sum: its mantissa and exponent."
-@inline function wide_term(ws::WideWorkspace, c::Circuit, i)
-    v = c.child[i]
+"A term of sum `u`: its mantissa and exponent."
+@inline function wide_term(ws::WideWorkspace, c::Circuit, u, i)
+    v = child(c, u, i)
     return scaled(mul(splat(c.weight[i]), load_lanes(mantissa(ws, v))), load_lanes(exponent(ws, v)))
 end
 
@@ -67,11 +67,11 @@ end
 @inline function wide_sum(ws::WideWorkspace, c::Circuit, u)
     top = LEAST_EXPONENT
     for i in edges(c, u)
-        top = max_lanes(top, wide_term(ws, c, i)[2])
+        top = max_lanes(top, wide_term(ws, c, u, i)[2])
     end
     total = splat(0f0)
     for i in edges(c, u)
-        m, e = wide_term(ws, c, i)
+        m, e = wide_term(ws, c, u, i)
         total = muladd_lanes(m, power_of_two(add(e, negate(top))), total)
     end
     return total, top
@@ -158,16 +158,16 @@ function backward!(stat::Statistics, ws::WideWorkspace, c::Circuit, X::Data)
             end
         elseif c.kind[u] == PRODUCT
             for i in edges(c, u)
-                p = flow(ws, c.child[i])
+                p = flow(ws, child(c, u, i))
                 store_lanes(p, add(load_lanes(p), f))
             end
         else
             share = ratio(f, load_lanes(mantissa(ws, u)))
             scale = negate(load_lanes(exponent(ws, u)))
             for i in edges(c, u)
-                m, e = wide_term(ws, c, i)
+                m, e = wide_term(ws, c, u, i)
                 part = mul(mul(share, m), power_of_two(add(e, scale)))
-                p = flow(ws, c.child[i])
+                p = flow(ws, child(c, u, i))
                 store_lanes(p, add(load_lanes(p), part))
                 # Statistics leave out the weight (evaluate.jl).
                 c.weight[i] > 0 && (stat.weight[i] += horizontal_sum(part) / c.weight[i])

@@ -13,9 +13,9 @@ function reference_values(c, x)
             value = x[c.variable[u]]
             value < 0 ? 1.0 : Float64(c.leaf[c.param_start[u] + value * c.param_stride[u]])
         elseif c.kind[u] == LVDJuice.PRODUCT
-            prod(p[c.child[e]] for e in kids)
+            prod(p[LVDJuice.child(c, u, e)] for e in kids)
         else
-            sum(c.weight[e] * p[c.child[e]] for e in kids)
+            sum(c.weight[e] * p[LVDJuice.child(c, u, e)] for e in kids)
         end
     end
     return p
@@ -23,10 +23,10 @@ end
 
 "Unit and edge flows of one sample whose head is unit `head`."
 function reference_flows(c, p, head)
-    flow, edge = zeros(length(p)), zeros(length(c.child))
+    flow, edge = zeros(length(p)), zeros(length(c.weight))
     flow[head] = 1
     for u in reverse(eachindex(p)), e in c.child_start[u]:c.child_start[u + 1] - 1
-        v = c.child[e]
+        v = LVDJuice.child(c, u, e)
         if c.kind[u] == LVDJuice.PRODUCT
             flow[v] += flow[u]
         elseif p[u] > 0
@@ -116,7 +116,7 @@ function random_circuit(rng, V, C, heads)
 end
 
 "Copies of a circuit's arrays."
-arrays_of(c) = [copy(getfield(c, f)) for f in fieldnames(Circuit)[2:end]]
+arrays_of(c) = [copy(a) for a in LVDJuice.circuit_arrays(c)[2:end]]
 
 "A level between the values, far from all of them."
 function level_between(rng, values)
@@ -142,7 +142,7 @@ function add_exact_flows!(stat, c, X, n, head, sample_weight)
             LVDJuice.add_input_flow!(stat, c, u, X, n, flow[u])
         else
             for e in LVDJuice.edges(c, u)
-                v = c.child[e]
+                v = LVDJuice.child(c, u, e)
                 if c.kind[u] == LVDJuice.PRODUCT
                     flow[v] += flow[u]
                 else

@@ -23,9 +23,9 @@ function pruned_values(c, left, x)
         p[u] = if LVDJuice.isinput(c.kind[u])
             Float64(c.leaf[c.param_start[u] + x[c.variable[u]] * c.param_stride[u]])
         elseif c.kind[u] == LVDJuice.PRODUCT
-            prod(p[c.child[e]] for e in LVDJuice.edges(c, u))
+            prod(p[LVDJuice.child(c, u, e)] for e in LVDJuice.edges(c, u))
         else
-            sum(left[e] * p[c.child[e]] for e in LVDJuice.edges(c, u) if haskey(left, e))
+            sum(left[e] * p[LVDJuice.child(c, u, e)] for e in LVDJuice.edges(c, u) if haskey(left, e))
         end
     end
     return p[c.heads]
@@ -38,7 +38,7 @@ function pruned_units(c, left)
         u in found && return
         push!(found, u)
         for e in LVDJuice.edges(c, u)
-            (c.kind[u] == LVDJuice.PRODUCT || haskey(left, e)) && visit(c.child[e])
+            (c.kind[u] == LVDJuice.PRODUCT || haskey(left, e)) && visit(LVDJuice.child(c, u, e))
         end
     end
     foreach(visit, c.heads)
@@ -47,7 +47,7 @@ end
 
 "The flows of all edges of sums, by the definition."
 function reference_edge_flows(c, X, head_of, weights)
-    flow = zeros(length(c.child))
+    flow = zeros(length(c.weight))
     for n in axes(X, 2)
         values, head = reference_values(c, X[:, n]), c.heads[head_of[n]]
         values[head] > 0 && (flow .+= weights[n] .* reference_flows(c, values, head)[2])

@@ -65,7 +65,7 @@ end
         c, X, _, head_of, Z, P = random_query(rng)
         weights = rand(rng, Float32, size(X, 2)) .+ 0.1f0
         units, edge_flows = flows(c, X, head_of; weights=weights)
-        expected_units, expected_edges = zeros(length(c.kind)), zeros(length(c.child))
+        expected_units, expected_edges = zeros(length(c.kind)), zeros(length(c.weight))
         for n in axes(X, 2)
             values, head = reference_values(c, X[:, n]), c.heads[head_of[n]]
             values[head] > 0 || continue
@@ -138,9 +138,9 @@ function reference_best(c, x)
         p[u] = if LVDJuice.isinput(c.kind[u])
             Float64(c.leaf[c.param_start[u] + x[c.variable[u]] * c.param_stride[u]])
         elseif c.kind[u] == LVDJuice.PRODUCT
-            prod(p[c.child[e]] for e in kids)
+            prod(p[LVDJuice.child(c, u, e)] for e in kids)
         else
-            maximum(c.weight[e] * p[c.child[e]] for e in kids)
+            maximum(c.weight[e] * p[LVDJuice.child(c, u, e)] for e in kids)
         end
     end
     return p
@@ -258,7 +258,7 @@ end
     for trial in 1:10
         c, X, _, head_of, _, _ = random_query(rng; N=101)
         weights = rand(rng, Float32, 101)
-        whole = Circuit((copy(getfield(c, name)) for name in fieldnames(Circuit))...)
+        whole = Circuit(c.num_vars, arrays_of(c)...)
         counts = LVDJuice.ExpectedCounts(c)
         for part in (1:40, 41:101)
             job = LVDJuice.FlowJob(Plan(c), X[:, part], head_of[part]; weights=weights[part])
