@@ -142,6 +142,11 @@ def test_grey_images_of_few_levels_are_shown_from_black_to_white(lvd_juice: Any,
     assert shown.shape[:2] == (10, 4)
     levels = (images[:10, ..., 0] // 16).astype(float)
     np.testing.assert_array_equal(shown[:, 0], np.rint(levels / levels.max() * 255)[..., None].repeat(3, -1))
+    lvd_juice("sample", "grey", "-n", "4", "-o", "g.png")
+    lvd_juice("sample", "grey", "-n", "4", "-o", "g.npy")
+    shown, drawn = cells("g.png", HEIGHT, WIDTH, 12)[..., 0].reshape(-1, HEIGHT, WIDTH)[:4], np.load("g.npy")[..., 0]
+    assert shown.max() == 255
+    assert (np.diff(shown.ravel()[np.argsort(drawn.ravel(), kind="stable")].astype(int)) >= 0).all()
 
 
 def test_masks_by_name_and_from_files(tmp_path: Path) -> None:
