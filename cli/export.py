@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import click
@@ -99,15 +98,16 @@ def _part(model: JointModel, part: str, run: Path, max_params: int) -> list[tupl
         rows, columns = position_grid(height, width, model.patch)
         about = (
             f"p(z) of a grid of {rows}x{columns} positions\nvariable 1 + row * {columns} + column, "
-            f"values 0..{model.num_latent_values - 1}: the heads of all patch circuits, one circuit after another"
+            f"values 0..{model.num_latent_values - 1}: the heads of its patch circuits, one circuit after another"
         )
         return [(model.prior, about)]
     if part == "patches":
         variables = _variables((ph, pw, channels), model.color)
-        ends = accumulate((circuit.num_heads for circuit in model.circuits), initial=0)
         return [
-            (circuit, f"p(x | z) of patches, a head for each of z = {first}..{end - 1}\n{variables}")
-            for circuit, (first, end) in zip(model.circuits, pairwise(ends), strict=True)
+            (circuit, f"p(x | z) {of}, a head for each of z = {values.start}..{values.stop - 1}\n{variables}")
+            for positions, circuits in model.groups()
+            for of in ("of patches" if model.tied else f"of the patch at position {positions.start}",)
+            for circuit, values in circuits
         ]
     params = num_params_written_out(model)
     if params > max_params:
