@@ -10,13 +10,13 @@ import click
 from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.data import load_test_data
 from pyjuice_lvd.evaluation import figures_of_merit, protocol
-from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.runs import RunDirectory, read_json
-from pyjuice_lvd.settings import BASELINES, Settings
+from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.splits import noun
 
 from .fit import prepare
+from .models import load_model
 from .options import emit, json_option, quiet_option, threads_option
 
 
@@ -36,12 +36,9 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     settings = Settings.from_dict(directory.settings)
     rows, which = load_test_data(data, settings, digest=read_json(directory / "data.json")["digest"])
     prepare(settings.method, settings.threads if threads is None else threads)
-    model: JointModel | CircuitModel
-    if settings.method in BASELINES:
-        model = CircuitModel.load(directory / "model")
+    model = load_model(directory, settings)
+    if isinstance(model, CircuitModel):
         model.rows(rows, data)  # names the data where they do not fit
-    else:
-        model = JointModel.load(directory / "model")
     scores = model.score_samples(rows, progress=make_progress(quiet))
     emit(
         {

@@ -19,6 +19,7 @@ from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.runs import RunDirectory
 from pyjuice_lvd.settings import BASELINES, Settings
 
+from .models import load_model
 from .options import emit, json_option, quiet_option
 
 _PARTS = ("joint", "patches", "prior")
@@ -52,13 +53,12 @@ def export(run: Path, output: Path, part: str, max_params: int, as_json: bool, q
     started = time.monotonic()
     suffix = circuit_suffix(output)
     directory = RunDirectory.open_existing(run)
-    method = Settings.from_dict(directory.settings).method
+    settings = Settings.from_dict(directory.settings)
+    method = settings.method
     if method in BASELINES and part != "joint":
         raise InputError(f"--part: found {part!r} for a run of {method}, which has one circuit; wanted 'joint'")
-    if method in BASELINES:
-        circuits = [_whole(CircuitModel.load(directory / "model"))]
-    else:
-        circuits = _part(JointModel.load(directory / "model"), part, run, max_params)
+    model = load_model(directory, settings)
+    circuits = [_whole(model)] if isinstance(model, CircuitModel) else _part(model, part, run, max_params)
     stem = output.name.removesuffix(suffix)
     numbered = [output.with_name(f"{stem}-{index:04d}{suffix}") for index in range(len(circuits))]
     files = numbered if part == "patches" else [output]

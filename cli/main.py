@@ -26,6 +26,8 @@ class _Entry(NamedTuple):
 COMMANDS: dict[str, _Entry] = {
     "fit": _Entry("pyjuice_lvd.cli.fit:fit", "Train a model and report its held-out bpd."),
     "eval": _Entry("pyjuice_lvd.cli.eval:evaluate", "Report a run's held-out bpd with its standard error."),
+    "sample": _Entry("pyjuice_lvd.cli.sample:sample", "Draw images from a run's model."),
+    "inpaint": _Entry("pyjuice_lvd.cli.inpaint:inpaint", "Draw the hidden pixels of images, given the others."),
     "export": _Entry("pyjuice_lvd.cli.export:export", "Write a run's circuits to files that Juice.jl reads."),
     "gap": _Entry("pyjuice_lvd.cli.gap:gap", "Compare a run's model with its teacher, in nats and bpd."),
     "report": _Entry("pyjuice_lvd.cli.report:report", "Put a run's figures and plots on one HTML page."),

@@ -6,6 +6,7 @@ Liu, Liu, Van den Broeck and Liang, ICML 2023, Sec. 3 and Fig. 2; docs/gap.md de
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluation import std_error
 from pyjuice_lvd.images import as_images
 from pyjuice_lvd.joint import JointModel
@@ -166,7 +167,7 @@ class Gap:
 
         The error of a gap is that of the images' paired differences.
         """
-        bits = 1 / (np.log(2) * self.dims)
+        bits = 1 / (math.log(2) * self.dims)
         means = {name: float(values.mean()) for name, values in self.quantities().items()}
         return {
             **means,
@@ -191,7 +192,7 @@ def measure_gap(
     """Measure teacher and circuits on the same images, uint8 (N, H, W, C), and the same pixels of them.
 
     Raises InputError where the images do not fit the model, or where teacher and circuits do not model the same pixels:
-    of a lossy colour transform, both must see its output.
+    of a lossy colour transform, both must see its output. Raises LVDJuiceError where an image has probability 0.
     """
     if not model.color.lossless and teacher.color != model.color.name:
         raise InputError(
@@ -201,13 +202,20 @@ def measure_gap(
     images = as_images(images)
     log_likelihood = model.score_samples(images, progress=progress)
     z, given = assign(model, teacher, bounds.centres, images)
-    return Gap(
+    measured = Gap(
         reconstruction=teacher.reconstruction_nats(images),
         codes=bounds.code_prior.log_likelihood(teacher.codes(images).astype(np.int32)),
         lvd_objective=given.sum(axis=1) + model.prior.log_likelihood(z),
         log_likelihood=log_likelihood,
         dims=model.dims,
     )
+    for name, values in measured.quantities().items():
+        if not np.isfinite(values).all():
+            raise LVDJuiceError(
+                f"{name}: -inf for {np.sum(~np.isfinite(values))} of {len(values)} images, which have probability 0; "
+                "fit with pseudocounts above 0"
+            )
+    return measured
 
 
 def assign(

@@ -25,8 +25,8 @@ Summary = Callable[[Float64], Float64]
 _MARGINALS_BYTES = 2**25
 """How much of the marginals of single heads is in memory at once."""
 
-_NEGLIGIBLE = 1e-12
-"""Values of z below this posterior probability are left out of mixtures: far below the rounding of float32."""
+_NEGLIGIBLE = 1e-10
+"""Values of z below this posterior probability are left out of mixtures: below the rounding of float32."""
 
 
 def complete(

@@ -57,7 +57,7 @@ def read_source(data: str | Path, *, size: int, crop: tuple[int, int] | None) ->
     if data == "photos":
         return _read_photos(size)
     path = Path(data)
-    with _reading(path):
+    with reading(path):
         if path.is_dir():
             return _read_folder(path, crop)
         if not path.exists():
@@ -72,7 +72,7 @@ def read_source(data: str | Path, *, size: int, crop: tuple[int, int] | None) ->
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises on a damaged or unreadable file into one line that names the file."""
     try:
         yield
@@ -171,7 +171,7 @@ def _read_imagenet_folder(folder: Path) -> Source:
 
 
 def _read_imagenet_shard(path: Path) -> UInt8:
-    with _reading(path), np.load(path, allow_pickle=False) as archive:
+    with reading(path), np.load(path, allow_pickle=False) as archive:
         if "data" not in archive.files:
             raise InputError(f"{path}: found keys {', '.join(archive.files) or 'none'}, wanted `data`")
         flat: UInt8 = archive["data"]
@@ -195,7 +195,7 @@ def _read_image_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
     if found[0] == "all" and len(found) > 1:
         stray = next(name for name in names if split_of[name] == "all")
         raise InputError(f"{folder / stray}: an image beside the folders train, valid, test; wanted all images in them")
-    images = {name: _read_image_file(folder / name, crop) for name in names}
+    images = {name: read_image_file(folder / name, crop) for name in names}
     shape = images[names[0]].shape[:2]
     for name, image in images.items():
         if image.shape[:2] != shape:
@@ -212,9 +212,9 @@ def _read_image_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
     return Source(str(folder), parts, f"by its folders {', '.join(parts)}")
 
 
-def _read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
+def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
     """Read one image: uint8 (H, W, 1) if it is grey and (H, W, 3) otherwise, as stored; transparency is dropped."""
-    with _reading(path), Image.open(path) as image:
+    with reading(path), Image.open(path) as image:
         # Pillow opens 16-bit colour PNG and TIFF files as "RGB" and cuts them to 8 bits: only the raw mode tells.
         raw_modes = [str(tile[3]) for tile in image.tile] if image.format in ("PNG", "TIFF") else []
         if image.mode[0] in "IF" or any(";16" in mode for mode in raw_modes):

@@ -89,6 +89,25 @@ def test_ycc709_is_marked_lossy_and_inverts_approximately():
 
 
 @pytest.mark.parametrize("name", list(COLORS))
+def test_the_mean_colour_of_independent_channels(name):
+    """Against all combinations of them: what wraps around, or is clamped, included where that is promised."""
+    transform, rng = COLORS[name], np.random.default_rng(3)
+    spread = 256 if name != "ycc709" else 30  # whose clamp at 0 and 255 is applied to the mean
+    levels = [rng.choice(spread, 7, replace=False) + (256 - spread) // 2 for _ in range(3)]
+    p = rng.dirichlet(np.ones(7), 3)
+    distributions = np.zeros((2, 3, 256))
+    for channel in range(3):
+        distributions[0, channel, levels[channel]] = p[channel]
+    distributions[1] = np.eye(256)[[230, 20, 140]]
+    colors = np.stack(np.meshgrid(*levels, indexing="ij"), -1).astype(np.uint8)
+    expected = np.einsum("a,b,c,abcd->d", *p, transform.inverse(colors).astype(float))
+    found = transform.mean(distributions)
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found[0], expected, atol=1e-9 if transform.lossless else 0.5)
+    np.testing.assert_allclose(found[1], transform.inverse(np.array([230, 20, 140], np.uint8)), atol=0.5)
+
+
+@pytest.mark.parametrize("name", list(COLORS))
 def test_grey_is_never_transformed(name):
     grey = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 1), dtype=np.uint8)
     transform = color_transform(name, 1)

@@ -11,7 +11,7 @@ import torch
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.color import COLORS, color_transform
-from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.gap import Bounds, Gap, assign, measure_gap
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.patches import to_patches
@@ -233,6 +233,15 @@ def test_with_a_lossy_transform_teacher_and_circuits_model_the_same_pixels(outer
         np.testing.assert_allclose(repeated.quantities()[name][same], values[same], rtol=1e-6)
     with pytest.raises(InputError, match="found one of rgb pixels for circuits of ycc709, which is lossy"):
         measure_gap(model, taught(3), bounds, images)
+
+
+def test_labels_of_probability_0_are_said_to_be_so(teacher: Teacher, bounds: Bounds) -> None:
+    model, images = joint_model(), made_images(12, 3)
+    model.prior.fit_em(np.zeros((50, 4), int), epochs=1, step_size=1, pseudocount=0)
+    impossible = int((assign(model, teacher, bounds.centres, images)[0] > 0).any(axis=1).sum())
+    assert np.isfinite(model.score_samples(images)).all()
+    with pytest.raises(LVDJuiceError, match=f"lvd_objective: -inf for {impossible} of 12 images"):
+        measure_gap(model, teacher, bounds, images)
 
 
 def test_labels_of_other_images_are_refused(teacher: Teacher) -> None:

@@ -1,0 +1,108 @@
+"""`lvd-juice inpaint`: draw the hidden pixels of test images, given the others."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from pyjuice_lvd.circuit_model import CircuitModel
+from pyjuice_lvd.data import load_test_data
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.evaluation import protocol
+from pyjuice_lvd.masks import MASKS, read_mask
+from pyjuice_lvd.pictures import plot_inpainting
+from pyjuice_lvd.progress import make_progress
+from pyjuice_lvd.runs import RunDirectory, read_json
+from pyjuice_lvd.settings import Settings
+
+from .models import check_modes, load_model, modes_option, output_option, start_julia, write_npy
+from .options import emit, json_option, quiet_option, seed_option, threads_option
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option(
+    "--mask",
+    required=True,
+    metavar="|".join((*MASKS, "FILE")),
+    help="What is hidden: a part, or the white of a picture, or what is True in a .npy, of the image's size.",
+)
+@click.option("-n", "count", type=click.IntRange(min=1), default=8, show_default=True, help="Samples of each image.")
+@click.option(
+    "--images",
+    "how_many",
+    type=click.IntRange(min=1),
+    default=6,
+    show_default=True,
+    help="How many of the test images, at even distances.",
+)
+@output_option
+@modes_option
+@seed_option
+@threads_option
+@json_option
+@quiet_option
+def inpaint(
+    run: Path,
+    data: str,
+    mask: str,
+    count: int,
+    how_many: int,
+    output: Path,
+    biased_modes: bool,
+    seed: int | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Draw exact samples of the hidden pixels of some test images of DATA, given their other pixels.
+
+    A picture has, for each image, itself, what is known of it, the samples, and the posterior mean. An array has the
+    samples, uint8 (n, images, H, W, C).
+    """
+    started = time.monotonic()
+    directory = RunDirectory.open_existing(run)
+    settings = Settings.from_dict(directory.settings)
+    check_modes(biased_modes, settings)
+    test, which = load_test_data(data, settings, digest=read_json(directory / "data.json")["digest"])
+    if test.ndim != 4:
+        raise InputError(f"{data}: found a table, wanted images to hide a part of")
+    hidden = read_mask(mask, test.shape[1], test.shape[2])
+    start_julia(settings, threads)
+    model, progress = load_model(directory, settings), make_progress(quiet)
+    if model.image_shape is None:
+        raise InputError(f"{run}: found a model of tables, wanted one of images")
+    if test.shape[1:] != model.image_shape:
+        raise InputError(f"{data}: found images of {test.shape[1:]}, wanted {model.image_shape} as the run's")
+    chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
+    images, seed = test[chosen], 0 if seed is None else seed
+    if isinstance(model, CircuitModel):
+        drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, progress=progress)
+    else:
+        drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, biased_modes=biased_modes, progress=progress)
+    if output.suffix.lower() == ".png":
+        means = model.posterior_mean(images, hidden, progress=progress)
+        plot_inpainting(output, images, hidden, drawn, means, "biased" if biased_modes else "sample")
+    else:
+        write_npy(output, drawn)
+    emit(
+        {
+            "method": settings.method,
+            "what": "most probable patches of drawn z (biased)" if biased_modes else "conditional samples",
+            "n": count,
+            "images": len(chosen),
+            "which": f"{', '.join(map(str, chosen))} of {which}",
+            "mask": mask,
+            "hidden_fraction": float(hidden.mean()),
+            "shape": drawn.shape,
+            "seed": seed,
+            "output": output,
+            "protocol": protocol(settings.data.color, settings.data.crop, images),
+            "seconds": time.monotonic() - started,
+        },
+        as_json,
+    )
