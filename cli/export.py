@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import click
@@ -20,6 +19,7 @@ from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.runs import RunDirectory
 from pyjuice_lvd.settings import BASELINES, Settings
 
+from .models import load_model
 from .options import emit, json_option, quiet_option
 
 _PARTS = ("joint", "patches", "prior")
@@ -53,13 +53,12 @@ def export(run: Path, output: Path, part: str, max_params: int, as_json: bool, q
     started = time.monotonic()
     suffix = circuit_suffix(output)
     directory = RunDirectory.open_existing(run)
-    method = Settings.from_dict(directory.settings).method
+    settings = Settings.from_dict(directory.settings)
+    method = settings.method
     if method in BASELINES and part != "joint":
         raise InputError(f"--part: found {part!r} for a run of {method}, which has one circuit; wanted 'joint'")
-    if method in BASELINES:
-        circuits = [_whole(CircuitModel.load(directory / "model"))]
-    else:
-        circuits = _part(JointModel.load(directory / "model"), part, run, max_params)
+    model = load_model(directory, settings)
+    circuits = [_whole(model)] if isinstance(model, CircuitModel) else _part(model, part, run, max_params)
     stem = output.name.removesuffix(suffix)
     numbered = [output.with_name(f"{stem}-{index:04d}{suffix}") for index in range(len(circuits))]
     files = numbered if part == "patches" else [output]
@@ -99,15 +98,16 @@ def _part(model: JointModel, part: str, run: Path, max_params: int) -> list[tupl
         rows, columns = position_grid(height, width, model.patch)
         about = (
             f"p(z) of a grid of {rows}x{columns} positions\nvariable 1 + row * {columns} + column, "
-            f"values 0..{model.num_latent_values - 1}: the heads of all patch circuits, one circuit after another"
+            f"values 0..{model.num_latent_values - 1}: the heads of its patch circuits, one circuit after another"
         )
         return [(model.prior, about)]
     if part == "patches":
         variables = _variables((ph, pw, channels), model.color)
-        ends = accumulate((circuit.num_heads for circuit in model.circuits), initial=0)
         return [
-            (circuit, f"p(x | z) of patches, a head for each of z = {first}..{end - 1}\n{variables}")
-            for circuit, (first, end) in zip(model.circuits, pairwise(ends), strict=True)
+            (circuit, f"p(x | z) {of}, a head for each of z = {values.start}..{values.stop - 1}\n{variables}")
+            for positions, circuits in model.groups()
+            for of in ("of patches" if model.tied else f"of the patch at position {positions.start}",)
+            for circuit, values in circuits
         ]
     params = num_params_written_out(model)
     if params > max_params:

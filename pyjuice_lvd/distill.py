@@ -122,12 +122,19 @@ def _teach(
 
 
 def _outer_clusters(teacher: Teacher, train: Images, settings: Settings, pieces: _Pieces) -> npt.NDArray[np.int32]:
-    """Cluster the features of all patches once, as they are: int32 (N, P)."""
+    """Cluster the features of all patches once, as they are: int32 (N, P).
+
+    Positions that are not tied have clusters of their own, which follow one another.
+    """
     done = pieces.finished("outer.safetensors")
     if done is not None:
         return read_arrays(done)[0]["outer"]
     h = teacher.features(train)
-    outer = kmeans(h.reshape(-1, h.shape[2]), settings.clusters.outer, settings.seed).reshape(h.shape[:2])
+    clusters, outer, first = settings.clusters, np.empty(h.shape[:2], np.int32), 0
+    for positions in (slice(None),) if clusters.tied else (slice(i, i + 1) for i in range(h.shape[1])):
+        own = kmeans(h[:, positions].reshape(-1, h.shape[2]), clusters.outer, settings.seed)
+        outer[:, positions] = first + own.reshape(len(h), -1)
+        first += int(own.max()) + 1
     path = pieces.path("outer.safetensors")
     if path is not None:
         write_arrays(path, {"outer": outer})
@@ -257,6 +264,8 @@ def _with_prior(
     progress: Progress,
 ) -> JointModel:
     """Learn p(z) on the labels, then by EM on p(x); the patch circuits stay as they are."""
+    own, tied = settings.prior, settings.clusters.tied
+    circuits, z = (circuits, labels.values) if tied else _position_by_position(circuits, labels)
 
     def joined(prior: Circuit) -> JointModel:
         return JointModel(
@@ -265,16 +274,15 @@ def _with_prior(
             color=settings.data.color,
             circuits=circuits,
             prior=prior,
+            tied=tied,
         )
 
     done, path = pieces.finished("prior.safetensors"), pieces.path("prior.safetensors")
     if done is not None:
         return joined(Circuit.load(done))
     started = time.monotonic()
-    z, own = labels.values, settings.prior
-    prior = Circuit.hclt(
-        z, num_latents=own.latents, num_cats=int(labels.heads.sum()), seed=settings.seed, progress=progress
-    )
+    heads = sum(circuit.num_heads for circuit in circuits) // (1 if tied else z.shape[1])
+    prior = Circuit.hclt(z, num_latents=own.latents, num_cats=heads, seed=settings.seed, progress=progress)
     history = prior.fit_em(
         z,
         epochs=own.epochs,
@@ -306,6 +314,20 @@ def _with_prior(
     if path is not None:
         prior.save(path)
     return model
+
+
+def _position_by_position(circuits: list[Circuit], labels: Labels) -> tuple[list[Circuit], npt.NDArray[np.int32]]:
+    """Number z at each position by its own heads; give all positions as many of them.
+
+    A position whose features could not be told apart has fewer: its last head then stands for several values of z.
+    """
+    circuits, ends = list(circuits), labels.outer.max(axis=0) + 1
+    counts = np.array([heads.sum() for heads in np.split(labels.heads, ends[:-1])], np.int32)
+    for last, missing in zip(ends - 1, counts.max() - counts, strict=True):
+        if missing:
+            heads = np.arange(labels.heads[last] + missing)
+            circuits[last] = circuits[last].with_heads(np.minimum(heads, labels.heads[last] - 1))
+    return circuits, labels.values - (np.cumsum(counts, dtype=np.int32) - counts)
 
 
 def _epoch(history: History, steps: npt.NDArray[np.float64], epoch: int) -> dict[str, float]:

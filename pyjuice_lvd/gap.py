@@ -237,14 +237,17 @@ def assign(
 
     h = teacher.features(images)
     shape = h.shape[:2]
-    nearest = pairwise_distances_argmin(h.reshape(-1, h.shape[2]), centres)
-    patches = to_patches(model.color.forward(images), model.patch).reshape(len(nearest), -1)
-    z, given = np.empty(len(nearest), np.int32), np.empty(len(nearest))
+    patches = to_patches(model.color.forward(images), model.patch)
+    z, given = np.empty(shape, np.int32), np.empty(shape)
     first = 0
-    for cluster, circuit in enumerate(model.circuits):
-        members = np.flatnonzero(nearest == cluster)
-        scores = circuit.log_likelihood(patches[members], head="all")
-        z[members] = first + scores.argmax(axis=1)
-        given[members] = scores.max(axis=1)
-        first += circuit.num_heads
-    return z.reshape(shape), given.reshape(shape)
+    for positions, circuits in model.groups():
+        clusters = slice(first, first + len(circuits))
+        nearest = pairwise_distances_argmin(h[:, positions].reshape(-1, h.shape[2]), centres[clusters])
+        nearest = nearest.reshape(len(h), -1)
+        for cluster, (circuit, values) in enumerate(circuits):
+            members = nearest == cluster
+            scores = circuit.log_likelihood(patches[:, positions][members], head="all")
+            z[:, positions][members] = values.start + scores.argmax(axis=1)
+            given[:, positions][members] = scores.max(axis=1)
+        first = clusters.stop
+    return z, given

@@ -1,4 +1,4 @@
-"""The joint model of whole images: p(x) = sum_z p(z) prod_i p(x_i | z_i), a prior circuit over tied patch circuits."""
+"""The joint model of whole images: p(x) = sum_z p(z) prod_i p(x_i | z_i), a prior circuit over patch circuits."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class JointModel:
         p(x_i | z_i), one for each outer cluster; its heads are values of z. All positions share them.
     prior : Circuit
         p(z), over the positions, with as many categories as the circuits have heads in all.
+    tied : bool
+        False: each position has circuits of its own. `circuits` are then those of the first position, of the second and
+        so on; their heads are values of that position's z, as many at each.
+
+    Raises InputError where positions that are not tied have different numbers of heads.
 
     """
 
@@ -55,17 +60,23 @@ class JointModel:
         color: str,
         circuits: Sequence[Circuit],
         prior: Circuit,
+        tied: bool = True,
     ) -> None:
         self.image_shape = image_shape
         self.patch = patch
         self.color: ColorTransform = color_transform(color, image_shape[2])
         self.circuits = list(circuits)
         self.prior = prior
+        self.tied = tied
+        ends = np.cumsum([circuit.num_heads for circuit in self.circuits])
+        wanted = self.num_latent_values * np.arange(1, prior.num_vars + 1)
+        if not tied and not (np.isin(wanted, ends).all() and wanted[-1] == ends[-1]):
+            raise InputError(f"circuits: found other numbers of heads at some of the {prior.num_vars} untied positions")
 
     @property
     def num_latent_values(self) -> int:
         """K, the number of values of each z_i."""
-        return sum(circuit.num_heads for circuit in self.circuits)
+        return sum(circuit.num_heads for circuit in self.circuits) // (1 if self.tied else self.prior.num_vars)
 
     @property
     def num_params(self) -> int:
@@ -77,12 +88,18 @@ class JointModel:
         """Dimensions of an image, H W C."""
         return int(np.prod(self.image_shape))
 
-    def heads(self) -> Iterator[tuple[Circuit, slice]]:
-        """Give each circuit, and which values of z its heads are."""
-        first = 0
+    def groups(self) -> Iterator[tuple[slice, list[tuple[Circuit, slice]]]]:
+        """Give the positions that share circuits, with these circuits, and the values of z that their heads are.
+
+        All positions are one group; where they are not tied, each is a group of its own.
+        """
+        positions, circuits, first = slice(0, self.prior.num_vars if self.tied else 1), [], 0
         for circuit in self.circuits:
-            yield circuit, slice(first, first + circuit.num_heads)
+            circuits.append((circuit, slice(first, first + circuit.num_heads)))
             first += circuit.num_heads
+            if first == self.num_latent_values:
+                yield positions, circuits
+                positions, circuits, first = slice(positions.stop, positions.stop + 1), [], 0
 
     def patch_scores(self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """log p(x_i | z_i = k) of every patch and value, float32 (N, P, K), in nats.
@@ -92,10 +109,13 @@ class JointModel:
         images, hidden = self._checked(images, mask)
         patches, masks = self.patches(images), to_patches(hidden, self.patch)
         scores = np.zeros((*patches.shape[:2], self.num_latent_values), np.float32)
-        seen = ~masks.all(2)
-        rows, hidden_rows = patches[seen], masks[seen] if masks.any() else None
-        for circuit, values in self.heads():
-            scores[seen, values] = circuit.log_likelihood(rows, mask=hidden_rows, head="all")
+        any_hidden = masks.any()
+        seen = ~np.all(masks, axis=2)
+        for positions, circuits in self.groups():
+            known, here = seen[:, positions], scores[:, positions]
+            rows, hidden_rows = patches[:, positions][known], masks[:, positions][known] if any_hidden else None
+            for circuit, values in circuits:
+                here[known, values] = circuit.log_likelihood(rows, mask=hidden_rows, head="all")
         return scores
 
     def score_samples(
@@ -297,6 +317,7 @@ class JointModel:
                 "patch": self.patch,
                 "color": self.color.name,
                 "circuits": len(self.circuits),
+                "tied": self.tied,
             },
         )
 
@@ -315,6 +336,7 @@ class JointModel:
             color=table["color"],
             circuits=[Circuit.load(circuit_path(folder, index)) for index in range(table["circuits"])],
             prior=Circuit.load(folder / "prior.safetensors"),
+            tied=table.get("tied", True),  # older models do not say
         )
 
     @property

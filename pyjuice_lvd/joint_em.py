@@ -108,7 +108,7 @@ def fit_end_to_end(
     on_epoch: Callable[[History], None] | None = None,
     progress: Progress = SILENT,
 ) -> History:
-    """Mini-batch EM on p(x), in place: p(z) and the tied p(x_i | z_i) of all positions learn together.
+    """Mini-batch EM on p(x), in place: p(z) and the p(x_i | z_i) of all positions learn together.
 
     The flow of p(x) into a head at a position, p(z_i = k | x), is the weight of that patch in the statistics of the
     head's circuit. Memory is bounded by the batch: 8 bytes for each of its images, positions and latent values.
@@ -157,7 +157,7 @@ def fit_end_to_end(
         position, total = state.restore(history, watch)
     job = julia.call(
         "joint_em_job", patches, epochs, batch_size, float(step_size[0]), float(step_size[1]), float(pseudocount),
-        float(prior_pseudocount), seed, *(part.circuit for part in parts),
+        float(prior_pseudocount), seed, model.tied, *(part.circuit for part in parts),
     )  # fmt: skip
     julia.call("continue_from!", job, len(history), position, total)
     try:

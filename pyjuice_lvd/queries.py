@@ -42,19 +42,20 @@ def complete(
 
     Samples of p(x_hidden | x_known, z), or, with `modes`, the most probable values by max-product (`Circuit.mpe`).
     """
-    wholly = hidden.all(2)
-    partly = hidden.any(2) & ~wholly
-    for circuit, values in model.heads():
-        own = (z >= values.start) & (z < values.stop)
-        head = z.astype(np.int64) - values.start
-        if (chosen := own & wholly).any():
-            patches[chosen] = _whole(circuit, head[chosen], rng, modes=modes)
-        if (chosen := own & partly).any():
-            rows, mask = patches[chosen], hidden[chosen]
-            if modes:
-                patches[chosen] = circuit.mpe(rows, mask, head=head[chosen])
-            else:
-                patches[chosen] = circuit.sample(1, X=rows, mask=mask, head=head[chosen], seed=derive_seed(rng))[0]
+    wholly = np.all(hidden, axis=2)
+    partly = np.any(hidden, axis=2) & ~wholly
+    for positions, circuits in model.groups():
+        here, here_z = patches[:, positions], z[:, positions].astype(np.int64)
+        for circuit, values in circuits:
+            own, head = (here_z >= values.start) & (here_z < values.stop), here_z - values.start
+            if (chosen := own & wholly[:, positions]).any():
+                here[chosen] = _whole(circuit, head[chosen], rng, modes=modes)
+            if (chosen := own & partly[:, positions]).any():
+                rows, mask = here[chosen], hidden[:, positions][chosen]
+                if modes:
+                    here[chosen] = circuit.mpe(rows, mask, head=head[chosen])
+                else:
+                    here[chosen] = circuit.sample(1, X=rows, mask=mask, head=head[chosen], seed=derive_seed(rng))[0]
 
 
 def _whole(circuit: Circuit, head: npt.NDArray[np.int64], rng: np.random.Generator, *, modes: bool) -> Table:
@@ -81,23 +82,27 @@ def mixed(model: JointModel, patches: UInt8, hidden: Mask, posterior: Float64, s
     weight = np.where(posterior > _NEGLIGIBLE, posterior, 0)
     weight /= weight.sum(2, keepdims=True)
     out = np.zeros((*weight.shape[:2], size))
-    wholly = hidden.all(2)
-    partly = hidden.any(2) & ~wholly
-    rows, masks, means = patches[partly], hidden[partly], np.zeros((int(partly.sum()), size))
-    for circuit, values in model.heads():
-        if wholly.any():  # of a head, all such patches have the same marginals
-            nothing = np.zeros((circuit.num_heads, patches.shape[2]), np.uint8)
-            share = weight[wholly][:, values]
-            for part, found in _summaries(circuit, nothing, nothing == 0, np.arange(circuit.num_heads), summary):
-                out[wholly] += share[:, part] @ found
-        share = weight[partly][:, values]
-        row, head = np.nonzero(share)
-        for part, found in _summaries(circuit, rows[row], masks[row], head, summary):
-            touched, place = np.unique(row[part], return_inverse=True)
-            matrix = np.zeros((len(touched), len(place)))
-            matrix[place, np.arange(len(place))] = share[row[part], head[part]]
-            means[touched] += matrix @ found
-    out[partly] = means
+    wholly = np.all(hidden, axis=2)
+    partly = np.any(hidden, axis=2) & ~wholly
+    for positions, circuits in model.groups():
+        whole, part_known, here = wholly[:, positions], partly[:, positions], out[:, positions]
+        rows, masks = patches[:, positions][part_known], hidden[:, positions][part_known]
+        means = np.zeros((len(rows), size))
+        for circuit, values in circuits:
+            shares_of = weight[:, positions, values]
+            if whole.any():  # of a head, all such patches have the same marginals
+                nothing = np.zeros((circuit.num_heads, patches.shape[2]), np.uint8)
+                share = shares_of[whole]
+                for part, found in _summaries(circuit, nothing, nothing == 0, np.arange(circuit.num_heads), summary):
+                    here[whole] += share[:, part] @ found
+            share = shares_of[part_known]
+            row, head = np.nonzero(share)
+            for part, found in _summaries(circuit, rows[row], masks[row], head, summary):
+                touched, place = np.unique(row[part], return_inverse=True)
+                matrix = np.zeros((len(touched), len(place)))
+                matrix[place, np.arange(len(place))] = share[row[part], head[part]]
+                means[touched] += matrix @ found
+        here[part_known] = means
     return out
 
 

@@ -66,6 +66,8 @@ class ClusterSettings:
     """N1: each outer cluster has a circuit of its own."""
     inner: int = 4
     """N2: each inner cluster is a head of its outer cluster's circuit."""
+    tied: bool = True
+    """Whether all positions share clusters and circuits; false: each has as many of its own."""
 
     def __post_init__(self) -> None:
         _at_least("clusters.outer", self.outer, 1)

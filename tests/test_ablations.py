@@ -9,6 +9,9 @@ import pytest
 
 from pyjuice_lvd import HCLT, LVD, LVDPG, RATSPN, Circuit
 from pyjuice_lvd.cli.main import main
+from pyjuice_lvd.distill import distill
+from pyjuice_lvd.joint_circuit import written_out
+from pyjuice_lvd.settings import resolve
 
 TINY: dict[str, dict[str, Any]] = {
     "teacher": {"epochs": 1, "codes": 8, "channels": 8, "blocks": 1, "code_dim": 4, "mixtures": 2},
@@ -16,6 +19,7 @@ TINY: dict[str, dict[str, Any]] = {
     "circuit": {"latents": 2, "epochs": 4},
     "growing": {"epochs": 4},
     "prior": {"latents": 2, "epochs": 2, "soft_epochs": 1},
+    "finetuning": {"epochs": 1},
     "hclt": {"latents": 2, "epochs": 10, "pseudocount": 5.0},  # 50 images tell little of 256 values
     "rat_spn": {"depth": 2, "replicas": 1, "sums": 2, "inputs": 2, "epochs": 10, "pseudocount": 5.0},
 }
@@ -71,11 +75,46 @@ def test_colours_and_crops(estimator: Any, color: str) -> None:
     np.testing.assert_array_equal(model.score_samples(elsewhere), scores)
 
 
+@pytest.mark.parametrize("estimator", [LVDPG, LVD])
+def test_positions_that_are_not_tied(estimator: Any, tmp_path: Path) -> None:
+    images = gradients(4, 6, 3)
+    images[:, :, :4] = 7  # the patches of the first column, and all that the teacher sees of their surroundings
+    config = tiny(clusters={"outer": 2, "inner": 2, "tied": False}, teacher={"patch": [2, 2]}, finetuning={"epochs": 1})
+    model = estimator(config=config).fit(images[:50])
+    joint = model.model_
+    assert not joint.tied
+    groups = [circuits for _, circuits in joint.groups()]
+    assert len(groups) == 6
+    assert all(sum(circuit.num_heads for circuit, _ in own) == joint.num_latent_values for own in groups)
+    assert [len(own) for own in groups] == [1, 2, 2, 1, 2, 2]  # one cluster, of one head, which stands for all values
+    rows = joint.color.forward(images[50:]).reshape(10, -1)
+    np.testing.assert_allclose(written_out(joint).log_likelihood(rows), model.score_samples(images[50:]), rtol=1e-5)
+    model.save(tmp_path / "model")
+    again = estimator.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(images[50:]), model.score_samples(images[50:]))
+
+
+def test_positions_that_are_not_tied_are_taken_up_where_an_interrupted_run_left_them(tmp_path: Path) -> None:
+    images = gradients(4, 6, 3)
+    images[:, :, :4] = 7
+    sections: dict[str, Any] = {"clusters": {"outer": 2, "tied": False}, "teacher": {"patch": [2, 2]}}
+    settings = resolve(None, tiny(**sections, finetuning={"epochs": 0}))
+    whole = distill(images[:50], images[50:], settings, folder=tmp_path).model
+    (tmp_path / "model.json").unlink()
+    again = distill(images[:50], images[50:], settings, folder=tmp_path).model
+    np.testing.assert_array_equal(again.score_samples(images), whole.score_samples(images))
+    for name in ("model.json", "prior.safetensors"):
+        (tmp_path / name).unlink()
+    again = distill(images[:50], images[50:], settings, folder=tmp_path).model
+    np.testing.assert_array_equal(again.score_samples(images), whole.score_samples(images))
+
+
 @pytest.mark.parametrize(
     ("method", "shape", "options", "protocol"),
     [
         ("lvd-pg", (6, 8, 3), ["--color", "ycc709", "--set", "teacher.decoder=convolutional"], ("ycc709", None, False)),
         ("lvd", (8, 9, 1), ["--crop", "6x8", "--color", "rgb"], ("rgb", "6x8", True)),
+        ("lvd-pg", (6, 8), ["--set", "clusters.tied=false"], ("ycocg", None, True)),
         ("hclt", (4, 6), [], ("ycocg", None, True)),
         ("rat-spn", (5, 6, 3), ["--crop", "4x6", "--color", "ycc709"], ("ycc709", "4x6", False)),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import tiny_model
 from scipy.special import logsumexp
 
 from pyjuice_lvd import Circuit
@@ -90,7 +91,7 @@ def test_the_parts_make_up_the_joint_model(digits: Path, tmp_path: Path, capsys:
     export(capsys, digits, tmp_path / "prior.jpc", "--part", "prior")
     assert header(tmp_path / "prior.jpc")[1:] == [
         "c p(z) of a grid of 4x2 positions",
-        "c variable 1 + row * 2 + column, values 0..5: the heads of all patch circuits, one circuit after another",
+        "c variable 1 + row * 2 + column, values 0..5: the heads of its patch circuits, one circuit after another",
     ]
     prior = Circuit.load(tmp_path / "prior.jpc")
     images = load_data("digits", Settings()).test
@@ -154,6 +155,21 @@ def test_colour_images_of_both_kinds_of_model(tmp_path: Path, capsys: pytest.Cap
         capsys, tmp_path / "hclt", tmp_path / "prior.jpc", "--part", "prior"
     )
     assert not (tmp_path / "prior.jpc").exists()
+
+
+def test_positions_that_are_not_tied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model(cats=4, tied=False)
+    run = finished_run(tmp_path / "run", model, resolve(assignments=["clusters.tied=false"]))
+    images = np.random.default_rng(0).integers(0, 4, (20, 2, 2), dtype=np.uint8)
+    export(capsys, run, tmp_path / "joint.jpc")
+    found = Circuit.load(tmp_path / "joint.jpc").log_likelihood(images.reshape(20, 4))
+    np.testing.assert_allclose(found, model.score_samples(images), rtol=1e-5)
+    files = export(capsys, run, tmp_path / "patches.jpc", "--part", "patches")["files"]
+    assert [header(Path(file))[1] for file in files] == [
+        "c p(x | z) of the patch at position 0, a head for each of z = 0..1",
+        "c p(x | z) of the patch at position 0, a head for each of z = 2..2",
+        "c p(x | z) of the patch at position 1, a head for each of z = 0..2",
+    ]
 
 
 def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

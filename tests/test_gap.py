@@ -120,6 +120,21 @@ def test_centres_are_the_clusters_means_and_label_their_own_images_again(
     assert (assign(joint_model(), teacher, bounds.centres, one_sided)[0] == 2).all()
 
 
+def test_positions_that_are_not_tied_have_clusters_of_their_own(teacher: Teacher) -> None:
+    tied, images = joint_model(), made_images(30, 3)
+    model = JointModel(
+        image_shape=(4, 4, 1), patch=(2, 2), color="ycocg", circuits=tied.circuits * 4, prior=tied.prior, tied=False
+    )
+    h, centres = teacher.features(images), np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    z, given = assign(model, teacher, centres, images)
+    scores = model.patch_scores(images)
+    for position in range(4):
+        distances = ((h[:, position, None] - centres[2 * position : 2 * position + 2]) ** 2).sum(axis=2)
+        best = np.where(distances.argmin(axis=1) == 0, scores[:, position, :2].argmax(axis=1), 2)
+        np.testing.assert_array_equal(z[:, position], best)
+        np.testing.assert_allclose(given[:, position], scores[np.arange(30), position, best], rtol=1e-6)
+
+
 def test_the_prior_over_codes_learns_their_dependencies(teacher: Teacher, bounds: Bounds) -> None:
     codes, held_out = (teacher.codes(made_images(n, seed)) for n, seed in ((200, 0), (100, 5)))
     counts = np.stack([np.bincount(column, minlength=4) + 0.1 for column in codes.T])

@@ -56,6 +56,27 @@ def test_save_and_load(tmp_path: Path) -> None:
         JointModel.load(tmp_path / "model")
 
 
+def test_positions_that_are_not_tied(tmp_path: Path) -> None:
+    model = tiny_model(cats=4, tied=False)
+    assert model.num_latent_values == 3
+    everything = np.array(list(itertools.product(range(4), repeat=4)), np.uint8).reshape(-1, 2, 2)
+    patches = to_patches(everything[..., None], (1, 2))
+    first, second, other = model.circuits
+    given = [
+        np.concatenate([circuit.log_likelihood(patches[:, 0], head="all") for circuit in (first, second)], axis=1),
+        other.log_likelihood(patches[:, 1], head="all"),
+    ]
+    np.testing.assert_allclose(model.patch_scores(everything), np.stack(given, axis=1), rtol=1e-5)
+    assert abs(np.exp(model.score_samples(everything)).sum() - 1) < 1e-6
+    model.save(tmp_path)
+    np.testing.assert_array_equal(JointModel.load(tmp_path).score_samples(everything), model.score_samples(everything))
+    for circuits in ([first, other, second], [first, second], [first, second, other, first], [first]):
+        with pytest.raises(InputError, match="other numbers of heads at some of the 2 untied positions"):
+            JointModel(
+                image_shape=(2, 2, 1), patch=(1, 2), color="rgb", circuits=circuits, prior=model.prior, tied=False
+            )
+
+
 def test_images_of_another_shape_are_refused() -> None:
     with pytest.raises(InputError, match=r"images: found \(3, 2, 1\), wanted \(2, 2, 1\)"):
         tiny_model(cats=4).score_samples(np.zeros((1, 3, 2), np.uint8))

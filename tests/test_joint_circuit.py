@@ -12,9 +12,9 @@ from pyjuice_lvd.joint_circuit import num_params_written_out, written_out
 
 
 def model_of(
-    image_shape: tuple[int, int, int], patch: tuple[int, int], *, cats: int = 256, color: str = "ycocg"
+    image_shape: tuple[int, int, int], patch: tuple[int, int], *, cats: int = 256, tied: bool = True
 ) -> JointModel:
-    """Random parts: circuits of 2, 1 and 3 heads, the last of another structure."""
+    """Random parts: circuits of 2, 1 and 3 heads, the last of another structure; untied, one of 6 at the others."""
     rng = np.random.default_rng(0)
     variables = patch[0] * patch[1] * image_shape[2]
     x = rng.integers(0, cats, (200, variables))
@@ -26,14 +26,20 @@ def model_of(
     circuits.append(Circuit.rat_spn(num_vars=variables, perturbation=0.9, **sizes))
     positions = image_shape[0] // patch[0] * (image_shape[1] // patch[1])
     prior = Circuit.hclt(rng.integers(0, 6, (50, positions)), num_latents=3, num_cats=6, perturbation=0.9)
-    return JointModel(image_shape=image_shape, patch=patch, color=color, circuits=circuits, prior=prior)
+    for position in range(1, 1 if tied else positions):
+        own = Circuit.hclt(x, num_latents=2, num_cats=cats, heads=4, perturbation=0.9, seed=position)
+        circuits.append(own.with_heads([3, 0, 1, 2, 2, 2]))  # the last stands for three values
+    return JointModel(image_shape=image_shape, patch=patch, color="ycocg", circuits=circuits, prior=prior, tied=tied)
 
 
 @pytest.mark.parametrize(
     ("image_shape", "patch"), [((8, 8, 3), (4, 4)), ((6, 4, 3), (3, 2)), ((6, 8, 1), (2, 4)), ((4, 4, 1), (1, 1))]
 )
-def test_it_scores_images_as_the_model_does(image_shape: tuple[int, int, int], patch: tuple[int, int]) -> None:
-    model = model_of(image_shape, patch)
+@pytest.mark.parametrize("tied", [True, False])
+def test_it_scores_images_as_the_model_does(
+    image_shape: tuple[int, int, int], patch: tuple[int, int], tied: bool
+) -> None:
+    model = model_of(image_shape, patch, tied=tied)
     pc = written_out(model)
     images = np.random.default_rng(1).integers(0, 256, (40, *image_shape), dtype=np.uint8)
     rows = model.color.forward(images).reshape(40, -1)
@@ -42,8 +48,9 @@ def test_it_scores_images_as_the_model_does(image_shape: tuple[int, int, int], p
     assert pc.num_params == num_params_written_out(model)
 
 
-def test_its_density_and_its_marginals_by_enumeration() -> None:
-    model = model_of((2, 2, 1), (1, 2), cats=3)
+@pytest.mark.parametrize("tied", [True, False])
+def test_its_density_and_its_marginals_by_enumeration(tied: bool) -> None:
+    model = model_of((2, 2, 1), (1, 2), cats=3, tied=tied)
     pc = written_out(model)
     everything = np.array(list(itertools.product(range(3), repeat=4)), np.uint8)
     p = np.exp(model.score_samples(everything.reshape(-1, 2, 2)))
@@ -80,8 +87,11 @@ def test_the_copies_come_first_in_the_order_of_positions_and_circuits() -> None:
 def test_parts_that_do_not_fit_are_refused() -> None:
     model = model_of((4, 4, 1), (2, 2))
     model.circuits.pop()
-    with pytest.raises(InputError, match="the prior has 6 categories at position 0, the circuits 3 heads"):
+    with pytest.raises(InputError, match="the prior has 6 categories at position 0, wanted 3: the heads"):
         written_out(model)
-    model.patch = (2, 1)
-    with pytest.raises(InputError, match="found the variables of 8 positions, the prior has 4"):
+    model.tied = False
+    with pytest.raises(InputError, match="other numbers of heads at some of the 4 positions"):
+        written_out(model)
+    model.tied, model.patch = True, (2, 1)
+    with pytest.raises(InputError, match="found variables of 8 positions, the prior has 4"):
         written_out(model)

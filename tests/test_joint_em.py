@@ -85,6 +85,17 @@ def test_a_step_end_to_end_is_a_step_on_the_circuit_written_out() -> None:
             np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7)
 
 
+def test_positions_that_are_not_tied_learn_as_the_circuit_written_out() -> None:
+    model, images = tiny_model(cats=4, tied=False), alike(60)
+    whole = written_out(model)
+    (expected,) = whole.fit_em(images.reshape(60, 4), epochs=1, step_size=0.5, batch_size=60, pseudocount=0.2)
+    settings: dict[str, Any] = {"step_size": (0.5, 0.5), "batch_size": 60, "pseudocount": 0.2, "prior_pseudocount": 0.2}
+    history = fit_end_to_end(model, images, images, epochs=1, patience=9, **settings)
+    assert history[0] == pytest.approx(expected, rel=1e-6)
+    for found, values in zip(written_out(model).parameters(), whole.parameters(), strict=True):
+        np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7)
+
+
 def test_end_to_end_reaches_what_the_prior_alone_does_not() -> None:
     train, valid = alike(400), alike(100, seed=4)
     only_prior, whole = tiny_model(cats=4), tiny_model(cats=4)

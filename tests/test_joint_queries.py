@@ -28,11 +28,12 @@ def learned(circuit: Circuit, levels: list[list[int]], seed: int) -> Circuit:
 
 
 def joint_model(
-    image_shape: tuple[int, int, int], patch: tuple[int, int], color: str, levels: list[list[int]], *, factorized: bool
-) -> JointModel:
-    """Two positions, two patch circuits, three values of z."""
+    image_shape: tuple[int, int, int], patch: tuple[int, int], color: str, levels: list[list[int]], *, factorized: bool,
+    tied: bool = True,
+) -> JointModel:  # fmt: skip
+    """Two positions, two patch circuits, three values of z; untied, the second position has other circuits."""
     circuits = []
-    for heads in (2, 1):
+    for number, heads in enumerate((2, 1) if tied else (2, 1, 1, 2)):
         variables, cats = len(levels), max(map(max, levels)) + 1
         parent = np.arange(-1, variables - 1)
         blank = (
@@ -40,9 +41,9 @@ def joint_model(
             if factorized
             else Circuit.from_tree(parent, num_latents=2, num_cats=cats, heads=heads, perturbation=0.9, seed=heads)
         )
-        circuits.append(learned(blank, levels, seed=heads))
+        circuits.append(learned(blank, levels, seed=heads + 10 * number))
     prior = Circuit.from_tree([-1, 0], num_latents=3, num_cats=3, perturbation=0.9, seed=5)
-    return JointModel(image_shape=image_shape, patch=patch, color=color, circuits=circuits, prior=prior)
+    return JointModel(image_shape=image_shape, patch=patch, color=color, circuits=circuits, prior=prior, tied=tied)
 
 
 class Enumerated:
@@ -51,12 +52,16 @@ class Enumerated:
     def __init__(self, model: JointModel, levels: list[list[int]]) -> None:
         self.model = model
         tiles = np.array(list(itertools.product(*levels)), np.uint8)
-        given = np.exp(np.concatenate([c.log_likelihood(tiles, head="all") for c in model.circuits], axis=1))
+        half = 0 if model.tied else len(model.circuits) // 2  # where the second position's circuits begin
+        given = [
+            np.exp(np.concatenate([c.log_likelihood(tiles, head="all") for c in own], axis=1))
+            for own in (model.circuits[: half or None], model.circuits[half:])
+        ]
         z = np.array(list(itertools.product(range(3), repeat=2)))
         self.pz = np.exp(model.prior.log_likelihood(z)).reshape(3, 3)
         first, second = np.divmod(np.arange(len(tiles) ** 2), len(tiles))
         self.patches = np.stack([tiles[first], tiles[second]], axis=1)
-        self.given = np.stack([given[first], given[second]], axis=1)  # (M, 2, 3)
+        self.given = np.stack([given[0][first], given[1][second]], axis=1)  # (M, 2, 3)
         self.joint = np.einsum("kl,mk,ml->mkl", self.pz, self.given[:, 0], self.given[:, 1])
         self.p = self.joint.sum((1, 2))
         self.stored = from_patches(self.patches, model.image_shape, model.patch)
@@ -87,6 +92,12 @@ def colour() -> Enumerated:
     return Enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", COLOURS, factorized=True), COLOURS)
 
 
+@pytest.fixture(scope="module")
+def untied() -> Enumerated:
+    """As grey, but each position has circuits of its own."""
+    return Enumerated(joint_model(SHAPE, PATCH, "ycocg", LEVELS, factorized=False, tied=False), LEVELS)
+
+
 def questions(known: Enumerated, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images that the model can have, and masks of whole pixels, nothing and everything among them."""
     rng = np.random.default_rng(seed)
@@ -97,7 +108,7 @@ def questions(known: Enumerated, n: int, seed: int) -> tuple[np.ndarray, np.ndar
     return images, masks
 
 
-@pytest.fixture(params=["grey", "colour"])
+@pytest.fixture(params=["grey", "colour", "untied"])
 def known(request: pytest.FixtureRequest) -> Enumerated:
     return request.getfixturevalue(request.param)
 
@@ -240,6 +251,7 @@ def test_anomaly_where_responsibilities_underflow() -> None:
     assert expected > 5
 
 
+@pytest.mark.parametrize("known", ["grey", "colour"], indirect=True)
 def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks = questions(known, 40, 12)
     model = known.model

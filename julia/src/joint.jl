@@ -2,22 +2,25 @@
 #
 # The circuits' heads, circuit after circuit, are the categories of the prior. Where p(z)'s flow enters a head at a position, it
 # is the weight of that patch in the statistics of the head's circuit: together they are EM on the circuit that one would get by
-# putting a copy of the patch circuits, with tied parameters, below each of the prior's inputs.
+# putting a copy of the patch circuits below each of the prior's inputs, with parameters that all positions share where the
+# circuits are tied.
 
 # A circuit that has less of a patch than this leaves it out: of K circuits, EM loses less than K times as much of the patch.
 const NEGLIGIBLE = 1f-6
 
 """
-    JointEMJob(prior, circuits, patches; epochs = 10, batch_size = 256, step_size = (0.1, 0.01), pseudocount = 0.1,
-               prior_pseudocount = 0.1, seed = 0)
+    JointEMJob(prior, circuits, patches; tied = true, epochs = 10, batch_size = 256, step_size = (0.1, 0.01),
+               pseudocount = 0.1, prior_pseudocount = 0.1, seed = 0)
 
 Mini-batch EM on log p(x): prior and circuits learn together, in place. `patches`, integers `(variables, positions, samples)`, is
-kept, not copied; `batch_size` counts samples. The step goes linearly from `step_size[1]` in the first epoch to `step_size[2]` in
-the last. A circuit without a patch in a batch is left as it is. [`advance!`](@ref) does the work, batch by batch.
+kept, not copied; `tied` is that of [`joint_circuit`](@ref); `batch_size` counts samples. The step goes linearly from
+`step_size[1]` in the first epoch to `step_size[2]` in the last. A circuit without a patch in a batch is left as it is.
+[`advance!`](@ref) does the work, batch by batch.
 """
 mutable struct JointEMJob{T<:Integer}
     prior::Plan
     circuits::Vector{Plan}
+    places::Vector{Tuple{UnitRange{Int},UnitRange{Int}}}    # of each circuit: its positions, and the values that its heads are
     patches::Array{T,3}
     epochs::Int
     batch_size::Int
@@ -34,13 +37,14 @@ mutable struct JointEMJob{T<:Integer}
     total::Float64              # log-likelihood of those samples, each before its batch's step
 end
 
-function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3}; epochs::Integer=10,
-                    batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, prior_pseudocount::Real=0.1,
-                    seed::Integer=0)
+function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3}; tied::Bool=true,
+                    epochs::Integer=10, batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1,
+                    prior_pseudocount::Real=0.1, seed::Integer=0)
     V, P, N = size(patches)
     N >= 1 || throw(ArgumentError("patches: found no samples"))
     P == prior.num_vars || throw(ArgumentError("patches: found $P positions, the prior has $(prior.num_vars)"))
-    K = sum(num_heads, circuits)
+    where = places(circuits, P; tied=tied)
+    K = maximum(last(values) for (_, values) in where)
     all(==(K), prior.categories[isinput.(prior.kind)]) ||
         throw(ArgumentError("prior: its inputs have other numbers of categories than the $K heads of the circuits"))
     epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
@@ -52,7 +56,7 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
         check_data(reshape(patches, V, P * N), plan.limits)
     end
     plan, threads = Plan(prior; soft=true), Threads.nthreads()
-    return JointEMJob(plan, plans, patches, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
+    return JointEMJob(plan, plans, where, patches, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
                       Float64(prior_pseudocount), Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
                       [Statistics(prior) for _ in 1:threads], [zeros(Float32, TILE * K) for _ in 1:threads], 0, 0, 0.0)
 end
@@ -88,31 +92,30 @@ end
 
 "One batch."
 function joint_step!(job::JointEMJob, samples::Vector{Int32})
-    V, P, _ = size(job.patches)
-    patches = reshape(job.patches[:, :, samples], V, P * length(samples))
-    evidence = SoftEvidence(reshape(head_scores(job.circuits, patches), :, P, length(samples)))
-    posterior, total = prior_flows!(job, evidence)
+    patches = job.patches[:, :, samples]
+    posterior, total = prior_flows!(job, SoftEvidence(head_scores(job, patches)))
     job.total += total
     step = step_of(job)
     apply!(job.prior, job.prior_statistics, step, job.prior_pseudocount)
-    posterior, first = reshape(posterior, :, size(patches, 2)), 1
-    for plan in job.circuits
-        last = first + num_heads(plan.circuit) - 1
-        circuit_step!(plan, patches, posterior, first:last, step, job.pseudocount)
-        first = last + 1
+    for (plan, (positions, values)) in zip(job.circuits, job.places)
+        circuit_step!(plan, columns(patches, positions), columns(posterior, positions), values, step, job.pseudocount)
     end
 end
 
-"log p(patch | head) in nats of all circuits' heads: Float32 `(heads, patches)`."
-function head_scores(plans::Vector{Plan}, patches::Matrix)
-    scores, first = Matrix{Float32}(undef, sum(plan -> num_heads(plan.circuit), plans), size(patches, 2)), 1
-    for plan in plans
-        last = first + num_heads(plan.circuit) - 1
-        log_likelihood!(view(scores, first:last, :), plan, patches, 1:num_heads(plan.circuit))
-        first = last + 1
+"log p(patch | value) in nats: Float32 `(values, positions, samples)`."
+function head_scores(job::JointEMJob, patches::Array)
+    _, P, N = size(patches)
+    scores = Array{Float32}(undef, maximum(last(values) for (_, values) in job.places), P, N)
+    for (plan, (positions, values)) in zip(job.circuits, job.places)
+        out = length(positions) == P ? view(columns(scores, positions), values, :) : view(scores, values, positions[1], :)
+        log_likelihood!(out, plan, columns(patches, positions), 1:num_heads(plan.circuit))
     end
     return scores
 end
+
+"What there is at some positions, sample after sample: a matrix of `(.., positions, samples)`, without a copy if it is all."
+columns(array::Array, positions) =
+    reshape(length(positions) == size(array, 2) ? array : array[:, positions, :], size(array, 1), :)
 
 """
 Adds the flows of the prior's parameters to its statistics; returns the flows into the heads, p(z_i = k | x), Float32

@@ -1,20 +1,43 @@
 # The joint model p(x) = sum_z p(z) prod_i p(x_i | z_i) (Liu et al. 2023, section 3), written out as one circuit.
 
 """
-    joint_circuit(prior, circuits, variables) -> Circuit
+    places(circuits, positions; tied = true) -> [(positions, values), ...]
 
-The prior p(z) over positions, with the patch circuits p(x_i | z_i) below it: a copy of all circuits for each position i, over the
-variables `variables[:, i]`; `variables` is a matrix (variables of a patch, positions) that holds 1, 2, ... each once. The values
-of z_i are the heads of the circuits, one circuit after another. Instead of an input unit of the prior over position i there is
-a sum over position i's copies of the heads, weighted by the input's probabilities; where that is 0, there is no edge.
+Of each patch circuit, the positions that it is for, and the values of their latents that its heads are. Tied circuits are for all
+positions. Others are those of the first position, of the second and so on, with as many heads at each. Throws an
+`ArgumentError` where that is not so.
+"""
+function places(circuits::AbstractVector{Circuit}, positions::Integer; tied::Bool=true)
+    found, groups, position, first = Tuple{UnitRange{Int},UnitRange{Int}}[], tied ? 1 : positions, 1, 1
+    values, rest = divrem(sum(Int[num_heads(c) for c in circuits]), groups)
+    for c in circuits
+        last = first + num_heads(c) - 1
+        rest == 0 && last <= values ||
+            throw(ArgumentError("found other numbers of heads at some of the $positions positions, which are not tied"))
+        push!(found, (tied ? (1:positions) : (position:position), first:last))
+        position, first = last < values ? (position, last + 1) : (position + 1, 1)
+    end
+    return found
+end
+
+"""
+    joint_circuit(prior, circuits, variables; tied = true) -> Circuit
+
+The prior p(z) over positions, with the patch circuits p(x_i | z_i) below it: for each position i a copy of its circuits, all of
+them where they are tied, else as [`places`](@ref) has it, over the variables `variables[:, i]`; `variables` is a matrix
+(variables of a patch, positions) that holds 1, 2, ... each once. The values of z_i are the heads of these circuits, one circuit
+after another. Instead of an input unit of the prior over position i there is a sum over position i's copies of the heads,
+weighted by the input's probabilities; where that is 0, there is no edge.
 
 First come the copies, position after position and circuit after circuit, each as its circuit lies, then the prior: units,
 edges and the inputs' parameters are found again by counting. Throws an `ArgumentError` where the parts do not fit together.
 """
-function joint_circuit(prior::Circuit, circuits::AbstractVector{Circuit}, variables::AbstractMatrix{<:Integer})
-    check_parts(prior, circuits, variables)
+function joint_circuit(prior::Circuit, circuits::AbstractVector{Circuit}, variables::AbstractMatrix{<:Integer}; tied::Bool=true)
+    where = places(circuits, prior.num_vars; tied=tied)
+    check_parts(prior, circuits, variables, tied)
     b = Builder(length(variables))
-    heads = [reduce(vcat, [append_circuit!(b, c, view(variables, :, i)) for c in circuits]) for i in 1:prior.num_vars]
+    heads = [reduce(vcat, [append_circuit!(b, c, view(variables, :, i)) for (c, (positions, _)) in zip(circuits, where)
+                           if i in positions]) for i in 1:prior.num_vars]
     unit = Vector{Int32}(undef, num_units(prior))  # where each unit of the prior is now
     for u in 1:num_units(prior)
         if isinput(prior.kind[u])
@@ -30,22 +53,22 @@ function joint_circuit(prior::Circuit, circuits::AbstractVector{Circuit}, variab
     return Circuit(b, unit[prior.heads])
 end
 
-function check_parts(prior, circuits, variables)
+function check_parts(prior, circuits, variables, tied)
     isempty(circuits) && throw(ArgumentError("joint_circuit: found no circuits, wanted at least 1"))
     size(variables, 2) == prior.num_vars ||
-        throw(ArgumentError("joint_circuit: found the variables of $(size(variables, 2)) positions, the prior has $(prior.num_vars)"))
+        throw(ArgumentError("joint_circuit: found variables of $(size(variables, 2)) positions, the prior has $(prior.num_vars)"))
     sort(vec(variables)) == 1:length(variables) ||
         throw(ArgumentError("joint_circuit: found variables that are not each of 1..$(length(variables)) once"))
     for (t, c) in enumerate(circuits)
         c.num_vars == size(variables, 1) ||
             throw(ArgumentError("joint_circuit: circuit $(t - 1) has $(c.num_vars) variables, a patch $(size(variables, 1))"))
     end
-    values = sum(num_heads, circuits)
+    values = sum(num_heads, circuits) ÷ (tied ? 1 : prior.num_vars)
     for (i, categories) in enumerate(category_limits(prior))
         categories == values ||
-            throw(ArgumentError("joint_circuit: the prior has $categories categories at position $(i - 1), the circuits $values heads"))
+            throw(ArgumentError("joint_circuit: the prior has $categories categories at position $(i - 1), wanted $values: the heads"))
     end
 end
 
 "`variables` counts from 0; circuits are handles, which cross the boundary one by one."
-joint_circuit_of(prior, variables, circuits...) = joint_circuit(prior, collect(Circuit, circuits), variables .+ 1)
+joint_circuit_of(prior, variables, tied, circuits...) = joint_circuit(prior, collect(Circuit, circuits), variables .+ 1; tied=tied)

@@ -208,9 +208,9 @@ end
     @test close_to(exp.(log_likelihood(joint, X)), expected)
     @test all(>(0), joint.weight)
     for (arguments, reason) in (((prior, LVDJuice.Circuit[], variables), "found no circuits"),
-                                ((prior, parts, [4 1 5; 2 3 6]), "the variables of 3 positions, the prior has 2"),
+                                ((prior, parts, [4 1 5; 2 3 6]), "variables of 3 positions, the prior has 2"),
                                 ((prior, parts, [4 1; 2 1]), "not each of 1..4 once"), ((prior, parts, [1 2]), "circuit 0 has 2 variables, a patch 1"),
-                                ((prior, parts[1:1], variables), "the prior has 5 categories at position 0, the circuits 3 heads"))
+                                ((prior, parts[1:1], variables), "the prior has 5 categories at position 0, wanted 3: the heads"))
         @test occursin(reason, message_of(() -> joint_circuit(arguments...)))
     end
 end

@@ -48,6 +48,32 @@ end
     end
 end
 
+@testset "positions that are not tied" begin
+    prior, (three, one) = small_joint()
+    two = hclt([0, 1]; latents=2, categories=3, heads=3, seed=9)
+    circuits = [three, one, two]  # of two heads and one head at the first position, of three heads at the second
+    @test LVDJuice.places(circuits, 2; tied=false) == [(1:1, 1:2), (1:1, 3:3), (2:2, 1:3)]
+    @test LVDJuice.places(circuits, 2) == [(1:2, 1:2), (1:2, 3:3), (1:2, 4:6)]
+    joint = joint_circuit(prior, circuits, [1 3; 2 4]; tied=false)
+    X = assignments(4, 3)
+    given = [vcat(log_likelihood(three, X[1:2, :]), log_likelihood(one, X[1:2, :])), log_likelihood(two, X[3:4, :])]
+    expected = log_likelihood(prior, SoftEvidence(permutedims(Float32.(cat(given...; dims=3)), (1, 3, 2))))
+    @test close_to(log_likelihood(joint, X), expected)
+    # EM on it is EM on the circuit written out.
+    rows = rand(MersenneTwister(35), UInt8(0):UInt8(2), 4, 90)
+    whole = EMJob(joint, rows, ones(Int, 90); epochs=2, batch_size=90, step_size=(0.7, 0.3), pseudocount=0.2)
+    job = JointEMJob(prior, circuits, reshape(rows, 2, 2, 90); tied=false, epochs=2, batch_size=90, step_size=(0.7, 0.3),
+                     pseudocount=0.2, prior_pseudocount=0.2)
+    for _ in 1:2
+        @test advance!(job)[3] ≈ advance!(whole)[3] rtol=1e-6
+    end
+    again = joint_circuit(prior, circuits, [1 3; 2 4]; tied=false)
+    @test close_to(again.weight, joint.weight; rtol=1e-4) && close_to(again.leaf, joint.leaf; rtol=1e-4)
+    for own in ([three, two, one], [three, one], [three, one, two, one], [one])
+        @test occursin("other numbers of heads", message_of(() -> LVDJuice.places(own, 2; tied=false)))
+    end
+end
+
 @testset "full-batch EM on the joint model never lowers the likelihood" begin
     rng = MersenneTwister(32)
     prior, circuits = small_joint(C=4)
