@@ -16,9 +16,10 @@ struct Workspace
     underflows::Vector{Float32} # (TILE): the lanes in which the last product underflowed
     pointers::Vector{Ptr{Int32}}
     wide::Vector{WideWorkspace}  # of the samples that underflow, as soon as there is one
+    inputs::Union{Nothing,BatchInputs}
 end
 
-function Workspace(plan::Plan; flows::Bool)
+function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
     groups = length(plan.groups)
     most_blocks = maximum(length(g.blocks) for g in plan.groups)
     categories = plan.soft ? maximum(plan.limits) : 0
@@ -27,7 +28,7 @@ function Workspace(plan::Plan; flows::Bool)
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
                      zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), zeros(Float32, TILE * groups), zeros(Float32, TILE),
-                     Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[])
+                     Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[], inputs)
 end
 
 @inline value_columns(ws::Workspace, g::Group) = pointer(ws.values) + 4 * TILE * g.value
@@ -74,10 +75,13 @@ has_room(c::Circuit, g::Group) =
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
-    g = plan.groups[gi]
-    look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
-             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
+    g, inputs = plan.groups[gi], ws.inputs
+    inputs === nothing || g.kind != CATEGORICAL ? look_up!(ws, plan, g, nothing) : look_up!(ws, plan, g, linear_map(inputs, gi))
 end
+
+look_up!(ws::Workspace, plan::Plan, g::Group, map) =
+    look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
+             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g), map)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
     evidence_values!(ws, plan, plan.groups[gi], X)
@@ -234,9 +238,10 @@ end
 
 """
 Adds the flows of the tile in `ws` to `stat` and returns their weighted log-likelihood; only the first `count` lanes carry flow.
-Samples that underflow are evaluated again, with a scale for each unit.
+Samples that underflow are evaluated again, with a scale for each unit. The inputs' flows go to `ws.inputs`, if there are any, where
+the tile's first sample is at `position` (from 0).
 """
-function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int)
+function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Sources, count::Int, position::Int=0)
     total = 0.0
     fill!(ws.live, true)
     for s in 1:count
@@ -245,16 +250,26 @@ function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::S
         ws.live[s] = isfinite(value)
         ws.live[s] && (total += sources.weight_of[n] * value)
     end
-    if !all(ws.live)
-        isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan.circuit; flows=true))
-        total += add_flows!(stat, ws.wide[1], plan, X, sources, [ws.samples[s] for s in 1:count if !ws.live[s]])
+    backward!(stat, ws, plan, sources, count) do gi
+        ws.inputs === nothing ? input_statistics!(stat, ws, plan, plan.groups[gi], X) :
+                                input_flows!(ws.inputs, ws, plan, gi, position, count)
     end
-    backward!(g -> input_statistics!(stat, ws, plan, g, X), stat, ws, plan, sources, count)
+    if !all(ws.live)
+        isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan.circuit; flows=true, inputs=ws.inputs))
+        lanes = [s for s in 1:count if !ws.live[s]]
+        total += add_flows!(stat, ws.wide[1], plan, X, sources, ws.samples[lanes], lanes .+ (position - 1))
+    end
     return total
 end
 
+function input_flows!(inputs::BatchInputs, ws::Workspace, plan::Plan, gi::Int, position::Int, count::Int)
+    g = plan.groups[gi]
+    g.kind == CATEGORICAL &&
+        keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, g), width(g), padded(g), count)
+end
+
 """
-Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called for each group of them, when its flow is
+Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called with each group of them, when its flow is
 there. The edges' flows are added to `stat`.
 """
 function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Sources, count::Int) where {F}
@@ -278,7 +293,7 @@ function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, so
                 scatter_units!(flow_columns(ws, child), flow_columns(ws, g), width(g), f)
             end
         else
-            at_inputs(g)
+            at_inputs(gi)
         end
     end
 end
