@@ -18,7 +18,6 @@ brings `leaf` up to date.
 struct BatchInputs
     batch_size::Int
     first::Vector{Int32}        # of each group; groups begin at whole vectors
-    group_of::Vector{Int32}     # of each unit
     scale::Vector{Float32}
     offset::Vector{Float32}
     flows::Vector{Float32}
@@ -33,13 +32,12 @@ suit_batch(plan::Plan, X::Data, batch_size::Int) =
 padded(g::Group) = LANES * cld(width(g), LANES)
 
 function BatchInputs(plan::Plan, batch_size::Int)
-    first, group_of, units = zeros(Int32, length(plan.groups)), zeros(Int32, num_units(plan.circuit)), 0
+    first, units = zeros(Int32, length(plan.groups)), 0
     for (gi, g) in enumerate(plan.groups)
-        group_of[g.units] .= gi
         first[gi] = units
         g.kind == CATEGORICAL && (units += padded(g))
     end
-    return BatchInputs(batch_size, first, group_of, ones(Float32, units), zeros(Float32, units), zeros(Float32, units * batch_size),
+    return BatchInputs(batch_size, first, ones(Float32, units), zeros(Float32, units), zeros(Float32, units * batch_size),
                        zeros(Int32, batch_size * Threads.nthreads()))
 end
 
@@ -49,19 +47,17 @@ end
 @inline flow_row(inputs::BatchInputs, gi::Int, width::Int, position::Int) =
     pointer(inputs.flows, inputs.first[gi] * inputs.batch_size + position * width + 1)
 
-"Input `u`'s probability of the category whose place in its table is `e`."
-function probability(inputs::BatchInputs, plan::Plan, u, e)
-    k = inputs.first[inputs.group_of[u]] + place_of(inputs, plan, u)
+"The probability that input `u`, of group `gi`, has for the category whose place in `leaf` is `e`."
+function probability(inputs::BatchInputs, plan::Plan, gi::Int, u, e)
+    k = inputs.first[gi] + place_in_table(plan, gi, u)
     return muladd(inputs.scale[k], plan.circuit.leaf[e], inputs.offset[k])
 end
 
-place_of(inputs, plan, u) = plan.circuit.param_start[u] - plan.groups[inputs.group_of[u]].param_start + 1
+place_in_table(plan, gi, u) = plan.circuit.param_start[u] - plan.groups[gi].param_start + 1
 
-"Sets the flow of input `u` for the sample at `position`."
-function set_flow!(inputs::BatchInputs, plan::Plan, u, position::Int, flow::Float32)
-    g = Int(inputs.group_of[u])
-    unsafe_store!(flow_row(inputs, g, padded(plan.groups[g]), position), flow, place_of(inputs, plan, u))
-end
+"Sets the flow of input `u`, of group `gi`, for the sample at `position`."
+set_flow!(inputs::BatchInputs, plan::Plan, gi::Int, u, position::Int, flow::Float32) =
+    unsafe_store!(flow_row(inputs, gi, padded(plan.groups[gi]), position), flow, place_in_table(plan, gi, u))
 
 """
 The M-step of group `gi` (see `apply!`). `samples` are those of the batch, in the order of their flows. Thread `t` has `shares` to

@@ -16,29 +16,17 @@ vector(name, v) = Symbol(name, v)
 "A Julia matrix over memory that the caller keeps alive."
 @inline matrix(p::Ptr{Float32}, rows, columns) = unsafe_wrap(Array, p, (Int(rows), Int(columns)))
 
-"Calls `f(Val(n), i, v)` for blocks of n = `BLOCK` numbers of 0:count - 1 from i on, the last one smaller, and each vector v of a tile."
-@inline function each_block(f::F, count::Int) where {F}
-    i = 0
-    while i + BLOCK <= count
-        for v in 0:VECTORS - 1
-            f(Val(BLOCK), i, v)
-        end
-        i += BLOCK
-    end
-    for v in 0:VECTORS - 1
-        last_block(f, count - i, i, v)
-    end
-end
-
-@eval @inline function last_block(f::F, n::Int, i::Int, v::Int) where {F}
-    $([:(n == $n && f(Val($n), i, v)) for n in 1:BLOCK - 1]...)
-    return
+"Calls `kernel!(Val(n), arguments...)`, n = 1:BLOCK: code for each, without looking for it in a table of methods."
+macro unrolled(n, kernel!, arguments...)
+    calls = [:($n == $m && $kernel!(Val($m), $(arguments...))) for m in BLOCK:-1:1]
+    return esc(Expr(:block, calls..., nothing))
 end
 
 "out[:, k] = sum over j of in[:, j] w[j, k], for an (inputs, outputs) matrix of weights with the given stride."
 function multiply!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
-    each_block(outputs) do block, k, v
-        multiply_block!(block, column(out, k) + 64 * v, in + 64 * v, w + 4 * k * stride, stride, inputs)
+    for k in 0:BLOCK:outputs - 1, v in 0:VECTORS - 1
+        n = min(BLOCK, outputs - k)
+        @unrolled(n, multiply_block!, column(out, k) + 64 * v, in + 64 * v, w + 4 * k * stride, stride, inputs)
     end
 end
 
@@ -59,9 +47,10 @@ end
 "flow[:, j] (+)= value[:, j] * sum over k of w[j, k] r[:, k]: the flow that a dense block sends to its children."
 function flow_down!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int,
                     outputs::Int, accumulate::Bool)
-    each_block(inputs) do block, j, v
-        flow_down_block!(block, column(flow, j) + 64 * v, column(value, j) + 64 * v, r + 64 * v, w + 4 * j, stride, outputs,
-                         accumulate)
+    for j in 0:BLOCK:inputs - 1, v in 0:VECTORS - 1
+        n = min(BLOCK, inputs - j)
+        @unrolled(n, flow_down_block!, column(flow, j) + 64 * v, column(value, j) + 64 * v, r + 64 * v, w + 4 * j, stride, outputs,
+                  accumulate)
     end
 end
 
@@ -369,6 +358,13 @@ function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, fact
         end
     end
     return any(x -> x.value < SMALL, lowest)
+end
+
+"factor = 2^(before - after), of exponents."
+function scale_between!(factor::Ptr{Float32}, before::Ptr{Int32}, after::Ptr{Int32})
+    for v in 0:VECTORS - 1
+        store_lanes(factor + 64 * v, power_of_two(add(load_lanes(before + 64 * v), negate(load_lanes(after + 64 * v)))))
+    end
 end
 
 """

@@ -8,11 +8,17 @@ struct WideWorkspace
     flow::Vector{Float32}       # (LANES, units)
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     inputs::Union{Nothing,BatchInputs}
+    group_of::Vector{Int32}     # of each unit, where there are `inputs`
 end
 
-WideWorkspace(c::Circuit; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing) =
-    WideWorkspace(zeros(Float32, LANES * num_units(c)), zeros(Int32, LANES * num_units(c)),
-                  zeros(Float32, flows ? LANES * num_units(c) : 0), zeros(Int, LANES), inputs)
+function WideWorkspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
+    units, group_of = num_units(plan.circuit), zeros(Int32, inputs === nothing ? 0 : num_units(plan.circuit))
+    for (gi, g) in enumerate(inputs === nothing ? Group[] : plan.groups)
+        group_of[g.units] .= gi
+    end
+    return WideWorkspace(zeros(Float32, LANES * units), zeros(Int32, LANES * units), zeros(Float32, flows ? LANES * units : 0),
+                         zeros(Int, LANES), inputs, group_of)
+end
 
 @inline mantissa(ws::WideWorkspace, u) = pointer(ws.mantissa) + 64 * (u - 1)
 @inline exponent(ws::WideWorkspace, u) = pointer(ws.exponent) + 64 * (u - 1)
@@ -85,7 +91,7 @@ function input_value!(ws::WideWorkspace, plan::Plan, u, X::Union{AbstractMatrix,
     values = ntuple(Val(LANES)) do s
         category = @inbounds category_of(X, i, ws.samples[s])
         e = start + category * stride
-        VecElement(category < 0 ? 1f0 : plain ? (@inbounds c.leaf[e]) : probability(inputs, plan, u, e))
+        VecElement(category < 0 ? 1f0 : plain ? (@inbounds c.leaf[e]) : probability(inputs, plan, Int(ws.group_of[u]), u, e))
     end
     m, e = scaled(values, NO_EXPONENT)
     store_lanes(mantissa(ws, u), m)
@@ -120,7 +126,7 @@ function redo!(out::AbstractMatrix{Float64}, plan::Plan, X::Data, heads, samples
     isempty(samples) && return
     c, threads = plan.circuit, min(Threads.nthreads(), cld(length(samples), LANES))
     Threads.@threads for t in 1:threads
-        ws = WideWorkspace(c; flows=false)
+        ws = WideWorkspace(plan; flows=false)
         for first in 1 + (t - 1) * LANES:threads * LANES:length(samples)
             count = load_samples!(ws, samples, first)
             forward!(ws, plan, X)
@@ -163,7 +169,7 @@ function backward!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, pos
             for (s, position) in enumerate(positions)
                 f[s].value > 0 || continue
                 ws.inputs === nothing ? add_input_flow!(stat, c, u, X, ws.samples[s], f[s].value) :
-                c.kind[u] == CATEGORICAL && set_flow!(ws.inputs, plan, u, position, f[s].value)
+                c.kind[u] == CATEGORICAL && set_flow!(ws.inputs, plan, Int(ws.group_of[u]), u, position, f[s].value)
             end
         elseif c.kind[u] == PRODUCT
             for i in edges(c, u)
