@@ -47,22 +47,23 @@ def tiny(**sections: dict[str, Any]) -> dict[str, Any]:
     return {name: {**table, **sections.get(name, {})} for name, table in {"data": {}, **TINY}.items()}
 
 
-@pytest.mark.parametrize("decoder", ["independent", "convolutional"])
+@pytest.mark.parametrize(("estimator", "decoder"), [(LVDPG, "convolutional"), (LVD, "independent")])
 @pytest.mark.parametrize(("shape", "patch"), SHAPES)
-def test_shapes(shape: tuple[int, ...], patch: list[int], decoder: str) -> None:
+def test_shapes(shape: tuple[int, ...], patch: list[int], estimator: Any, decoder: str) -> None:
     images = gradients(*shape)
     config = tiny(teacher={"patch": patch, "decoder": decoder})
-    for estimator in (LVDPG, LVD):
-        model = estimator(config=config).fit(images[:50])
-        scores = model.score_samples(images[50:])
-        assert scores.shape == (10,)
-        assert model.bpd(images[50:]) < 8
-        assert model.model_.dims == np.prod(shape)
-        assert model.teacher_.settings.decoder == decoder
+    model = estimator(config=config).fit(images[:50])
+    scores = model.score_samples(images[50:])
+    assert scores.shape == (10,)
+    assert model.bpd(images[50:]) < 8
+    assert model.model_.dims == np.prod(shape)
+    assert model.teacher_.settings.decoder == decoder
 
 
-@pytest.mark.parametrize("color", ["ycocg", "rgb", "ycc709"])
-@pytest.mark.parametrize("estimator", [LVDPG, LVD, HCLT, RATSPN])
+@pytest.mark.parametrize(
+    ("estimator", "color"),
+    [(LVDPG, "ycocg"), (LVDPG, "ycc709"), (LVD, "rgb"), (HCLT, "ycc709"), (HCLT, "rgb"), (RATSPN, "ycocg")],
+)
 def test_colours_and_crops(estimator: Any, color: str) -> None:
     images = gradients(9, 10, 3)
     config = tiny(data={"color": color, "crop": "6x8"}, teacher={"patch": [3, 4]})
@@ -139,6 +140,12 @@ def test_from_the_command_line(
     assert (again["bpd"], again["dims"]) == (result["bpd"], result["dims"])
     assert main(["export", run, "-o", str(tmp_path / "model.safetensors"), "--quiet"]) == 0
     assert Circuit.load(tmp_path / "model.safetensors").num_vars == result["dims"]
+    for questions in (["sample", run], ["inpaint", run, data, "--mask", "left", "--images", "2"]):
+        for name in ("drawn.png", "drawn.npy"):
+            assert main([*questions, "-n", "2", "-o", str(tmp_path / name), "--quiet"]) == 0
+        assert np.prod(np.load(tmp_path / "drawn.npy").shape[-3:]) == result["dims"]
+    if method in ("lvd-pg", "lvd"):
+        assert main(["gap", run, data, "--quiet"]) == 0
     capsys.readouterr()
     assert main(["eval", run, data, "--quiet"]) == 0
     assert ("LOSSY" in capsys.readouterr().out) is not protocol[2]
