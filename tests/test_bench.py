@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(julia, "start", lambda **_: info)
     names = ("image", "patch", "128 latents", "256 latents")
     monkeypatch.setattr(run, "CASES", tuple(Case(name, 6, 4, 3, 70) for name in names))
-    monkeypatch.setattr(run, "SPARSE", Case("sparse", 8, 8, 3, 64))
+    monkeypatch.setattr(run, "PRUNED", (Case("sparse", 8, 8, 3, 64), Case("wide inputs", 8, 4, 20, 16)))
     monkeypatch.setattr(run, "STREAM", SMALL)
     monkeypatch.setattr(run, "SAMPLES", (300, 900, 1800))
     monkeypatch.setattr(run, "Effort", lambda rounds, share: EFFORT)
@@ -56,8 +56,12 @@ def test_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
         assert case["em_step_gflops"] == pytest.approx(rate)
         assert case["em_step_of_sgemm"] == pytest.approx(rate / case["sgemm_gflops"])
     assert [count["samples"] for count in result["samples"]["counts"]] == [300, 900]
-    assert [part["keep"] for part in result["edges"]] == [1.0, 0.1]
+    assert [(part["name"], part["keep"]) for part in result["edges"]] == [
+        ("sparse", 1.0), ("sparse", 0.1), ("wide inputs", 1.0), ("wide inputs", 0.1),
+    ]  # fmt: skip
     assert result["edges"][1]["edges"] <= 0.2 * result["edges"][0]["edges"]
+    named = [target["what"] for target in result["targets"] if "10 %" in target["what"]]
+    assert named == [f"EM step with 10 % of the edges, {name}, of the dense one" for name in ("sparse", "wide inputs")]
     assert {target["met"] for target in result["targets"]} <= {True, False}
 
 

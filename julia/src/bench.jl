@@ -74,8 +74,9 @@ function timings(plan::Plan, job::EMJob, X, n, rounds, share)
 end
 
 """
-Bytes: the arrays of an EM job, without its data; what one of its steps allocates; the parameters; one thread's tile, with a
-value and a flow of their own for all units that do not share another's.
+Bytes: the arrays of an EM job, without its data; what one of its steps allocates; the parameters; one thread's tile: 64
+values and flows of each unit, but of those that take a product's place in the tile only the product's. (Flows take less room
+than that: their columns are used again.)
 """
 function memory(c::Circuit, X)
     job = EMJob(c, X, ones(Int32, num_samples(X)); batch_size=num_samples(X))

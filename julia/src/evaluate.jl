@@ -279,8 +279,21 @@ end
 """
 Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called with each group of them, when its flow is
 there. The edges' flows are added to `stat`.
+
+Subnormal numbers, which are slow, count as zero on the way down: where a value is one, the way up has noted what it may lack
+(losses.jl), and a smaller flow is none.
 """
 function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
+    before = get_zero_subnormals()
+    set_zero_subnormals(true)
+    try
+        flow_down!(at_inputs, stat, ws, plan, sources, count)
+    finally
+        set_zero_subnormals(before)
+    end
+end
+
+function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
     for g in plan.groups
         g.clear && clear_flow!(ws, g)
     end

@@ -357,7 +357,7 @@ function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, fact
             store_lanes(p, mul(load_lanes(p), scale))
         end
     end
-    return any(x -> x.value < SMALL, lowest)
+    return any_less(lowest, splat(SMALL))
 end
 
 "factor = 2^(before - after), of exponents."

@@ -8,8 +8,10 @@
 const LOSS = 2f0^-126       # at most lost by one product that underflows
 const DWARFED = 2f0^-24     # of a value: lost without a trace in Float32
 
-@inline lost(ws::Workspace, gi::Int, s::Int) = @inbounds ws.lost[TILE * (gi - 1) + s]
-@inline set_lost!(ws::Workspace, gi::Int, s::Int, bound::Float32) = @inbounds ws.lost[TILE * (gi - 1) + s] = bound
+@inline lost(ws::Workspace, gi::Int, s::Int) = @inbounds ws.lost[bounds_at(gi) + s]
+
+"Where the bounds of group `gi` begin, less 1."
+@inline bounds_at(gi::Int) = TILE * (gi - 1)
 
 "Whether `value` of group `gi` in lane `s` has all its digits."
 @inline dwarfs_loss(ws::Workspace, gi::Int, s::Int, value::Float32) = !ws.losing[gi] || value * DWARFED > lost(ws, gi, s)
@@ -24,11 +26,12 @@ end
 function carry_loss!(ws::Workspace, gi::Int, child::Int, scale::Ptr{Float32}=Ptr{Float32}(0))
     losing = ws.losing[gi]
     begin_losing!(ws, gi)
-    for s in 1:TILE
-        bound = lost(ws, child, s)
+    lost, own, other, scaled = ws.lost, bounds_at(gi), bounds_at(child), scale != C_NULL
+    @inbounds @simd for s in 1:TILE
+        bound, before = lost[other + s], ifelse(losing, lost[own + s], 0f0)
         # Where all was lost, Inf, no scale makes it small.
-        scale != C_NULL && bound < Inf32 && (bound *= unsafe_load(scale, s))
-        set_lost!(ws, gi, s, losing ? max(lost(ws, gi, s), bound) : bound)
+        bound = ifelse(scaled & (bound < Inf32), bound * (scaled ? unsafe_load(scale, s) : 1f0), bound)
+        lost[own + s] = ifelse(before > bound, before, bound)
     end
 end
 
@@ -43,23 +46,23 @@ The bound of product group `gi`, whose values were at most `largest`, after it w
 lanes of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
 """
 function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, child::Int, largest::Float32, underflowed::Bool)
-    b, losing = largest_value(plan.groups[child]), ws.losing[gi]
+    b, losing, other_losing = largest_value(plan.groups[child]), ws.losing[gi], ws.losing[child]
     begin_losing!(ws, gi)
-    for s in 1:TILE
-        bound = underflowed && ws.underflows[s] > 0 ? LOSS : 0f0
-        db = ws.losing[child] ? lost(ws, child, s) : 0f0
-        bound += largest * db
-        losing && lost(ws, gi, s) > 0 && (bound += (b + db) * lost(ws, gi, s))
-        set_lost!(ws, gi, s, bound)
+    lost, own, other, underflows = ws.lost, bounds_at(gi), bounds_at(child), ws.underflows
+    @inbounds @simd for s in 1:TILE
+        da, db = ifelse(losing, lost[own + s], 0f0), ifelse(other_losing, lost[other + s], 0f0)
+        bound = ifelse(underflowed & (underflows[s] > 0), LOSS, 0f0) + largest * db
+        lost[own + s] = bound + ifelse(da > 0, (b + db) * da, 0f0)
     end
 end
 
 "Scales the bound as `normalise!` scaled the group's values."
 function scale_losses!(ws::Workspace, gi::Int)
-    for s in 1:TILE
-        bound, factor = lost(ws, gi, s), ws.factor[s]
+    lost, own, factors = ws.lost, bounds_at(gi), ws.factor
+    @inbounds @simd for s in 1:TILE
+        bound, factor = lost[own + s], factors[s]
         # Values that were all zero give no scale to judge the loss by.
-        bound > 0 && set_lost!(ws, gi, s, factor > 1 / LOSS ? Inf32 : bound * factor)
+        lost[own + s] = ifelse(bound > 0, ifelse(factor > 1 / LOSS, Inf32, bound * factor), bound)
     end
 end
 
@@ -78,24 +81,32 @@ end
 function add_losses!(ws::Workspace, gi::Int, bound::Float32)
     losing = ws.losing[gi]
     begin_losing!(ws, gi)
-    for s in 1:TILE
-        before = losing ? lost(ws, gi, s) : 0f0
-        set_lost!(ws, gi, s, ws.underflows[s] > 0 ? before + bound : before)
+    lost, own, underflows = ws.lost, bounds_at(gi), ws.underflows
+    @inbounds @simd for s in 1:TILE
+        lost[own + s] = ifelse(losing, lost[own + s], 0f0) + ifelse(underflows[s] > 0, bound, 0f0)
     end
 end
 
 "Sets the bound to 0 where even the smallest value of the group dwarfs it."
 function drop_losses!(ws::Workspace, plan::Plan, gi::Int)
     g, any_left = plan.groups[gi], false
-    for s in 1:TILE
-        low = Inf32
-        for k in 1:width(g)
-            low = min(low, ws.values[TILE * (g.value + k - 1) + s])
-        end
-        low * DWARFED > lost(ws, gi, s) && set_lost!(ws, gi, s, 0f0)
-        any_left |= lost(ws, gi, s) > 0
+    for v in 0:VECTORS - 1
+        low = smallest(value_columns(ws, g) + 64 * v, width(g))
+        p = pointer(ws.lost, bounds_at(gi) + 1) + 64 * v
+        left = zero_below(load_lanes(p), mul(low, splat(DWARFED)))
+        store_lanes(p, left)
+        any_left |= any_less(splat(0f0), left)
     end
     ws.losing[gi] = any_left
+end
+
+"The smallest values of `units` columns, for 16 samples."
+function smallest(values::Ptr{Float32}, units::Int)
+    low = load_lanes(values)
+    for k in 1:units - 1
+        low = min_lanes(low, load_lanes(column(values, k)))
+    end
+    return low
 end
 
 """
@@ -114,7 +125,7 @@ function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
     value = load_lanes(column(value_columns(ws, g), k - 1) + 64 * (v - 1))
     # Terms were added before the values were normalised: that is the scale in which a sum is small beside them.
     limit = mul(splat(SMALL), load_lanes(pointer(ws.factor) + 64 * (v - 1)))
-    any(l -> value[l].value < limit[l].value, 1:LANES) || return found
+    any_less(value, limit) || return found
     for (b, block) in enumerate(g.blocks)
         child, scales = value_columns(ws, plan.groups[block.child]), block_scale(ws, plan, g, b)
         scale = scales == C_NULL ? splat(1f0) : load_lanes(scales + 64 * (v - 1))

@@ -21,6 +21,16 @@ end
     @test LVDJuice.Bench.array_bytes((shared, [shared, zeros(5)], 3, "text")) - sizeof([shared, shared]) == 120
     bytes, allocated, parameters, tile = LVDJuice.Bench.memory(c, X)
     @test parameters == 4 * (length(c.weight) + length(c.leaf))
-    @test bytes > 2 * parameters + Threads.nthreads() * tile
-    @test tile % (4 * LVDJuice.TILE) == 0
+    @test bytes > 2 * parameters
+    # Values and flows of the two products and the inputs below them and the head, and values of the sums between.
+    @test tile == 4 * LVDJuice.TILE * (2 * (2 * 4 + 4 + 1) + 2 * 4)
+end
+
+@testset "an EM job takes no more than its parameters, and statistics and a tile a thread" begin
+    for (V, latents, categories, batch) in ((24, 128, 8, 64), (60, 16, 128, 128), (60, 16, 128, 64))
+        rng = MersenneTwister(V)
+        c = hclt([0; [rand(rng, 1:i - 1) for i in 2:V]]; latents=latents, categories=categories)
+        bytes, allocated, parameters, tile = LVDJuice.Bench.memory(c, rand(rng, Int32(0):Int32(categories - 1), V, batch))
+        @test bytes + allocated <= parameters + Threads.nthreads() * (parameters + tile)
+    end
 end

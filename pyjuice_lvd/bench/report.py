@@ -47,9 +47,9 @@ def as_text(result: dict[str, Any]) -> str:
                 ],
             ),
             _table(
-                ("edges kept", "edges", "EM step ms", "likelihood ms", "of the dense step", "parity"),
+                ("pruned circuit", "edges kept", "edges", "EM step ms", "likelihood ms", "of the dense step", "parity"),
                 [
-                    (f"{e['keep']:.0%}", f"{e['edges']:,}", *_speed(e), f"{e['of_dense']:.2f}", _parity(e))
+                    (e["name"], f"{e['keep']:.0%}", f"{e['edges']:,}", *_speed(e), f"{e['of_dense']:.2f}", _parity(e))
                     for e in result["edges"]
                 ],
             ),

@@ -75,7 +75,7 @@ def time_edges(case: Case, fractions: Sequence[float], effort: Effort) -> list[d
         circuit = dense if keep == 1.0 else dense.prune(X, keep=keep)
         parity = check_parity(f"{case.name}, {keep:.0%} of the edges", circuit, X)
         times = time_circuit(circuit, X, effort)
-        found.append({"keep": keep, "parity": parity, **times})
+        found.append({**vars(case), "keep": keep, "parity": parity, **times})
         found[-1]["of_dense"] = times["em_step_ms"]["min"] / found[0]["em_step_ms"]["min"]
     return found
 
@@ -107,7 +107,10 @@ def worker(fields: str) -> None:
 
 
 def measure_memory(case: Case) -> dict[str, Any]:
-    """Measure an EM job in bytes, beside twice its parameters and a tile of values and flows for each thread."""
+    """Measure an EM job in bytes, beside twice its parameters and a tile for each thread.
+
+    A tile: 64 values and flows of each unit, but of those that take a product's place in the tile only the product's.
+    """
     X = case.rows(case.batch_size)
     job, step, parameters, tile = julia.call("Bench.memory", engine_of(case.circuit()).circuit, X)
     info = julia.info()

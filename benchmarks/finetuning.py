@@ -1,0 +1,115 @@
+"""What EM on p(x) end to end is worth, after EM on p(x) over p(z) alone.
+
+    python benchmarks/finetuning.py DATA -o benchmarks/finetuning.json [--preset cifar10] [--images 5000]
+        [--set section.key=value]...
+
+DATA is what `lvd-juice fit` takes. For each seed a model is learned up to EM on p(z) alone, and measured before and
+after it is trained end to end, as `[finetuning]` says, on the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.data import load_data
+from pyjuice_lvd.distill import distill
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.evaluation import figures_of_merit, protocol, std_error
+from pyjuice_lvd.joint_em import fit_end_to_end
+from pyjuice_lvd.runs import write_json
+from pyjuice_lvd.settings import resolve
+
+
+def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Learn a model, and measure it before and after training end to end."""
+    settings = resolve(options.preset, None, options.set, seed=seed)
+    splits = load_data(options.data, settings)
+    train, own = splits.train, settings.finetuning
+    if options.images and options.images < len(train):
+        train = train[np.sort(np.random.default_rng(seed).permutation(len(train))[: options.images])]
+    started = time.monotonic()
+    model = distill(train, splits.valid, replace(settings, finetuning=replace(own, epochs=0))).model
+    before, learned = model.score_samples(splits.test), time.monotonic()
+    history = fit_end_to_end(
+        model,
+        train,
+        splits.valid,
+        epochs=own.epochs,
+        step_size=own.step_size,
+        batch_size=own.batch_size,
+        pseudocount=own.pseudocount,
+        prior_pseudocount=settings.prior.pseudocount,
+        patience=own.patience,
+        seed=seed,
+    )
+    finetuned, after = time.monotonic(), model.score_samples(splits.test)
+    nats = np.log(2) * model.dims
+    found = {
+        "seed": seed,
+        "prior_alone": figures_of_merit(before, model.dims),
+        "end_to_end": figures_of_merit(after, model.dims),
+        "gain": float((after - before).mean() / nats),
+        "std_error_gain": std_error((after - before) / nats),
+        "valid_bpd": [-score / nats for score in history.valid],
+        "kept_epoch": history.best,
+        "params": model.num_params,
+        "heads": model.num_latent_values,
+        "train": len(train),
+        "protocol": protocol(settings.data.color, settings.data.crop, train),
+        "seconds": {"before": round(learned - started, 1), "end to end": round(finetuned - learned, 1)},
+        "settings": settings.to_dict(),
+    }
+    print(f"seed {seed}: {found['prior_alone']['bpd']:.4f} -> {found['end_to_end']['bpd']:.4f}", file=sys.stderr)
+    return found
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--images", type=int, help="train on so many images, chosen by the seed; default: all")
+    parser.add_argument("--set", action="append", default=[], help="a setting")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
+    options = parser.parse_args()
+    threads, started = julia.start(threads=options.threads or None).threads, time.monotonic()
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        seeds = [measure(options, seed) for seed in options.seeds]
+    except InputError as error:
+        print(f"finetuning: error: {error}", file=sys.stderr)
+        return error.exit_status
+    figures = {name: [each[name]["bpd"] for each in seeds] for name in ("prior_alone", "end_to_end")}
+    figures["gain"] = [each["gain"] for each in seeds]
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    write_json(
+        options.output,
+        {
+            "benchmark": "test bpd before and after EM on p(x) end to end",
+            "data": options.data if not Path(options.data).exists() else Path(options.data).name,
+            "threads": threads,
+            "machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)},
+            "seconds": round(time.monotonic() - started, 1),
+            "mean": {name: float(np.mean(values)) for name, values in figures.items()},
+            "deviation": {name: float(np.std(values, ddof=1)) for name, values in figures.items() if len(values) > 1},
+            "seeds": seeds,
+        },
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
