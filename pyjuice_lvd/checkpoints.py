@@ -17,10 +17,7 @@ from pyjuice_lvd.learning import History, Validation
 from pyjuice_lvd.runs import read_arrays, write_arrays
 
 _INTERVAL = 10.0
-"""Seconds between two writes, at least: what a crash may cost, beside the step under way."""
-
-_SHARE = 0.05
-"""Of the time, at most, goes into writing."""
+"""Seconds between two writes, at least, and as often the time that one takes: what a crash may cost."""
 
 _KIND = "em checkpoint 2"
 
@@ -93,4 +90,4 @@ class Checkpoint:
         facts = {"about": self._about, "best": history.best, "position": position, "total": total}
         write_arrays(self.path, arrays, {"kind": _KIND, "facts": json.dumps(facts)})
         ended = time.monotonic()
-        self._due = ended + max(_INTERVAL, (ended - began) / _SHARE)
+        self._due = ended + _INTERVAL * max(1.0, ended - began)

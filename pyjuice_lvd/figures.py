@@ -57,8 +57,15 @@ def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     middle.bar(list(patches), list(patches.values()))
     middle.set(title="patch circuits", xlabel="outer cluster", ylabel="mean log p(x | z) of a patch, nats")
 
-    joint = [record for record in metrics if record["stage"] == "p(x)"]
+    prior, whole = (
+        [record for record in metrics if record["stage"] == stage and "epoch" in record]
+        for stage in ("p(x)", "end to end")
+    )
+    joint = [*prior, *({**record, "epoch": record["epoch"] + len(prior)} for record in whole)]
     _line(right, joint, "epoch", {"train": "train", "validation": "valid"})
+    if prior and whole:
+        right.axvline(len(prior) + 0.5, color="gray", linewidth=0.8)
+        right.text(len(prior) + 0.5, 0.02, " end to end", transform=right.get_xaxis_transform(), color="gray")
     right.set(title="EM on p(x)", xlabel="epoch", ylabel="mean log p(x), nats")
     _write(figure, path)
 

@@ -249,7 +249,7 @@ class JointModel:
 
         The channels are those that are modelled, the colour transform's. A known one has a 1 at its value. `images`,
         `mask`, errors: as for `inpaint`. The result takes 2 KiB for each channel of a pixel, 6 MiB for a colour image
-        of 32x32; the work takes 1/4 GiB more at most.
+        of 32x32; the work takes a few hundred MiB beside it, however many images there are.
         """
         images, hidden = self._checked(images, mask)
         out = np.empty((*images.shape, LEVELS))

@@ -130,7 +130,6 @@ def test_training_end_to_end_goes_on_between_two_batches(
     expected = fit_end_to_end(whole, train, valid, **settings)
     monkeypatch.setattr("pyjuice_lvd.joint_em.PIECE", 0.0)  # one batch for each call
     monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0.0)
-    monkeypatch.setattr("pyjuice_lvd.checkpoints._SHARE", 1e9)
     checkpoint = tmp_path / "finetuning.safetensors"
     with monkeypatch.context() as patched:
         patched.setattr(julia, "call", dying_after(steps, julia.call))

@@ -26,6 +26,7 @@ include("plan.jl")
 include("kernels.jl")
 include("data.jl")
 include("statistics.jl")
+include("inputs.jl")
 include("wide.jl")
 include("evaluate.jl")
 include("losses.jl")
@@ -43,6 +44,7 @@ include("bench.jl")
 include("precompile.jl")
 
 export Circuit, Plan, Masked, SoftEvidence, EMJob, JointEMJob, MutualInformationJob
+export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe

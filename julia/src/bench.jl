@@ -5,7 +5,7 @@ taken in turn, so that their ratios mean something on a machine that others use 
 module Bench
 
 using ..LVDJuice: Circuit, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
-using ..LVDJuice: child, edges, em_step!, isinput, log_likelihood!, log_values, num_samples, num_units, width
+using ..LVDJuice: child, edges, em_step!, isinput, log_likelihood!, log_values, num_samples, num_units, settle!, width
 using LinearAlgebra: BLAS
 
 "The BLAS behind sgemm, and the kind of CPU that it takes this one for."
@@ -38,17 +38,17 @@ function reference_step(c::Circuit, X, pseudocount)
     end
     for u in 1:num_units(c)
         if c.kind[u] == SUM
-            settle!(view(weight, edges(c, u)), pseudocount)
+            to_shares!(view(weight, edges(c, u)), pseudocount)
         elseif c.kind[u] == PRODUCT
             weight[edges(c, u)] .= 1
         elseif c.kind[u] == CATEGORICAL
-            settle!(view(leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])), pseudocount)
+            to_shares!(view(leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])), pseudocount)
         end
     end
     return weight, leaf
 end
 
-settle!(flow, pseudocount) = flow .= (flow .+ pseudocount / length(flow)) ./ (sum(flow) + pseudocount)
+to_shares!(flow, pseudocount) = flow .= (flow .+ pseudocount / length(flow)) ./ (sum(flow) + pseudocount)
 
 """
 Seconds of each EM step, of each evaluation of all likelihoods and of each product of two `n` by `n` matrices: three vectors.
@@ -68,6 +68,7 @@ function timings(plan::Plan, job::EMJob, X, n, rounds, share)
             push!(times, 1e-9 * (now - last))
             last = now
         end
+        settle!(job)
     end
     return seconds
 end

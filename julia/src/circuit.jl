@@ -28,7 +28,7 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | `heads` | Int32 | the heads' unit indices |
 
 What is kept of `child` is one list for neighbouring units that have the same children, as the sums of a dense block have: unit
-u's list begins at `child[list[u]]` (`list`: Int64, n). [`children`](@ref) and [`child`](@ref) read it.
+u's list begins at `child[list[u]]` (`list`: Int32, n). [`children`](@ref) and [`child`](@ref) read it.
 
 Structure is fixed; `weight`, `leaf` and `success` are learned in place. Throws an `ArgumentError` that names the unit and the reason
 where the arrays are no valid circuit, inputs of one variable with different numbers of categories included; `Plan` checks
@@ -43,7 +43,7 @@ struct Circuit
     param_stride::Vector{Int64}
     success::Vector{Float32}
     child_start::Vector{Int64}
-    list::Vector{Int64}
+    list::Vector{Int32}
     child::Vector{Int32}
     weight::Vector{Float32}
     leaf::Vector{Float32}
@@ -87,7 +87,7 @@ end
 
 "Where each unit's list of children begins, and the lists: a unit with the children of the unit before shares its list."
 function share_lists(child_start, child)
-    list, lists = Vector{Int64}(undef, length(child_start) - 1), Int32[]
+    list, lists = Vector{Int32}(undef, length(child_start) - 1), Int32[]
     for u in eachindex(list)
         own = view(child, child_start[u]:child_start[u + 1] - 1)
         if u > 1 && own == view(child, child_start[u - 1]:child_start[u] - 1)

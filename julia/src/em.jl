@@ -1,8 +1,5 @@
 # Learning by expectation maximisation: flows are the expected counts (E), their shares the new parameters (M).
 
-# Single-precision sums over more samples than this would lose digits that EM on the whole data set needs.
-const SINGLE_PRECISION_SAMPLES = 2^13
-
 """
 Adds the flows of samples `order[first:last]` to the threads' statistics and returns their weighted log-likelihood. Each thread
 has its own tiles, the same for the same number of threads.
@@ -16,7 +13,7 @@ function accumulate!(stats::Vector{Statistics}, workspaces::Vector{Workspace}, p
         GC.@preserve ws stat plan X for tile in t:threads:tiles
             count = load_samples!(ws, order, first + (tile - 1) * TILE, last)
             forward!(ws, plan, X)
-            totals[t] += flows!(stat, ws, plan, X, sources, count)
+            totals[t] += flows!(stat, ws, plan, X, sources, count, (tile - 1) * TILE)
         end
     end
     return sum(totals)
@@ -59,17 +56,22 @@ theta <- (1 - step) theta + step E / sum(E); for a categorical input over C valu
 neither flow nor pseudocount keeps its parameters. `stats`, one for each thread, are added up in order and cleared; with
 `counts`, their weights are edge flows as they are, not yet to be multiplied by theta.
 """
-function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::Real; counts::Bool=false)
-    s, a = Float32(step), Float32(pseudocount)
+apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::Real; counts::Bool=false) =
+    apply!(plan, stats, Float32(step), Float32(pseudocount), counts) do gi, t, shares, s, a
+        g = plan.groups[gi]
+        g.kind == CATEGORICAL ? apply_categoricals!(plan.circuit, g, stats, shares, s, a) :
+                                apply_others!(plan.circuit, g, stats, s, a)
+    end
+
+"`apply_inputs!(group, thread, room to work in, step, pseudocount)` does the step of a group of inputs."
+function apply!(apply_inputs!::F, plan::Plan, stats::Vector{Statistics}, s::Float32, a::Float32, counts::Bool) where {F}
     threads = Threads.nthreads()
     Threads.@threads for t in 1:threads
         shares = Matrix{Float32}(undef, plan.widest + LANES - 1, 3)
         for gi in eachindex(plan.groups)
             g = plan.groups[gi]
-            if g.kind == CATEGORICAL
-                gi % threads == t - 1 && apply_categoricals!(plan.circuit, g, stats, shares, s, a)
-            elseif isinput(g.kind)
-                gi % threads == t - 1 && apply_others!(plan.circuit, g, stats, s, a)
+            if isinput(g.kind)
+                gi % threads == t - 1 && apply_inputs!(gi, t, shares, s, a)
             elseif g.kind == SUM
                 for k in t:threads:width(g)
                     apply_sum!(plan.circuit, edges(plan.circuit, g.units[k]), stats, s, a, counts)
@@ -80,14 +82,40 @@ function apply!(plan::Plan, stats::Vector{Statistics}, step::Real, pseudocount::
 end
 
 function apply_sum!(c::Circuit, edges::UnitRange, stats, step::Float32, pseudocount::Float32, counts::Bool)
-    merge_statistics!(s -> s.weight, stats, edges)
+    length(stats) > 1 && merge_statistics!(s -> s.weight, stats, edges)
     flow, theta = stats[1].weight, c.weight
-    if !counts
-        @inbounds @simd for e in edges
-            flow[e] *= theta[e]
-        end
+    if counts
+        apply_shares!(theta, flow, edges, step, pseudocount)
+    else
+        GC.@preserve flow theta apply_ratios!(pointer(theta, first(edges)), pointer(flow, first(edges)), length(edges), step, pseudocount)
     end
-    apply_shares!(theta, flow, edges, step, pseudocount)
+end
+
+"As `apply_shares!`, where an edge's flow is theta times what `flow` holds. (Most sums are short: nothing is set up for long ones.)"
+function apply_ratios!(theta::Ptr{Float32}, flow::Ptr{Float32}, count::Int, step::Float32, pseudocount::Float32)
+    whole, total = count - count % LANES, pseudocount
+    if whole > 0
+        totals = splat(0f0)
+        for e in 0:LANES:whole - 1
+            totals = muladd_lanes(load_lanes(flow + 4e), load_lanes(theta + 4e), totals)
+        end
+        total += horizontal_sum(totals)
+    end
+    for e in whole + 1:count
+        total += unsafe_load(flow, e) * unsafe_load(theta, e)
+    end
+    keep, take = total > 0 ? (1 - step, step / total) : (1f0, 0f0)
+    prior = take * (pseudocount / count)
+    for e in 0:LANES:whole - 1
+        x = load_lanes(theta + 4e)
+        # (keep + take flow) theta: the flow leaves out the factor theta.
+        store_lanes(theta + 4e, muladd_lanes(muladd_lanes(splat(take), load_lanes(flow + 4e), splat(keep)), x, splat(prior)))
+        store_lanes(flow + 4e, splat(0f0))
+    end
+    for e in whole + 1:count
+        unsafe_store!(theta, muladd(muladd(take, unsafe_load(flow, e), keep), unsafe_load(theta, e), prior), e)
+        unsafe_store!(flow, 0f0, e)
+    end
 end
 
 "theta <- (1 - step) theta + step * shares of flow over `range`; clears the flow."
@@ -232,6 +260,7 @@ mutable struct EMJob{D<:Data}
     order::Vector{Int32}
     workspaces::Vector{Workspace}
     statistics::Vector{Statistics}
+    inputs::Union{Nothing,BatchInputs}
     counts::ExpectedCounts      # of a batch too large for single-precision sums
     epoch::Int                  # finished epochs
     position::Int               # finished samples of the epoch under way
@@ -250,10 +279,12 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
     pseudocount >= 0 || throw(ArgumentError("pseudocount = $pseudocount: want 0 or more"))
     plan = Plan(c; soft=X isa SoftEvidence)
     check_data(X, plan.limits)
-    threads = Threads.nthreads()
-    return EMJob(plan, X, sources, Int(epochs), Int(min(batch_size, N)), Float64.(step_size),
-                 Float64(pseudocount), shuffle, Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
-                 [Statistics(c) for _ in 1:threads],
+    threads, batch_size = Threads.nthreads(), Int(min(batch_size, N))
+    inputs = suit_batch(plan, X, batch_size) ? BatchInputs(plan, batch_size) : nothing
+    return EMJob(plan, X, sources, Int(epochs), batch_size, Float64.(step_size),
+                 Float64(pseudocount), shuffle, Int(seed), Int32.(1:N),
+                 [Workspace(plan; flows=true, inputs=inputs) for _ in 1:threads],
+                 [Statistics(c; leaf=inputs === nothing) for _ in 1:threads], inputs,
                  batch_size > SINGLE_PRECISION_SAMPLES ? ExpectedCounts(c) : ExpectedCounts(Float64[], Float64[]), 0, 0, 0.0,
                  0.0)
 end
@@ -279,11 +310,15 @@ function advance!(job::EMJob, seconds::Real=Inf)
             shuffle!(SplitMix(job.seed, job.epoch), job.order)
         end
     end
-    while job.position < N
-        last = min(job.position + job.batch_size, N)
-        em_step!(job, job.position + 1, last)
-        job.position = last
-        time() - started > seconds && break
+    try
+        while job.position < N
+            last = min(job.position + job.batch_size, N)
+            em_step!(job, job.position + 1, last)
+            job.position = last
+            time() - started > seconds && break
+        end
+    finally
+        settle!(job)
     end
     mean = job.total / job.weight
     if job.position == N
@@ -293,7 +328,7 @@ function advance!(job::EMJob, seconds::Real=Inf)
     return job.epoch, job.position, mean
 end
 
-"One batch: samples `order[first:last]`."
+"One batch: samples `order[first:last]`. Afterwards the circuit's parameters must be settled before others look at them."
 function em_step!(job::EMJob, first::Int, last::Int)
     plan, step = job.plan, step_of(job)
     for n in first:last
@@ -301,13 +336,25 @@ function em_step!(job::EMJob, first::Int, last::Int)
     end
     if last - first < SINGLE_PRECISION_SAMPLES
         job.total += accumulate!(job.statistics, job.workspaces, plan, job.X, job.sources, job.order, first, last)
-        apply!(plan, job.statistics, step, job.pseudocount)
+        apply_batch!(job, job.inputs, first, last)
     else
         job.total += accumulate!(job.counts, job.statistics, job.workspaces, plan, job.X, job.sources, job.order, first, last)
         apply!(plan, job.counts, job.statistics, step, job.pseudocount)
         clear!(job.counts)
     end
 end
+
+apply_batch!(job::EMJob, ::Nothing, first::Int, last::Int) = apply!(job.plan, job.statistics, step_of(job), job.pseudocount)
+
+function apply_batch!(job::EMJob, inputs::BatchInputs, first::Int, last::Int)
+    plan, X, samples = job.plan, job.X, view(job.order, first:last)
+    apply!(plan, job.statistics, Float32(step_of(job)), Float32(job.pseudocount), false) do gi, t, shares, s, a
+        plan.groups[gi].kind == CATEGORICAL && apply_batch!(inputs, plan, gi, X, samples, t, shares, s, a)
+    end
+end
+
+"Brings the circuit's parameters up to date."
+settle!(job::EMJob) = job.inputs === nothing || settle!(job.inputs, job.plan)
 
 "Runs a job to its end and returns the mean log-likelihood of the last epoch."
 function finish!(job::EMJob)

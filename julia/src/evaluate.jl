@@ -4,36 +4,36 @@
 struct Workspace
     values::Vector{Float32}
     flows::Vector{Float32}
-    exponents::Vector{Int32}    # (TILE, groups)
-    factors::Vector{Float32}    # (TILE, groups): what normalisation multiplied a sum group's values by
+    exponents::Vector{Int32}    # (TILE, groups that are scaled, after one for the inputs)
+    factor::Vector{Float32}     # (TILE): what the last normalisation multiplied values by
     x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised
     evidence::Vector{Float32}   # (categories, TILE) of one variable
     scratch::Vector{Float32}    # (TILE, widest) twice, and a factor for each block: for sums over several groups
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     live::Vector{Bool}          # whether the tile's arithmetic held for the lane
     losing::Vector{Bool}        # of each group: whether underflow may have taken anything (losses.jl)
-    lost::Vector{Float32}       # (TILE, groups): where it may have, at most how much of each value
+    lost::Vector{Float32}       # (TILE, groups), empty before it ever has: at most how much of each value
     underflows::Vector{Float32} # (TILE): the lanes in which the last product underflowed
     pointers::Vector{Ptr{Int32}}
     wide::Vector{WideWorkspace}  # of the samples that underflow, as soon as there is one
+    inputs::Union{Nothing,BatchInputs}
 end
 
-function Workspace(plan::Plan; flows::Bool)
+function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
     groups = length(plan.groups)
     most_blocks = maximum(length(g.blocks) for g in plan.groups)
     categories = plan.soft ? maximum(plan.limits) : 0
     return Workspace(zeros(Float32, TILE * plan.value_columns), zeros(Float32, flows ? TILE * plan.flow_columns : 0),
-                     zeros(Int32, TILE * groups), zeros(Float32, TILE * groups),
+                     zeros(Int32, TILE * (1 + maximum(g.exponent for g in plan.groups))), zeros(Float32, TILE),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
                      zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
-                     fill(true, TILE), fill(false, groups), zeros(Float32, TILE * groups), zeros(Float32, TILE),
-                     Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[])
+                     fill(true, TILE), fill(false, groups), Float32[], zeros(Float32, TILE),
+                     Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[], inputs)
 end
 
 @inline value_columns(ws::Workspace, g::Group) = pointer(ws.values) + 4 * TILE * g.value
 @inline flow_columns(ws::Workspace, g::Group) = pointer(ws.flows) + 4 * TILE * g.flow
-@inline exponents(ws::Workspace, g::Int) = pointer(ws.exponents) + 4 * TILE * (g - 1)
-@inline factors(ws::Workspace, g::Int) = pointer(ws.factors) + 4 * TILE * (g - 1)
+@inline exponents(ws::Workspace, g::Group) = pointer(ws.exponents) + 4 * TILE * g.exponent
 
 "Puts samples `order[first], order[first + 1], ...` (at most a tile, up to `last`) in the lanes; returns how many."
 function load_samples!(ws::Workspace, order, first::Int, last::Int)
@@ -74,10 +74,13 @@ has_room(c::Circuit, g::Group) =
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
-    g = plan.groups[gi]
-    look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
-             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
+    g, inputs = plan.groups[gi], ws.inputs
+    inputs === nothing || g.kind != CATEGORICAL ? look_up!(ws, plan, g, nothing) : look_up!(ws, plan, g, linear_map(inputs, gi))
 end
+
+look_up!(ws::Workspace, plan::Plan, g::Group, map) =
+    look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
+             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g), map)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
     evidence_values!(ws, plan, plan.groups[gi], X)
@@ -94,7 +97,7 @@ const FACTORS_BETWEEN_SCALING = 8
 
 function product_values!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
-    out, exponent = value_columns(ws, g), exponents(ws, gi)
+    out, exponent = value_columns(ws, g), exponents(ws, g)
     started = any(f -> plan.groups[f.child].shares_value, g.factors)
     factors_in, nested, largest = started ? 1 : 0, false, 1f0
     for f in g.factors
@@ -110,7 +113,7 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
         end
         factors_in += 1
         largest *= largest_value(child)
-        child_exponent = exponents(ws, f.child)
+        child_exponent = exponents(ws, child)
         for v in 0:VECTORS - 1
             store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), load_lanes(child_exponent + 64 * v)))
         end
@@ -122,7 +125,7 @@ end
 
 function normalise_product!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
-    normalise!(value_columns(ws, g), width(g), exponents(ws, gi), factors(ws, gi))
+    normalise!(value_columns(ws, g), width(g), exponents(ws, g), pointer(ws.factor))
     ws.losing[gi] && scale_losses!(ws, gi)
 end
 
@@ -132,18 +135,19 @@ function sum_values!(ws::Workspace, plan::Plan, gi::Int)
     if length(g.blocks) == 1
         child = g.blocks[1].child
         block_values!(out, ws, plan, g, g.blocks[1])
-        copyto!(ws.exponents, TILE * (gi - 1) + 1, ws.exponents, TILE * (child - 1) + 1, TILE)
+        copyto!(ws.exponents, TILE * g.exponent + 1, ws.exponents, TILE * plan.groups[child].exponent + 1, TILE)
     else
-        scratch, scales = pointer(ws.scratch), block_scales!(ws, plan, g, exponents(ws, gi))
-        for (b, block) in enumerate(g.blocks)
-            block_values!(scratch, ws, plan, g, block)
+        scratch, scales = pointer(ws.scratch), block_scales!(ws, plan, g, exponents(ws, g))
+        for b in eachindex(g.blocks)
+            block_values!(scratch, ws, plan, g, g.blocks[b])
             scale_units!(out, scratch, width(g), column(scales, b - 1), b > 1)
         end
     end
-    for (b, block) in enumerate(g.blocks)
-        ws.losing[block.child] && carry_loss!(ws, gi, block.child, block_scale(ws, plan, g, b))
+    for b in eachindex(g.blocks)
+        child = g.blocks[b].child
+        ws.losing[child] && carry_loss!(ws, gi, child, block_scale(ws, plan, g, b))
     end
-    small = normalise!(out, width(g), exponents(ws, gi), factors(ws, gi))
+    small = normalise!(out, width(g), exponents(ws, g), pointer(ws.factor))
     small | ws.losing[gi] && sum_losses!(ws, plan, gi)
 end
 
@@ -157,8 +161,8 @@ end
 "The factors that bring the child groups of a sum group to one scale, whose exponent goes to `common`."
 function block_scales!(ws, plan, g, common::Ptr{Int32})
     scales = pointer(ws.scratch) + 4 * TILE * 2 * plan.widest
-    for (b, block) in enumerate(g.blocks)
-        ws.pointers[b] = exponents(ws, block.child)
+    for b in eachindex(g.blocks)
+        ws.pointers[b] = exponents(ws, plan.groups[g.blocks[b].child])
     end
     common_scale!(common, scales, ws.pointers, length(g.blocks))
     return scales
@@ -190,7 +194,7 @@ end
     gi = Int(plan.head_group[head])
     value = ws.values[TILE * (plan.groups[gi].value + plan.head_place[head] - 1) + s]
     value > 0 && dwarfs_loss(ws, gi, s, value) || return NaN
-    return log(Float64(value)) + ws.exponents[TILE * (gi - 1) + s] * log(2.0) + offset(X, ws.samples[s])
+    return log(Float64(value)) + ws.exponents[TILE * plan.groups[gi].exponent + s] * log(2.0) + offset(X, ws.samples[s])
 end
 
 """
@@ -234,13 +238,19 @@ end
 
 """
 Adds the flows of the tile in `ws` to `stat` and returns their weighted log-likelihood; only the first `count` lanes carry flow.
-Samples that underflow are evaluated again, with a scale for each unit.
+Samples that underflow are evaluated again, with a scale for each unit. The inputs' flows go to `ws.inputs`, if there are any, where
+the tile's first sample is at `position` (from 0).
 """
-flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int) =
-    flows!(g -> input_statistics!(stat, ws, plan, g, X), stat, ws, plan, X, sources, count)
+function flows!(stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int, position::Int=0)
+    return flows!(stat, ws, plan, X, sources, count, position) do gi
+        ws.inputs === nothing ? input_statistics!(stat, ws, plan, plan.groups[gi], X) :
+                                input_flows!(ws.inputs, ws, plan, gi, position, count)
+    end
+end
 
 "As above; `at_inputs` is to add the flows of each group of inputs to the statistics."
-function flows!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int) where {F}
+function flows!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, X::Data, sources::Starts, count::Int,
+                position::Int) where {F}
     total = 0.0
     fill!(ws.live, true)
     for s in 1:count
@@ -251,16 +261,23 @@ function flows!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, X::Da
         ws.live[s] = isfinite(own)
         ws.live[s] && (total += own)
     end
-    if !all(ws.live)
-        isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan.circuit; flows=true))
-        total += add_flows!(stat, ws.wide[1], plan, X, sources, [ws.samples[s] for s in 1:count if !ws.live[s]])
-    end
     backward!(at_inputs, stat, ws, plan, sources, count)
+    if !all(ws.live)
+        isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan; flows=true, inputs=ws.inputs))
+        lanes = [s for s in 1:count if !ws.live[s]]
+        total += add_flows!(stat, ws.wide[1], plan, X, sources, ws.samples[lanes], lanes .+ (position - 1))
+    end
     return total
 end
 
+function input_flows!(inputs::BatchInputs, ws::Workspace, plan::Plan, gi::Int, position::Int, count::Int)
+    g = plan.groups[gi]
+    g.kind == CATEGORICAL &&
+        keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, g), width(g), padded(g), count)
+end
+
 """
-Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called for each group of them, when its flow is
+Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called with each group of them, when its flow is
 there. The edges' flows are added to `stat`.
 """
 function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
@@ -271,7 +288,7 @@ function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, so
         ws.live[s] || continue
         for (head, weight) in starts(sources, ws.samples[s])
             group = plan.groups[plan.head_group[head]]
-            ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] = weight
+            ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] += weight
         end
     end
     for gi in reverse(eachindex(plan.groups))
@@ -286,7 +303,7 @@ function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, so
                 scatter_units!(flow_columns(ws, child), flow_columns(ws, g), width(g), f)
             end
         else
-            at_inputs(g)
+            at_inputs(gi)
         end
     end
 end
@@ -296,14 +313,19 @@ clear_flow!(ws::Workspace, g::Group) = fill!(view(ws.flows, TILE * g.flow + 1:TI
 function sum_flows!(stat, ws, plan, gi)
     g, c = plan.groups[gi], plan.circuit
     r = value_columns(ws, g)  # the values are not needed again: the ratios take their place
-    ratios!(r, flow_columns(ws, g), width(g), factors(ws, gi))
-    scaled = pointer(ws.scratch) + 4 * TILE * plan.widest
-    length(g.blocks) > 1 && (scales = block_scales!(ws, plan, g, Ptr{Int32}(pointer(ws.scratch))))
-    for (b, block) in enumerate(g.blocks)
-        if length(g.blocks) > 1
+    several, unscaled = length(g.blocks) > 1, exponents(ws, plan.groups[g.blocks[1].child])
+    if several
+        scaled, unscaled = pointer(ws.scratch) + 4 * TILE * plan.widest, Ptr{Int32}(pointer(ws.scratch))
+        scales = block_scales!(ws, plan, g, unscaled)
+    end
+    scale_between!(pointer(ws.factor), unscaled, exponents(ws, g))
+    ratios!(r, flow_columns(ws, g), width(g), pointer(ws.factor))
+    for b in eachindex(g.blocks)
+        block, ratio = g.blocks[b], r
+        if several
             scale_units!(scaled, r, width(g), column(scales, b - 1), false)
+            ratio = scaled
         end
-        ratio = length(g.blocks) > 1 ? scaled : r
         child = plan.groups[block.child]
         value, flow = value_columns(ws, child), flow_columns(ws, child)
         if isdense(block)

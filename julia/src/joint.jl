@@ -130,7 +130,8 @@ function prior_flows!(job::JointEMJob, X::SoftEvidence)
         GC.@preserve ws stat plan X for first in 1 + (t - 1) * TILE:threads * TILE:N
             count = load_samples!(ws, 1:N, first, N)
             forward!(ws, plan, X)
-            totals[t] += flows!(stat, ws, plan, X, sources, count) do g
+            totals[t] += flows!(stat, ws, plan, X, sources, count, 0) do gi
+                g = plan.groups[gi]
                 input_statistics!(stat, ws, plan, g, X)  # it leaves the derivatives in the place of the values
                 add_marginals!(posterior, ws, plan, g, X, value_columns(ws, g), product, count)
             end

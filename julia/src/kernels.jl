@@ -16,29 +16,17 @@ vector(name, v) = Symbol(name, v)
 "A Julia matrix over memory that the caller keeps alive."
 @inline matrix(p::Ptr{Float32}, rows, columns) = unsafe_wrap(Array, p, (Int(rows), Int(columns)))
 
-"Calls `f(Val(n), i, v)` for blocks of n = `BLOCK` numbers of 0:count - 1 from i on, the last one smaller, and each vector v of a tile."
-@inline function each_block(f::F, count::Int) where {F}
-    i = 0
-    while i + BLOCK <= count
-        for v in 0:VECTORS - 1
-            f(Val(BLOCK), i, v)
-        end
-        i += BLOCK
-    end
-    for v in 0:VECTORS - 1
-        last_block(f, count - i, i, v)
-    end
-end
-
-@eval @inline function last_block(f::F, n::Int, i::Int, v::Int) where {F}
-    $([:(n == $n && f(Val($n), i, v)) for n in 1:BLOCK - 1]...)
-    return
+"Calls `kernel!(Val(n), arguments...)`, n = 1:BLOCK: code for each, without looking for it in a table of methods."
+macro unrolled(n, kernel!, arguments...)
+    calls = [:($n == $m && $kernel!(Val($m), $(arguments...))) for m in BLOCK:-1:1]
+    return esc(Expr(:block, calls..., nothing))
 end
 
 "out[:, k] = sum over j of in[:, j] w[j, k], for an (inputs, outputs) matrix of weights with the given stride."
 function multiply!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
-    each_block(outputs) do block, k, v
-        multiply_block!(block, column(out, k) + 64 * v, in + 64 * v, w + 4 * k * stride, stride, inputs)
+    for k in 0:BLOCK:outputs - 1, v in 0:VECTORS - 1
+        n = min(BLOCK, outputs - k)
+        @unrolled(n, multiply_block!, column(out, k) + 64 * v, in + 64 * v, w + 4 * k * stride, stride, inputs)
     end
 end
 
@@ -59,9 +47,10 @@ end
 "flow[:, j] (+)= value[:, j] * sum over k of w[j, k] r[:, k]: the flow that a dense block sends to its children."
 function flow_down!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int,
                     outputs::Int, accumulate::Bool)
-    each_block(inputs) do block, j, v
-        flow_down_block!(block, column(flow, j) + 64 * v, column(value, j) + 64 * v, r + 64 * v, w + 4 * j, stride, outputs,
-                         accumulate)
+    for j in 0:BLOCK:inputs - 1, v in 0:VECTORS - 1
+        n = min(BLOCK, inputs - j)
+        @unrolled(n, flow_down_block!, column(flow, j) + 64 * v, column(value, j) + 64 * v, r + 64 * v, w + 4 * j, stride, outputs,
+                  accumulate)
     end
 end
 
@@ -178,9 +167,10 @@ end
 
 """
 out[:, k] = table[k, x[:]] for `units` rows of a (stride, categories) table; x counts from 0, and -1 stands for a marginalised
-variable. `room`: whether 15 numbers may be read beyond the table's end.
+variable. `room`: whether 15 numbers may be read beyond the table's end. `map`: nothing, or the scale and the offset of each unit,
+where no variable is marginalised.
 """
-function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32}, room::Bool)
+function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::Int, x::Ptr{Int32}, room::Bool, map)
     whole = room ? units : units - units % LANES
     for v in 0:VECTORS - 1
         for k in 0:LANES:whole - 1
@@ -190,13 +180,77 @@ function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::In
             end
             columns = transpose16(rows)
             for l in 1:min(LANES, units - k)
-                store_lanes(column(out, k + l - 1) + 64 * v, columns[l])
+                store_lanes(column(out, k + l - 1) + 64 * v, mapped(columns[l], map, k + l))
             end
         end
     end
     for k in whole:units - 1, s in 1:TILE
         category = unsafe_load(x, s)
-        unsafe_store!(column(out, k), category < 0 ? 1f0 : unsafe_load(table, 1 + k + category * stride), s)
+        unsafe_store!(column(out, k), category < 0 ? 1f0 : mapped(unsafe_load(table, 1 + k + category * stride), map, 1 + k), s)
+    end
+end
+
+@inline mapped(x, ::Nothing, k) = x
+@inline mapped(x::Lanes, map::NTuple{2,Ptr{Float32}}, k) = muladd_lanes(x, splat(unsafe_load(map[1], k)), splat(unsafe_load(map[2], k)))
+@inline mapped(x::Float32, map::NTuple{2,Ptr{Float32}}, k) = muladd(x, unsafe_load(map[1], k), unsafe_load(map[2], k))
+
+"""
+rows[:, s] = flow[s, :]: the flows of `units` inputs for the tile's first `count` samples, one sample after the other, in steps
+of `lanes`.
+"""
+function keep_flows!(rows::Ptr{Float32}, flow::Ptr{Float32}, units::Int, lanes::Int, count::Int)
+    for v in 0:VECTORS - 1, k in 0:LANES:lanes - 1
+        own = transpose16(ntuple(l -> k + l <= units ? load_lanes(column(flow, k + l - 1) + 64 * v) : splat(0f0), Val(LANES)))
+        target = rows + 4 * (LANES * v * lanes + k)
+        if count >= LANES * (v + 1)
+            for s in 1:LANES
+                store_lanes(target + 4 * (s - 1) * lanes, own[s])
+            end
+        else
+            for s in 1:count - LANES * v
+                store_lanes(target + 4 * (s - 1) * lanes, own[s])
+            end
+        end
+    end
+end
+
+"out[:] = the sum of `count` rows of flows (see `keep_flows!`), plus `start`."
+function total_flows!(out::Ptr{Float32}, rows::Ptr{Float32}, lanes::Int, count::Int, start::Float32)
+    for k in 0:LANES:lanes - 1
+        totals = ntuple(_ -> splat(0f0), Val(4))  # several, which need not wait for each other
+        for s in 0:4:count - 4
+            totals = add_vectors(totals, rows + 4 * (s * lanes + k), 4 * lanes)
+        end
+        total = add(add(totals[1], totals[2]), add(totals[3], totals[4]))
+        for s in count - count % 4:count - 1
+            total = add(total, load_lanes(rows + 4 * (s * lanes + k)))
+        end
+        store_lanes(out + 4k, add(total, splat(start)))
+    end
+end
+
+@inline add_vectors(totals::NTuple{N,Lanes}, p::Ptr{Float32}, step::Int) where {N} =
+    ntuple(i -> add(totals[i], load_lanes(p + (i - 1) * step)), Val(N))
+
+"""
+table[rows[s] + k] += take[k] * flows[k, s] for `units` rows of flows (see `keep_flows!`). Nothing else is written to: a row that
+a vector fits into ends within the first `whole` numbers of the table.
+"""
+function add_rows!(table::Ptr{Float32}, take::Ptr{Float32}, flows::Ptr{Float32}, rows::Ptr{Int32}, units::Int, whole::Int,
+                   lanes::Int, count::Int)
+    for k in 0:LANES:lanes - 1
+        own, last = load_lanes(take + 4k), k + LANES <= units ? typemax(Int) : whole - LANES - k
+        for s in 0:count - 1
+            row, flow = Int(unsafe_load(rows, s + 1)), flows + 4 * (s * lanes + k)
+            p = table + 4 * (row + k)
+            if row <= last
+                store_lanes(p, muladd_lanes(own, load_lanes(flow), load_lanes(p)))
+            else
+                for i in 1:units - k
+                    unsafe_store!(p, unsafe_load(p, i) + unsafe_load(take, k + i) * unsafe_load(flow, i), i)
+                end
+            end
+        end
     end
 end
 
@@ -304,6 +358,13 @@ function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, fact
         end
     end
     return any(x -> x.value < SMALL, lowest)
+end
+
+"factor = 2^(before - after), of exponents."
+function scale_between!(factor::Ptr{Float32}, before::Ptr{Int32}, after::Ptr{Int32})
+    for v in 0:VECTORS - 1
+        store_lanes(factor + 64 * v, power_of_two(add(load_lanes(before + 64 * v), negate(load_lanes(after + 64 * v)))))
+    end
 end
 
 """

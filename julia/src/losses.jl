@@ -14,15 +14,22 @@ const DWARFED = 2f0^-24     # of a value: lost without a trace in Float32
 "Whether `value` of group `gi` in lane `s` has all its digits."
 @inline dwarfs_loss(ws::Workspace, gi::Int, s::Int, value::Float32) = !ws.losing[gi] || value * DWARFED > lost(ws, gi, s)
 
+"Group `gi` has a bound from now on."
+function begin_losing!(ws::Workspace, gi::Int)
+    isempty(ws.lost) && resize!(ws.lost, TILE * length(ws.losing))
+    ws.losing[gi] = true
+end
+
 "Group `gi`'s bound becomes at least that of `child`, whose values it takes up times `scale` (of each lane; null for 1)."
 function carry_loss!(ws::Workspace, gi::Int, child::Int, scale::Ptr{Float32}=Ptr{Float32}(0))
+    losing = ws.losing[gi]
+    begin_losing!(ws, gi)
     for s in 1:TILE
         bound = lost(ws, child, s)
         # Where all was lost, Inf, no scale makes it small.
         scale != C_NULL && bound < Inf32 && (bound *= unsafe_load(scale, s))
-        set_lost!(ws, gi, s, ws.losing[gi] ? max(lost(ws, gi, s), bound) : bound)
+        set_lost!(ws, gi, s, losing ? max(lost(ws, gi, s), bound) : bound)
     end
-    ws.losing[gi] = true
 end
 
 # The largest value of a group: inputs are probabilities, sums are normalised, products are every so many factors.
@@ -36,21 +43,21 @@ The bound of product group `gi`, whose values were at most `largest`, after it w
 lanes of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
 """
 function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, child::Int, largest::Float32, underflowed::Bool)
-    b = largest_value(plan.groups[child])
+    b, losing = largest_value(plan.groups[child]), ws.losing[gi]
+    begin_losing!(ws, gi)
     for s in 1:TILE
         bound = underflowed && ws.underflows[s] > 0 ? LOSS : 0f0
         db = ws.losing[child] ? lost(ws, child, s) : 0f0
         bound += largest * db
-        ws.losing[gi] && lost(ws, gi, s) > 0 && (bound += (b + db) * lost(ws, gi, s))
+        losing && lost(ws, gi, s) > 0 && (bound += (b + db) * lost(ws, gi, s))
         set_lost!(ws, gi, s, bound)
     end
-    ws.losing[gi] = true
 end
 
 "Scales the bound as `normalise!` scaled the group's values."
 function scale_losses!(ws::Workspace, gi::Int)
     for s in 1:TILE
-        bound, factor = lost(ws, gi, s), ws.factors[TILE * (gi - 1) + s]
+        bound, factor = lost(ws, gi, s), ws.factor[s]
         # Values that were all zero give no scale to judge the loss by.
         bound > 0 && set_lost!(ws, gi, s, factor > 1 / LOSS ? Inf32 : bound * factor)
     end
@@ -69,11 +76,12 @@ end
 
 "Adds `bound` to group `gi`'s in the lanes of `ws.underflows`."
 function add_losses!(ws::Workspace, gi::Int, bound::Float32)
+    losing = ws.losing[gi]
+    begin_losing!(ws, gi)
     for s in 1:TILE
-        before = ws.losing[gi] ? lost(ws, gi, s) : 0f0
+        before = losing ? lost(ws, gi, s) : 0f0
         set_lost!(ws, gi, s, ws.underflows[s] > 0 ? before + bound : before)
     end
-    ws.losing[gi] = true
 end
 
 "Sets the bound to 0 where even the smallest value of the group dwarfs it."
@@ -105,7 +113,7 @@ function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
     g, found = plan.groups[gi], splat(0f0)
     value = load_lanes(column(value_columns(ws, g), k - 1) + 64 * (v - 1))
     # Terms were added before the values were normalised: that is the scale in which a sum is small beside them.
-    limit = mul(splat(SMALL), load_lanes(factors(ws, gi) + 64 * (v - 1)))
+    limit = mul(splat(SMALL), load_lanes(pointer(ws.factor) + 64 * (v - 1)))
     any(l -> value[l].value < limit[l].value, 1:LANES) || return found
     for (b, block) in enumerate(g.blocks)
         child, scales = value_columns(ws, plan.groups[block.child]), block_scale(ws, plan, g, b)

@@ -2,7 +2,7 @@
 # and its edges to each child group form a block, dense (a matrix product) or sparse.
 
 """
-The edges of a product group into one child group: unit k multiplies unit `index[k]` of it (`k` itself where `identity`).
+The edges of a product group into one child group: unit k multiplies unit `index[k]` of it, or, where `identity`, `k` itself.
 `overwrites`: on the way down, it is the first to send flow to the child group, over what lies in those columns.
 """
 struct Factor
@@ -41,6 +41,7 @@ struct Group
     blocks::Vector{Block}
     value::Int              # first column in the value buffer
     flow::Int               # first column in the flow buffer
+    exponent::Int           # its column of exponents; inputs, which are not scaled, have one together
     shares_value::Bool      # an input that writes its values where its only parent, a product, continues with them
     shares_flow::Bool       # its flow is its only parent's flow
     clear::Bool             # its flow is there from the start: a head's, or none
@@ -105,11 +106,12 @@ function Plan(c::Circuit; soft::Bool=false)
     senders[has_head] .= 0
     first_flows!(factors, blocks, senders, holder)
     flow, flow_columns = place_flows(length.(getfield.(members, :units)), senders, holder)
-    groups, widest = Group[], 0
+    groups, widest, scaled = Group[], 0, 0
     for (g, m) in enumerate(members)
         u = m.units[1]
+        isinput(m.kind) || (scaled += 1)
         push!(groups, Group(m.kind, m.units, c.variable[u], c.categories[u], c.param_start[u], c.param_stride[u], factors[g],
-                            blocks[g], value[g], flow[g], shares_value[g], holder[g] != g, holder[g] == g && senders[g] == 0))
+                            blocks[g], value[g], flow[g], isinput(m.kind) ? 0 : scaled, shares_value[g], holder[g] != g, holder[g] == g && senders[g] == 0))
         widest = max(widest, length(m.units))
     end
     return Plan(c, groups, head_group, place[c.heads], value_columns, flow_columns, widest, category_limits(c), soft)
@@ -301,7 +303,8 @@ function product_factors(c, units, group_of, place, members)
             f.child == group_of[v] && (f.index[k] = place[v])
         end
     end
-    return [Factor(f.child, false, f.index == 1:length(members[f.child].units), f.index) for f in factors]
+    in_order(f) = f.index == 1:length(members[f.child].units)
+    return [in_order(f) ? Factor(f.child, false, true, Int32[]) : f for f in factors]
 end
 
 function sum_blocks(c, units, group_of, place, members)

@@ -6,13 +6,15 @@
 "Where the value of each unit lies in a tile: its group, and its column of the value buffer."
 struct Places
     group::Vector{Int32}
+    exponent::Vector{Int32}
     column::Vector{Int}
 end
 
 function Places(plan::Plan)
-    places = Places(zeros(Int32, num_units(plan.circuit)), zeros(Int, num_units(plan.circuit)))
+    places = Places(zeros(Int32, num_units(plan.circuit)), zeros(Int32, num_units(plan.circuit)), zeros(Int, num_units(plan.circuit)))
     for (gi, g) in enumerate(plan.groups), (k, u) in enumerate(g.units)
         places.group[u] = gi
+        places.exponent[u] = g.exponent
         places.column[u] = g.value + k - 1
     end
     return places
@@ -150,14 +152,14 @@ function cumulative_weights!(out, c::Circuit, u, tile::TileLane)
             out[k] = ws.values[TILE * places.column[v] + s]
             if places.group[v] != group && out[k] > 0
                 group = places.group[v]
-                top = max(top, ws.exponents[TILE * (group - 1) + s])
+                top = max(top, ws.exponents[TILE * places.exponent[v] + s])
                 scales += 1
             end
         end
         total = 0.0
         for (k, e) in enumerate(edges(c, u))  # children in several groups have several scales
             scales > 1 && out[k] > 0 &&
-                (out[k] *= power_of_two(ws.exponents[TILE * (places.group[child(c, u, e)] - 1) + s] - Int(top)))
+                (out[k] *= power_of_two(ws.exponents[TILE * places.exponent[child(c, u, e)] + s] - Int(top)))
             out[k] = total += c.weight[e] * out[k]
         end
     end

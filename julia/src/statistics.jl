@@ -2,14 +2,18 @@
 
 """
 Statistics of one thread: `weight` (edge flows divided by the edge's weight) and `leaf` (flows of the categories), in the
-layout of the circuit's parameters.
+layout of the circuit's parameters. `leaf` is empty where `BatchInputs` take its place.
 """
 struct Statistics
     weight::Vector{Float32}
     leaf::Vector{Float32}
 end
 
-Statistics(c::Circuit) = Statistics(zeros(Float32, length(c.weight)), zeros(Float32, length(c.leaf)))
+Statistics(c::Circuit; leaf::Bool=true) =
+    Statistics(zeros(Float32, length(c.weight)), zeros(Float32, leaf ? length(c.leaf) : 0))
+
+# Single-precision sums over more samples than this would lose digits that EM on the whole data set needs.
+const SINGLE_PRECISION_SAMPLES = 2^13
 
 """
 What the flow of each sample starts from: its head (from 1), and its weight, which multiplies all its flows.

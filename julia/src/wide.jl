@@ -7,11 +7,18 @@ struct WideWorkspace
     exponent::Vector{Int32}     # (LANES, units)
     flow::Vector{Float32}       # (LANES, units)
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
+    inputs::Union{Nothing,BatchInputs}
+    group_of::Vector{Int32}     # of each unit, where there are `inputs`
 end
 
-WideWorkspace(c::Circuit; flows::Bool) =
-    WideWorkspace(zeros(Float32, LANES * num_units(c)), zeros(Int32, LANES * num_units(c)),
-                  zeros(Float32, flows ? LANES * num_units(c) : 0), zeros(Int, LANES))
+function WideWorkspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
+    units, group_of = num_units(plan.circuit), zeros(Int32, inputs === nothing ? 0 : num_units(plan.circuit))
+    for (gi, g) in enumerate(inputs === nothing ? Group[] : plan.groups)
+        group_of[g.units] .= gi
+    end
+    return WideWorkspace(zeros(Float32, LANES * units), zeros(Int32, LANES * units), zeros(Float32, flows ? LANES * units : 0),
+                         zeros(Int, LANES), inputs, group_of)
+end
 
 @inline mantissa(ws::WideWorkspace, u) = pointer(ws.mantissa) + 64 * (u - 1)
 @inline exponent(ws::WideWorkspace, u) = pointer(ws.exponent) + 64 * (u - 1)
@@ -37,10 +44,11 @@ function load_samples!(ws::WideWorkspace, samples, first::Int)
     return count
 end
 
-function forward!(ws::WideWorkspace, c::Circuit, X::Data)
+function forward!(ws::WideWorkspace, plan::Plan, X::Data)
+    c = plan.circuit
     GC.@preserve ws for u in 1:num_units(c)
         if isinput(c.kind[u])
-            input_value!(ws, c, u, X)
+            input_value!(ws, plan, u, X)
             continue
         end
         if c.kind[u] == PRODUCT
@@ -77,11 +85,13 @@ end
     return total, top
 end
 
-function input_value!(ws::WideWorkspace, c::Circuit, u, X::Union{AbstractMatrix,Masked})
-    i, start, stride = c.variable[u], c.param_start[u], c.param_stride[u]
+function input_value!(ws::WideWorkspace, plan::Plan, u, X::Union{AbstractMatrix,Masked})
+    c, inputs = plan.circuit, ws.inputs
+    i, start, stride, plain = c.variable[u], c.param_start[u], c.param_stride[u], inputs === nothing || c.kind[u] != CATEGORICAL
     values = ntuple(Val(LANES)) do s
         category = @inbounds category_of(X, i, ws.samples[s])
-        VecElement(category < 0 ? 1f0 : @inbounds c.leaf[start + category * stride])
+        e = start + category * stride
+        VecElement(category < 0 ? 1f0 : plain ? (@inbounds c.leaf[e]) : probability(inputs, plan, Int(ws.group_of[u]), u, e))
     end
     m, e = scaled(values, NO_EXPONENT)
     store_lanes(mantissa(ws, u), m)
@@ -92,7 +102,8 @@ end
 @inline category_of(X::AbstractMatrix, i, n) = Int(X[i, n])
 @inline category_of(X::Masked, i, n) = X.mask[i, n] ? -1 : Int(X.values[i, n])
 
-function input_value!(ws::WideWorkspace, c::Circuit, u, X::SoftEvidence)
+function input_value!(ws::WideWorkspace, plan::Plan, u, X::SoftEvidence)
+    c = plan.circuit
     for s in 1:LANES
         total = 0.0  # of numbers whose products may be smaller than any Float32
         for k in 0:c.categories[u] - 1
@@ -115,10 +126,10 @@ function redo!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Data, heads,
     isempty(samples) && return
     c, threads = plan.circuit, min(Threads.nthreads(), cld(length(samples), LANES))
     Threads.@threads for t in 1:threads
-        ws = WideWorkspace(c; flows=false)
+        ws = WideWorkspace(plan; flows=false)
         for first in 1 + (t - 1) * LANES:threads * LANES:length(samples)
             count = load_samples!(ws, samples, first)
-            forward!(ws, c, X)
+            forward!(ws, plan, X)
             for s in 1:count, (i, head) in enumerate(heads)
                 out[i, ws.samples[s]] = head_log_value(ws, c, head, s) + offset(X, ws.samples[s])
             end
@@ -127,34 +138,39 @@ function redo!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Data, heads,
 end
 
 """
-Adds the flows of `samples` to `stat` and returns their weighted log-likelihood. A sample of probability zero has no flow.
+Adds the flows of `samples`, which are at `positions` of the batch, to the statistics and returns their weighted log-likelihood. A
+sample of probability zero has no flow.
 """
-function add_flows!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, sources::Starts, samples::Vector{Int})
+function add_flows!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, sources::Starts, samples::Vector{Int},
+                    positions::Vector{Int})
     c, total = plan.circuit, 0.0
     for first in 1:LANES:length(samples)
         count = load_samples!(ws, samples, first)
-        forward!(ws, c, X)
+        forward!(ws, plan, X)
         fill!(ws.flow, 0f0)
         for s in 1:count
             n = ws.samples[s]
             for (head, weight) in starts(sources, n)
                 value = head_log_value(ws, c, head, s)
                 weight > 0 && (total += weight * (value + offset(X, n)))  # 0 times -Inf is NaN
-                value > -Inf && (ws.flow[LANES * (c.heads[head] - 1) + s] = weight)
+                value > -Inf && (ws.flow[LANES * (c.heads[head] - 1) + s] += weight)
             end
         end
-        backward!(stat, ws, c, X)
+        backward!(stat, ws, plan, X, view(positions, first:min(first + LANES - 1, length(positions))))
     end
     return total
 end
 
-function backward!(stat::Statistics, ws::WideWorkspace, c::Circuit, X::Data)
+function backward!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, positions)
+    c = plan.circuit
     GC.@preserve ws for u in reverse(1:num_units(c))
         f = load_lanes(flow(ws, u))
         horizontal_sum(f) > 0 || continue
         if isinput(c.kind[u])
-            for s in 1:LANES
-                f[s].value > 0 && add_input_flow!(stat, c, u, X, ws.samples[s], f[s].value)
+            for (s, position) in enumerate(positions)
+                f[s].value > 0 || continue
+                ws.inputs === nothing ? add_input_flow!(stat, c, u, X, ws.samples[s], f[s].value) :
+                c.kind[u] == CATEGORICAL && set_flow!(ws.inputs, plan, Int(ws.group_of[u]), u, position, f[s].value)
             end
         elseif c.kind[u] == PRODUCT
             for i in edges(c, u)

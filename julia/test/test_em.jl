@@ -112,3 +112,65 @@ end
         @test close_to(c.leaf, leaf; rtol=1e-4) && close_to(c.weight, weight; rtol=1e-4)
     end
 end
+
+"Whole epochs of EM in batches, in the order of the samples, step by step from the definition."
+function reference_epochs!(c, X, head_of, batch_size, steps, pseudocount)
+    for step in steps, first in 1:batch_size:size(X, 2)
+        batch = first:min(first + batch_size - 1, size(X, 2))
+        weight, leaf = reference_step(c, X[:, batch], head_of[batch], step, pseudocount)
+        c.weight .= weight
+        c.leaf .= leaf
+    end
+end
+
+"The circuit with the inputs' parameters in each table in reverse order, so that each input is a group of its own."
+function backwards(c, reverse_tables)
+    start, inputs = copy(c.param_start), findall(LVDJuice.isinput, c.kind)
+    for i in (reverse_tables ? (1:c.num_vars) : ())
+        units = [u for u in inputs if c.variable[u] == i]
+        start[units] = reverse(start[units])
+    end
+    arrays = arrays_of(c)
+    arrays[4] = start
+    return Circuit(c.num_vars, arrays...)
+end
+
+@testset "steps that change the categories of a batch alone are plain steps" begin
+    rng = MersenneTwister(41)
+    for (latents, pseudocount, steps) in ((3, 0.1, fill(0.3, 6)), (16, 0.5, fill(0.9, 20)), (21, 0.0, [0.2, 1.0, 0.2]), (40, 0.1, [0.5, 0.5]))
+        make() = backwards(hclt([2, 0, 2, 3, 3]; latents=latents, categories=70, heads=2, seed=latents), latents == 3)
+        N = 150
+        X, head_of = rand(rng, Int32(0):Int32(69), 5, N), rand(rng, 1:2, N)
+        X[1, :] .= 69  # the last row of a table, for all samples
+        c, expected = make(), make()
+        job = EMJob(c, X, head_of; epochs=length(steps), batch_size=66, step_size=(steps[1], steps[end]), shuffle=false,
+                    pseudocount=pseudocount)
+        @test job.inputs !== nothing
+        for _ in steps
+            reference_epochs!(expected, X, head_of, 66, LVDJuice.step_of(job), pseudocount)
+            while advance!(job, 0.0)[2] > 0  # between two batches the circuit is a circuit like any other
+                @test all(abs.(sum(reshape(c.leaf[1:70latents], latents, 70); dims=2) .- 1) .< 1e-4)
+            end
+        end
+        @test close_to(c.leaf, expected.leaf; rtol=1e-3) && close_to(c.weight, expected.weight; rtol=1e-3)
+        before = copy(c.leaf)
+        LVDJuice.settle!(job)
+        @test c.leaf == before
+    end
+end
+
+@testset "random circuits in small batches" begin
+    rng = MersenneTwister(42)
+    tried = 0
+    while tried < 25
+        c = random_circuit(rng, rand(rng, 1:4), 9, 2)
+        N = rand(rng, 1:9)
+        X, head_of = rand(rng, 0:8, c.num_vars, N), rand(rng, 1:2, N)
+        job = EMJob(c, X, head_of; epochs=1, batch_size=9, step_size=(0.4, 0.4), pseudocount=0.1)
+        job.inputs === nothing && continue  # a binomial
+        tried += 1
+        weight, leaf = reference_step(c, X, head_of, 0.4, 0.1)
+        finish!(job)
+        @test close_to(c.weight, weight; rtol=1e-4) && close_to(c.leaf, leaf; rtol=1e-4)
+    end
+end

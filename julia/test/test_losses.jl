@@ -150,3 +150,29 @@ end
     sums = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
     @test maximum(abs.(edges[sums] .- exact[sums])) < 1e-3
 end
+
+@testset "EM in small batches on what the tiles leave to the exact evaluation" begin
+    rng = MersenneTwister(36)
+    V, N = 40, 20
+    make() = side_by_side([sharpen!(MersenneTwister(seed), hclt([0; 1:V - 1]; latents=3, categories=21, seed=seed), 25) for seed in 1:3])
+    c, X, head_of = make(), rand(rng, 0:20, V, N), rand(rng, 1:3, N)
+    @test left_over(c, X) > 0
+    weight, leaf, _ = exact_statistics(c, X, head_of)
+    job = EMJob(c, X, head_of; epochs=1, batch_size=N, step_size=(0.5, 0.5), pseudocount=0.1)
+    @test job.inputs !== nothing
+    plain = make()
+    LVDJuice.apply!(Plan(plain), LVDJuice.ExpectedCounts(weight, leaf), [LVDJuice.Statistics(plain)], 0.5, 0.1)
+    for epoch in 1:3
+        LVDJuice.em_step!(job, 1, N)
+        epoch == 1 && (LVDJuice.settle!(job); @test close_to(c.leaf, plain.leaf; rtol=1e-4))
+    end
+    # Three steps without a look at the parameters, and the same with one after each.
+    often = make()
+    looked = EMJob(often, X, head_of; epochs=1, batch_size=N, step_size=(0.5, 0.5), pseudocount=0.1)
+    for _ in 1:3
+        LVDJuice.em_step!(looked, 1, N)
+        LVDJuice.settle!(looked)
+    end
+    LVDJuice.settle!(job)
+    @test close_to(c.leaf, often.leaf; rtol=1e-4) && close_to(c.weight, often.weight; rtol=1e-3)
+end
