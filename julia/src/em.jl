@@ -297,7 +297,7 @@ linear_step(sizes, epoch, epochs) = sizes[1] + (sizes[2] - sizes[1]) * (epochs =
 """
     advance!(job, seconds = Inf) -> (epochs finished, samples finished in the epoch under way, mean log-likelihood)
 
-Goes on for about `seconds`, at most to the end of an epoch. The mean is over the samples of the epoch under way, or, where
+Goes on for about `seconds`, at most to the end of an epoch, and leaves the circuit up to date. The mean is over the samples of the epoch under way, or, where
 it has just ended, of the whole epoch; in nats, each sample before its batch's step.
 """
 function advance!(job::EMJob, seconds::Real=Inf)
@@ -310,15 +310,19 @@ function advance!(job::EMJob, seconds::Real=Inf)
             shuffle!(SplitMix(job.seed, job.epoch), job.order)
         end
     end
+    at_once = job.batch_size * batches_at_once(job)
     try
         while job.position < N
             last = min(job.position + job.batch_size, N)
             em_step!(job, job.position + 1, last)
             job.position = last
+            last % at_once == 0 || last == N || continue
+            settle!(job)
             time() - started > seconds && break
         end
-    finally
+    catch
         settle!(job)
+        rethrow()
     end
     mean = job.total / job.weight
     if job.position == N
@@ -326,6 +330,16 @@ function advance!(job::EMJob, seconds::Real=Inf)
         job.position = 0
     end
     return job.epoch, job.position, mean
+end
+
+"""
+Batches between looks at the clock, when the circuit is brought up to date: fewer of a large circuit, but always the same for one
+job, because parameters depend on it in their last digits.
+"""
+function batches_at_once(job::EMJob)
+    job.inputs === nothing && return 1
+    c = job.plan.circuit
+    return clamp(2^29 ÷ (job.batch_size * num_edges(c) + 8 * length(c.leaf)), 1, 64)
 end
 
 "One batch: samples `order[first:last]`. Afterwards the circuit's parameters must be settled before others look at them."

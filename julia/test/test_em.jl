@@ -43,8 +43,8 @@ end
     rng = MersenneTwister(11)
     X = rand(rng, 0:3, 5, 130)
     head_of = ones(Int, 130)
-    train(; pieces, kwargs...) = begin
-        c = hclt([0, 1, 2, 3, 4]; latents=4, categories=4)
+    train(; pieces, categories=4, kwargs...) = begin
+        c = hclt([0, 1, 2, 3, 4]; latents=4, categories=categories)
         job = EMJob(c, X, head_of; epochs=3, batch_size=50, kwargs...)
         while job.epoch < 3
             advance!(job, pieces ? 0.0 : Inf)
@@ -55,6 +55,8 @@ end
     @test whole.weight == train(pieces=true, seed=1).weight
     @test whole.leaf == train(pieces=false, seed=1).leaf
     @test whole.weight != train(pieces=false, seed=2).weight
+    small_batches = train(pieces=false, categories=60)
+    @test small_batches.leaf == train(pieces=true, categories=60).leaf
     job = EMJob(hclt([0, 1, 2, 3, 4]; latents=2, categories=4), X, head_of; epochs=3, batch_size=50, step_size=(0.1, 0.02))
     @test [(s = LVDJuice.step_of(job); advance!(job); s) for _ in 1:3] ≈ [0.1, 0.06, 0.02]
     # 130 samples in batches of 50: two batches and a short one, which counts.
@@ -148,9 +150,8 @@ end
         @test job.inputs !== nothing
         for _ in steps
             reference_epochs!(expected, X, head_of, 66, LVDJuice.step_of(job), pseudocount)
-            while advance!(job, 0.0)[2] > 0  # between two batches the circuit is a circuit like any other
-                @test all(abs.(sum(reshape(c.leaf[1:70latents], latents, 70); dims=2) .- 1) .< 1e-4)
-            end
+            advance!(job, 0.0)  # between two calls the circuit is a circuit like any other
+            @test all(abs.(sum(reshape(c.leaf[1:70latents], latents, 70); dims=2) .- 1) .< 1e-4)
         end
         @test close_to(c.leaf, expected.leaf; rtol=1e-3) && close_to(c.weight, expected.weight; rtol=1e-3)
         before = copy(c.leaf)
@@ -173,4 +174,23 @@ end
         finish!(job)
         @test close_to(c.weight, weight; rtol=1e-4) && close_to(c.leaf, leaf; rtol=1e-4)
     end
+end
+
+@testset "many small batches: the same parameters in pieces of any length" begin
+    X = rand(MersenneTwister(43), 0:29, 6, 1010)
+    train(seconds) = begin
+        c = hclt([0, 1, 2, 3, 4, 5]; latents=4, categories=30)
+        job = EMJob(c, X, ones(Int, 1010); epochs=2, batch_size=10)
+        calls = 0
+        while job.epoch < 2
+            _, position, _ = advance!(job, seconds)
+            calls += 1
+            @test position % (10 * LVDJuice.batches_at_once(job)) == 0
+            @test all(abs.(sum(reshape(c.leaf[1:120], 4, 30); dims=2) .- 1) .< 1e-4)
+        end
+        c, calls
+    end
+    (whole, few), (pieces, many) = train(Inf), train(0.0)
+    @test few == 2 && many > 2
+    @test whole.leaf == pieces.leaf && whole.weight == pieces.weight
 end
