@@ -23,6 +23,10 @@ Scores = npt.NDArray[np.float64]
 """log p(x | z) in nats, (n, heads)."""
 
 
+_WORTH_PRUNING = 0.1
+"""Of the edges: where fewer would go, all stay, because blocks that are not dense take longer for each edge."""
+
+
 @dataclass(frozen=True)
 class Grown:
     """A circuit of one or more heads, and the head of each patch it was learned from, int32 (n,)."""
@@ -182,6 +186,8 @@ def _train(
     history, rows = _em(pc, x, labels, em, seed), np.arange(len(labels))
     before = pc.log_likelihood(x, head="all")[rows, labels]
     pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
+    if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges:
+        pruned = pc
     scores = pruned.log_likelihood(x, head="all")
     after = scores[rows, labels]
     measured = {

@@ -55,6 +55,21 @@ def test_it_finds_the_clusters_and_beats_labels_without_feedback() -> None:
     assert all(record["pruning_loss"] < 0.01 for record in records)
 
 
+def test_a_circuit_that_would_lose_few_edges_keeps_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, h, _ = clusters(200)
+
+    def pruned() -> list[int]:
+        records: list[Any] = []
+        growing = GrowingSettings(**SHORT, min_flow=0.05)
+        progressive_growing(x, h, num_heads=2, num_cats=CATS, circuit=EM, growing=growing, record=records.append)
+        return [record["pruned_edges"] for record in records]
+
+    usual = pruned()
+    assert usual[0] > 0
+    monkeypatch.setattr("pyjuice_lvd.growing._WORTH_PRUNING", 0.9)
+    assert pruned()[0] == 0
+
+
 def test_the_same_seed_gives_the_same_circuit() -> None:
     x, h, _ = clusters(200)
     first, again, other = (
