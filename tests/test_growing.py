@@ -60,7 +60,7 @@ def test_a_circuit_that_would_lose_few_edges_keeps_them_all(monkeypatch: pytest.
 
     def pruned() -> list[int]:
         records: list[Any] = []
-        growing = GrowingSettings(**SHORT, min_flow=0.05)
+        growing = GrowingSettings(**SHORT, min_flow=0.1)
         progressive_growing(x, h, num_heads=2, num_cats=CATS, circuit=EM, growing=growing, record=records.append)
         return [record["pruned_edges"] for record in records]
 
