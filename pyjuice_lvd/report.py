@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -129,20 +130,29 @@ def _data(data: Mapping[str, Any]) -> str:
     return _facts({"source": data["source"], "split": data["how"], **shapes})
 
 
-def _stages(metrics: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
-    """Show the stages of the work in their order, with their records and seconds.
+def stage_seconds(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Add up the seconds of each stage of a run's metrics, in their order; None for one without.
 
-    A stage's seconds are those of its records; where it has one for each epoch and one for the whole, the latter's.
+    Where a stage has records of its epochs and one of the whole, the latter's count.
     """
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for record in metrics:
         stages.setdefault(record["stage"], []).append(record)
-    rows = []
+    found: dict[str, float | None] = {}
     for stage, records in stages.items():
         timed = [record for record in records if "seconds" in record]
         whole = [record for record in timed if "epoch" not in record] or timed
-        seconds = f"{sum(record['seconds'] for record in whole):,.1f}" if timed else "not recorded"
-        rows.append((stage, f"{len(records):,}", seconds))
+        found[stage] = sum(record["seconds"] for record in whole) if timed else None
+    return found
+
+
+def _stages(metrics: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
+    """Show the stages of the work in their order, with their records and seconds."""
+    records = Counter(record["stage"] for record in metrics)
+    rows = [
+        (stage, f"{records[stage]:,}", "not recorded" if seconds is None else f"{seconds:,.1f}")
+        for stage, seconds in stage_seconds(metrics).items()
+    ]
     rows.append(("the last call of fit, all in all", "", f"{result['seconds']:,.1f}"))
     return _table(("stage", "records", "seconds"), rows)
 

@@ -1,0 +1,54 @@
+"""Put finished runs into one file: their results, the seconds of each stage, their settings, and what `gap` found.
+
+    python benchmarks/collect.py NAME=RUN [NAME=RUN]... -o benchmarks/FILE.json
+
+Paths of this machine are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.report import stage_seconds
+from pyjuice_lvd.runs import RunDirectory, read_json, write_json
+
+
+def collect(folder: str) -> dict[str, Any]:
+    """Read one run. Raises InputError where it is not finished."""
+    run = RunDirectory.open_existing(Path(folder))
+    result = {name: value for name, value in run.result.items() if name != "run"}
+    source = Path(result["data"]["source"])
+    result["data"]["source"] = source.name if source.is_absolute() else str(source)
+    found = {
+        **result,
+        "stages": {stage: seconds and round(seconds, 1) for stage, seconds in stage_seconds(run.metrics()).items()},
+        "settings": run.settings,
+    }
+    if (run / "gap.json").exists():
+        found["gap"] = {name: value for name, value in read_json(run / "gap.json").items() if name != "images"}
+    return found
+
+
+def main() -> int:
+    """Write the file; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
+    options = parser.parse_args()
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    try:
+        runs = {name: collect(folder) for name, _, folder in (text.partition("=") for text in options.runs)}
+    except InputError as error:
+        print(f"collect: error: {error}", file=sys.stderr)
+        return error.exit_status
+    write_json(options.output, {"machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)}, "runs": runs})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
