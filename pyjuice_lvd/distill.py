@@ -293,24 +293,26 @@ def _with_prior(
         progress=progress,
     )
     record({"stage": "prior", "log_likelihood": history[-1], "seconds": time.monotonic() - started})
-    started, model = time.monotonic(), joined(prior)
-    steps = np.linspace(*own.soft_step_size, own.soft_epochs)
-    scores = fit_prior(
-        model,
-        train,
-        valid,
-        epochs=own.soft_epochs,
-        step_size=own.soft_step_size,
-        batch_size=own.batch_size,
-        pseudocount=own.pseudocount,
-        patience=own.patience,
-        memory=own.memory,
-        seed=settings.seed,
-        progress=progress,
-    )
-    for epoch in range(len(scores)):
-        record({"stage": "p(x)", **_epoch(scores, steps, epoch)})
-    record({"stage": "p(x)", "kept_epoch": scores.best, "seconds": time.monotonic() - started})
+    model = joined(prior)
+    if own.soft_epochs:
+        started = time.monotonic()
+        steps = np.linspace(*own.soft_step_size, own.soft_epochs)
+        scores = fit_prior(
+            model,
+            train,
+            valid,
+            epochs=own.soft_epochs,
+            step_size=own.soft_step_size,
+            batch_size=own.batch_size,
+            pseudocount=own.pseudocount,
+            patience=own.patience,
+            memory=own.memory,
+            seed=settings.seed,
+            progress=progress,
+        )
+        for epoch in range(len(scores)):
+            record({"stage": "p(x)", **_epoch(scores, steps, epoch)})
+        record({"stage": "p(x)", "kept_epoch": scores.best, "seconds": time.monotonic() - started})
     if path is not None:
         prior.save(path)
     return model
