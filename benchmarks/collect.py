@@ -30,7 +30,8 @@ def collect(folder: str) -> dict[str, Any]:
         "settings": run.settings,
     }
     if (run / "gap.json").exists():
-        found["gap"] = {name: value for name, value in read_json(run / "gap.json").items() if name != "images"}
+        gap = read_json(run / "gap.json")
+        found["gap"] = {name: value for name, value in gap.items() if name not in ("images", "picture")}
     return found
 
 
