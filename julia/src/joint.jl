@@ -75,7 +75,7 @@ function advance!(job::JointEMJob, seconds::Real=Inf)
         job.total = 0.0
     end
     copyto!(job.order, 1:N)
-    shuffle!(SplitMix(job.seed, job.epoch), job.order)
+    shuffle!(SplitMix(job.seed, job.epoch), job.order)  # in each call: it may go on from another job's position
     while job.position < N
         last = min(job.position + job.batch_size, N)
         joint_step!(job, job.order[job.position + 1:last])
@@ -151,13 +151,12 @@ end
 
 "A step of one circuit, whose heads are the rows `heads` of the posterior, on the patches that it has a share of."
 function circuit_step!(plan::Plan, patches::Matrix, posterior::Matrix{Float32}, heads::UnitRange, step, pseudocount)
-    shares = posterior[heads, :]
-    own = findall(n -> sum(view(shares, :, n)) > NEGLIGIBLE, axes(shares, 2))
+    own = findall(n -> sum(view(posterior, heads, n)) > NEGLIGIBLE, axes(posterior, 2))
     isempty(own) && return
     c, threads = plan.circuit, Threads.nthreads()
     stats = [Statistics(c) for _ in 1:threads]
     workspaces = [Workspace(plan; flows=true) for _ in 1:threads]
-    X, sources = patches[:, own], Responsibilities(shares[:, own])
+    X, sources = patches[:, own], Responsibilities(posterior[heads, own])
     if length(own) <= SINGLE_PRECISION_SAMPLES
         accumulate!(stats, workspaces, plan, X, sources, 1:length(own), 1, length(own))
         apply!(plan, stats, step, pseudocount)
