@@ -8,10 +8,11 @@ Paths of this machine are left out.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from common import machine
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.report import stage_seconds
@@ -41,13 +42,12 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
     options = parser.parse_args()
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     try:
         runs = {name: collect(folder) for name, _, folder in (text.partition("=") for text in options.runs)}
     except InputError as error:
         print(f"collect: error: {error}", file=sys.stderr)
         return error.exit_status
-    write_json(options.output, {"machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)}, "runs": runs})
+    write_json(options.output, {"machine": machine(), "runs": runs})
     return 0
 
 

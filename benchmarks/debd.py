@@ -10,7 +10,6 @@ measured on the test split.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import machine
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.baselines import learn_circuit
@@ -81,7 +81,6 @@ def main() -> int:
     except InputError as error:
         print(f"debd: error: {error}", file=sys.stderr)
         return error.exit_status
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     write_json(
         options.output,
         {
@@ -90,7 +89,7 @@ def main() -> int:
             "threads": threads,
             "seconds": round(time.monotonic() - started, 1),
             "cpu_seconds": round(time.process_time(), 1),
-            "machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)},
+            "machine": machine(),
             "sets": sets,
         },
     )

@@ -10,7 +10,6 @@ after it is trained end to end, as `[finetuning]` says, on the same images.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import replace
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import start, write_comparison
 
-from pyjuice_lvd import julia
 from pyjuice_lvd.data import load_data
 from pyjuice_lvd.distill import distill
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import figures_of_merit, protocol, std_error
 from pyjuice_lvd.joint_em import fit_end_to_end
-from pyjuice_lvd.runs import write_json
 from pyjuice_lvd.settings import resolve
 
 
@@ -83,10 +81,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
     options = parser.parse_args()
-    threads, started = julia.start(threads=options.threads or None).threads, time.monotonic()
-    import torch
-
-    torch.set_num_threads(threads)
+    started, threads = time.monotonic(), start(options.threads)
     try:
         seeds = [measure(options, seed) for seed in options.seeds]
     except InputError as error:
@@ -94,20 +89,10 @@ def main() -> int:
         return error.exit_status
     figures = {name: [each[name]["bpd"] for each in seeds] for name in ("prior_alone", "end_to_end")}
     figures["gain"] = [each["gain"] for each in seeds]
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    write_json(
-        options.output,
-        {
-            "benchmark": "test bpd before and after EM on p(x) end to end",
-            "data": options.data if not Path(options.data).exists() else Path(options.data).name,
-            "threads": threads,
-            "machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)},
-            "seconds": round(time.monotonic() - started, 1),
-            "mean": {name: float(np.mean(values)) for name, values in figures.items()},
-            "deviation": {name: float(np.std(values, ddof=1)) for name, values in figures.items() if len(values) > 1},
-            "seeds": seeds,
-        },
-    )
+    write_comparison(
+        options.output, "test bpd before and after EM on p(x) end to end",
+        data=options.data, threads=threads, started=started, figures=figures, seeds=seeds,
+    )  # fmt: skip
     return 0
 
 

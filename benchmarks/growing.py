@@ -9,7 +9,6 @@ DATA is what `lvd-juice fit` takes. For each seed a teacher is trained, and both
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,14 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from common import start, write_comparison
 
-from pyjuice_lvd import julia
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.data import load_data
 from pyjuice_lvd.distill import distill
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
-from pyjuice_lvd.runs import write_json
 from pyjuice_lvd.settings import resolve
 
 METHODS = ("lvd", "lvd-pg")
@@ -76,30 +74,17 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
     options = parser.parse_args()
-    threads, started = julia.start(threads=options.threads or None).threads, time.monotonic()
-    import torch
-
-    torch.set_num_threads(threads)
+    started, threads = time.monotonic(), start(options.threads)
     try:
         seeds = [measure(options, seed) for seed in options.seeds]
     except InputError as error:
         print(f"growing: error: {error}", file=sys.stderr)
         return error.exit_status
     figures = {name: [each[name]["bpd"] for each in seeds] for name in METHODS} | {"gain": [e["gain"] for e in seeds]}
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    write_json(
-        options.output,
-        {
-            "benchmark": "test bpd of lvd-pg and one-shot lvd",
-            "data": options.data if not Path(options.data).exists() else Path(options.data).name,
-            "threads": threads,
-            "machine": {"cores": os.cpu_count(), "ram_gib": round(ram, 1)},
-            "seconds": round(time.monotonic() - started, 1),
-            "mean": {name: float(np.mean(values)) for name, values in figures.items()},
-            "deviation": {name: float(np.std(values, ddof=1)) for name, values in figures.items() if len(values) > 1},
-            "seeds": seeds,
-        },
-    )
+    write_comparison(
+        options.output, "test bpd of lvd-pg and one-shot lvd",
+        data=options.data, threads=threads, started=started, figures=figures, seeds=seeds,
+    )  # fmt: skip
     return 0
 
 

@@ -15,8 +15,7 @@ from pyjuice_lvd.runs import RunDirectory, read_json
 from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.splits import noun
 
-from .fit import prepare
-from .models import load_model
+from .models import load_model, start_julia
 from .options import emit, json_option, quiet_option, threads_option
 
 
@@ -35,7 +34,7 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     directory = RunDirectory.open_existing(run)
     settings = Settings.from_dict(directory.settings)
     rows, which = load_test_data(data, settings, digest=read_json(directory / "data.json")["digest"])
-    prepare(settings.method, settings.threads if threads is None else threads)
+    start_julia(settings, threads)
     model = load_model(directory, settings)
     if isinstance(model, CircuitModel):
         model.rows(rows, data)  # names the data where they do not fit
