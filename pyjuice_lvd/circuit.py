@@ -12,8 +12,9 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit_files import read_circuit, write_circuit
 from pyjuice_lvd.em import train
-from pyjuice_lvd.engine import PIECE, Engine, Evidence
+from pyjuice_lvd.engine import Engine, Evidence
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.hidden_states import STARTS, chow_liu_parents, hidden_states, rows_for_states
 from pyjuice_lvd.learning import Flows, History, Statistics
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.structure import grow, prune
@@ -57,6 +58,8 @@ class Circuit:
         num_latents: int = 16,
         num_cats: int | None = None,
         heads: int = 1,
+        start: str = "random",
+        labels: npt.ArrayLike | None = None,
         perturbation: float = 0.4,
         pseudocount: float = 0.1,
         seed: int = 0,
@@ -74,12 +77,17 @@ class Circuit:
             Categories of each variable; default: the largest value of `X`, plus 1.
         heads : int
             Sums in the last layer.
+        start : "random" or "clusters"
+            Where parameters start: at random, or, for ordered categories such as grey levels, at the counts of hidden
+            states that K-means finds in the data (`pyjuice_lvd.hidden_states`): EM then goes faster and further.
+        labels : integers (N,), optional
+            The head of each row, for `start="clusters"`; default: 0.
         perturbation : float
-            Parameters start in proportion to U(1 - perturbation, 1 + perturbation).
+            Random parameters are in proportion to U(1 - perturbation, 1 + perturbation).
         pseudocount : float
             Of the mutual information (DESIGN 4).
         seed : int
-            Of the perturbation.
+            Of the perturbation, and of K-means.
         progress : Progress
             Where the work is shown.
 
@@ -90,14 +98,16 @@ class Circuit:
         if not len(data):
             raise InputError("X: found no rows, wanted at least 1")
         cats = int(data.max(initial=0)) + 1 if num_cats is None else num_cats
-        job = julia.call("mutual_information_job", data, cats, float(pseudocount))
-        with progress.stage("mutual information", total=data.shape[1], unit="variables") as stage:
-            done = False
-            while not done:
-                done, finished, _ = julia.call("advance!", job, PIECE)
-                stage.update(completed=finished)
-        mi = julia.call("mutual_information", job)
-        return cls(julia.call("hclt_circuit", mi, num_latents, cats, heads, float(perturbation), seed))
+        if start not in STARTS:
+            raise InputError(f"start: found {start!r}, wanted one of {', '.join(STARTS)}")
+        parent = chow_liu_parents(data, cats, pseudocount, progress)
+        sizes = num_latents, cats, heads, float(perturbation), seed
+        if start == "random":
+            return cls(julia.call("tree_circuit", parent, *sizes))
+        seen = rows_for_states(len(data), num_latents, seed)
+        head_of, data = as_heads(labels, len(data), heads, "labels")[seen], for_engine(data[seen])
+        states = hidden_states(data, parent, num_latents, seed, progress)
+        return cls(julia.call("hclt_from_states", parent, *sizes, data, states, head_of))
 
     @classmethod
     def rat_spn(

@@ -32,11 +32,17 @@ class Labels:
         return z
 
 
-def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int) -> npt.NDArray[np.int32]:
-    """Assign features, float32 (n, D), to at most `clusters` clusters; int32 (n,), numbered from 0 without a gap."""
+def kmeans(
+    h: npt.NDArray[np.float32], clusters: int, seed: int, seen: int = _FEATURES_SEEN
+) -> npt.NDArray[np.int32]:
+    """Assign features, float32 (n, D), to at most `clusters` clusters; int32 (n,), numbered from 0 without a gap.
+
+    Centres come from at most `seen` of the features, chosen by the seed.
+    """
     if clusters == 1:
         return np.zeros(len(h), np.int32)
-    return np.unique(_nearest(h, min(clusters, len(h)), "k-means++", seed), return_inverse=True)[1].astype(np.int32)
+    nearest = _nearest(h, min(clusters, len(h)), "k-means++", seed, seen)
+    return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
 
 
 def divide(
@@ -89,15 +95,19 @@ def divide(
 
 
 def _nearest(
-    h: npt.NDArray[np.float32], clusters: int, start: str | npt.NDArray[np.float32], seed: int
+    h: npt.NDArray[np.float32],
+    clusters: int,
+    start: str | npt.NDArray[np.float32],
+    seed: int,
+    limit: int = _FEATURES_SEEN,
 ) -> npt.NDArray[np.int32]:
     """Run K-means from `start`, its name for a choice of first centres or the centres; each feature's cluster."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     seen = h
-    if len(h) > _FEATURES_SEEN:
-        seen = h[np.sort(np.random.default_rng(seed).choice(len(h), _FEATURES_SEEN, replace=False))]
+    if len(h) > limit:
+        seen = h[np.sort(np.random.default_rng(seed).choice(len(h), limit, replace=False))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: some stay empty
         model = KMeans(clusters, init=start, n_init=1, random_state=seed).fit(seen)

@@ -124,7 +124,7 @@ def one_shot(
     em = circuit or CircuitSettings()
     started = time.monotonic()
     labels = kmeans(features, num_heads, seed)
-    pc = Circuit.hclt(patches, num_latents=em.latents, num_cats=num_cats, heads=int(labels.max()) + 1, seed=seed)
+    pc = _untrained(patches, labels, num_cats, em, seed)
     history = _em(pc, patches, labels, em, seed)
     record(
         {
@@ -157,14 +157,18 @@ def _first_circuit(
 ) -> tuple[Circuit, Heads]:  # fmt: skip
     """The circuit of the first round, untrained: an HCLT over all patches, or one over the patches of each label."""
     labels = kmeans(h, min(rounds.start, num_heads), seed)
-    heads = int(labels.max()) + 1
     if not rounds.tree_per_head:
-        return Circuit.hclt(x, num_latents=em.latents, num_cats=num_cats, heads=heads, seed=seed), labels
-    trees = [
-        Circuit.hclt(x[labels == head], num_latents=em.latents, num_cats=num_cats, seed=seed + head)
-        for head in range(heads)
-    ]
+        return _untrained(x, labels, num_cats, em, seed), labels
+    members = [np.flatnonzero(labels == head) for head in range(int(labels.max()) + 1)]
+    trees = [_untrained(x[own], np.zeros(len(own), np.int32), num_cats, em, seed + n) for n, own in enumerate(members)]
     return Circuit.side_by_side(trees), labels
+
+
+def _untrained(x: Table, labels: Heads, num_cats: int, em: CircuitSettings, seed: int) -> Circuit:
+    return Circuit.hclt(
+        x, num_latents=em.latents, num_cats=num_cats, heads=int(labels.max()) + 1, start=em.start, labels=labels,
+        seed=seed,
+    )  # fmt: skip
 
 
 def _em(pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, seed: int) -> list[float]:

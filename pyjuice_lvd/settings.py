@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from pyjuice_lvd.color import COLORS
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.hidden_states import STARTS
 from pyjuice_lvd.images import parse_crop
 from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings
@@ -79,6 +80,8 @@ class CircuitSettings:
     """`[circuit]`: p(x|z), one multi-headed HCLT for each outer cluster, trained by EM on labelled patches."""
 
     latents: int = 16
+    start: str = STARTS[1]
+    """Where parameters start: `random`, or `clusters`, at hidden states that K-means finds in the patches."""
     epochs: int = 50
     batch_size: int = 256
     step_size: tuple[float, float] = (0.1, 0.01)
@@ -86,6 +89,7 @@ class CircuitSettings:
     pseudocount: float = 0.1
 
     def __post_init__(self) -> None:
+        _one_of("circuit.start", self.start, STARTS)
         _at_least("circuit.latents", self.latents, 1)
         _at_least("circuit.epochs", self.epochs, 1)
         _at_least("circuit.batch_size", self.batch_size, 1)

@@ -43,7 +43,7 @@ include("interface.jl")
 include("bench.jl")
 include("precompile.jl")
 
-export Circuit, Plan, Masked, SoftEvidence, EMJob, JointEMJob, MutualInformationJob
+export Circuit, Plan, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
 export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!

@@ -4,8 +4,13 @@ mutual_information_job(X, categories, pseudocount) = MutualInformationJob(X; cat
 
 mutual_information(job::MutualInformationJob) = job.mi
 
-hclt_circuit(mi, latents, categories, heads, perturbation, seed) =
-    hclt(chow_liu_tree(mi); latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed)
+"A parent for each variable, from 0; -1 for the root."
+chow_liu_parents(mi) = chow_liu_tree(mi) .- 1
+
+"`states` and `head_of` from 0, of the same samples as `X`."
+hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, states, head_of) =
+    hclt(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed,
+         observed=ObservedStates(X, states, head_of .+ Int32(1)))
 
 "The circuit's arrays, in the order of its constructor; the parameters are shared with the circuit."
 circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,

@@ -76,3 +76,27 @@ end
     @test all(isapprox.(hclt([0]; latents=2, categories=2, perturbation=0).leaf, 0.5))
     @test occursin("num_latents = 0", message_of(() -> hclt(parent; latents=0, categories=5)))
 end
+
+@testset "an HCLT that starts from observed states" begin
+    rng = MersenneTwister(5)
+    parent, K, C, N = [2, 0, 2], 3, 4, 200
+    X, states, head_of = rand(rng, UInt8(0):UInt8(C - 1), 3, N), rand(rng, Int32(0):Int32(K - 1), 3, N), rand(rng, Int32(1):Int32(2), N)
+    observed = ObservedStates(X, states, head_of)
+    c = hclt(parent; latents=K, categories=C, heads=2, perturbation=0, observed=observed)
+    # Without perturbation: (counts + 5 m) / (their sum + 5), where m is the mean over all units, with one sample more for each entry.
+    expected(x, n) = (count(==(x), n[1]) + 5 * (count(==(x), n[2]) + 1) / (N + n[3])) / (length(n[1]) + 5)
+    variable = [c.variable[u] for u in eachindex(c.kind) if LVDJuice.isinput(c.kind[u])]
+    for i in 1:3, k in 0:K - 1
+        u = findall(u -> LVDJuice.isinput(c.kind[u]) && c.variable[u] == i, eachindex(c.kind))[k + 1]
+        own = X[i, states[i, :] .== k]
+        @test LVDJuice.probabilities(c, u) ≈ [expected(x, (own, X[i, :], C)) for x in 0:C - 1] rtol=1e-6
+    end
+    weights = [c.weight[LVDJuice.edges(c, u)] for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM]
+    wanted = vcat([[[expected(k, (states[i, states[2, :] .== l], states[i, :], K)) for k in 0:K - 1] for l in 0:K - 1] for i in (3, 1)]...,
+                  [[expected(k, (states[2, head_of .== h], states[2, :], K)) for k in 0:K - 1] for h in 1:2])
+    @test sort(weights) ≈ sort(wanted) rtol=1e-6
+    # A state that was never observed is near what all have in common, and no two are the same.
+    few = hclt(parent; latents=K + 2, categories=C, heads=2, seed=1, observed=observed)
+    unseen = [LVDJuice.probabilities(few, u) for u in eachindex(few.kind) if LVDJuice.isinput(few.kind[u]) && few.variable[u] == 1][K + 1:K + 2]
+    @test unseen[1] != unseen[2] && all(p -> all(0.5 .< p ./ ([count(==(x), X[1, :]) for x in 0:C - 1] ./ N) .< 2), unseen)
+end

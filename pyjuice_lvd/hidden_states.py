@@ -1,0 +1,64 @@
+"""Trees over variables and guesses of their hidden states: what an HCLT begins with."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.engine import PIECE
+from pyjuice_lvd.progress import Progress
+from pyjuice_lvd.tables import Table
+
+STARTS = ("random", "clusters")
+"""Where the parameters of an HCLT start."""
+
+_ROWS_A_STATE = 1000
+"""So many rows for each state are counted: enough for what EM goes on from."""
+
+_CENTRES_SEE = 100
+"""K-means finds its centres from so many rows for each state."""
+
+_NEIGHBOUR = 0.1
+"""Weight of a neighbour's value beside a variable's own."""
+
+
+def chow_liu_parents(X: Table, num_cats: int, pseudocount: float, progress: Progress) -> npt.NDArray[np.int64]:
+    """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root."""
+    job = julia.call("mutual_information_job", X, num_cats, float(pseudocount))
+    with progress.stage("mutual information", total=X.shape[1], unit="variables") as stage:
+        done = False
+        while not done:
+            done, finished, _ = julia.call("advance!", job, PIECE)
+            stage.update(completed=finished)
+    parent: npt.NDArray[np.int64] = julia.call("chow_liu_parents", julia.call("mutual_information", job))
+    return parent
+
+
+def rows_for_states(n: int, num_states: int, seed: int) -> npt.NDArray[np.int64] | slice:
+    """Choose the rows of `n` that hidden states are guessed for."""
+    wanted = _ROWS_A_STATE * num_states
+    return slice(None) if n <= wanted else np.sort(np.random.default_rng(seed).choice(n, wanted, replace=False))
+
+
+def hidden_states(
+    X: Table, parent: npt.NDArray[np.int64], num_states: int, seed: int, progress: Progress
+) -> npt.NDArray[np.int32]:
+    """Guess the hidden states of an HCLT from ordered categories, such as grey levels: int32 (n, V), from 0.
+
+    The state of a variable is its cluster by K-means on its value and those of its neighbours in the tree, which count
+    less: what a state has to say to the variable itself, and to the next one. So latents within a circuit are distilled
+    as those between circuits are (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network).
+    """
+    values = X.astype(np.float32)
+    states = np.empty(X.shape, np.int32)
+    with progress.stage("hidden states", total=X.shape[1], unit="variables") as stage:
+        for i in range(X.shape[1]):
+            near = np.flatnonzero(parent == i)
+            if parent[i] >= 0:
+                near = np.append(near, parent[i])
+            local = np.hstack([values[:, i : i + 1], _NEIGHBOUR * values[:, near]])
+            states[:, i] = kmeans(local, num_states, seed + i, seen=_CENTRES_SEE * num_states)
+            stage.advance(1)
+    return states
