@@ -32,9 +32,7 @@ class Labels:
         return z
 
 
-def kmeans(
-    h: npt.NDArray[np.float32], clusters: int, seed: int, seen: int = _FEATURES_SEEN
-) -> npt.NDArray[np.int32]:
+def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int, seen: int = _FEATURES_SEEN) -> npt.NDArray[np.int32]:
     """Assign features, float32 (n, D), to at most `clusters` clusters; int32 (n,), numbered from 0 without a gap.
 
     Centres come from at most `seen` of the features, chosen by the seed.

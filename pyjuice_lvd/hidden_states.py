@@ -48,8 +48,8 @@ def hidden_states(
     """Guess the hidden states of an HCLT from ordered categories, such as grey levels: int32 (n, V), from 0.
 
     The state of a variable is its cluster by K-means on its value and those of its neighbours in the tree, which count
-    less: what a state has to say to the variable itself, and to the next one. So latents within a circuit are distilled
-    as those between circuits are (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network).
+    less: what a state has to say to the variable itself, and to the next one. So the latents within a circuit are
+    distilled as z is (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network).
     """
     values = X.astype(np.float32)
     states = np.empty(X.shape, np.int32)
