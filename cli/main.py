@@ -1,4 +1,4 @@
-"""The command `lvd-juice`: runs a subcommand, and turns what goes wrong into a line and an exit status (DESIGN 3.4)."""
+"""The command `lvd-juice`: runs a subcommand, and turns what goes wrong into a line and an exit status."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Circuit:
         perturbation : float
             Random parameters are in proportion to U(1 - perturbation, 1 + perturbation).
         pseudocount : float
-            Of the mutual information (DESIGN 4).
+            Of the mutual information.
         seed : int
             Of the perturbation, and of K-means.
         progress : Progress
@@ -234,7 +234,7 @@ class Circuit:
         on_epoch: Callable[[History], None] | None = None,
         progress: Progress = SILENT,
     ) -> History:
-        """Train by mini-batch EM (DESIGN 4), in place.
+        """Train by mini-batch EM, in place (docs/circuits.md).
 
         Parameters
         ----------
@@ -306,7 +306,7 @@ class Circuit:
         weights: npt.ArrayLike | None = None,
         progress: Progress = SILENT,
     ) -> Flows:
-        """Add up the flows (DESIGN 4) of all rows: how much of the data passes through each unit and edge.
+        """Add up the flows of all rows: how much of the data passes through each unit and edge.
 
         X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
         A row of probability 0 has no flow. Raises InputError where the data are out of range.
@@ -331,7 +331,7 @@ class Circuit:
         return Statistics(edges, inputs, total, weight, self.engine.structure)
 
     def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
-        """Take one EM step (DESIGN 4) on what `accumulate` returned for this circuit or one of the same structure.
+        """Take one EM step on what `accumulate` returned for this circuit or one of the same structure.
 
         Raises InputError where the statistics belong to another circuit or a parameter is out of range.
         """
@@ -350,7 +350,7 @@ class Circuit:
         keep: float | None = None,
         progress: Progress = SILENT,
     ) -> Self:
-        """Make a new circuit without the sum edges that carry little of the data's flow (DESIGN 4).
+        """Make a new circuit without the sum edges that carry little of the data's flow.
 
         X, heads, weights, progress: as for `fit_em`. Edges with a flow of at most `min_flow` times the rows' weight are
         dropped (default: 1e-4; with 0, exactly those without any flow, and no row becomes less likely); or all but the
@@ -371,7 +371,7 @@ class Circuit:
         weights: npt.ArrayLike | None = None,
         progress: Progress = SILENT,
     ) -> Self:
-        """Make a new circuit with a new head for each of `select`: Algorithm 1 copies what they use most (DESIGN 4).
+        """Make a new circuit with a new head for each of `select`: Algorithm 1 copies what they use most.
 
         Parameters
         ----------

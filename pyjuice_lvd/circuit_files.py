@@ -1,4 +1,4 @@
-"""Circuit files: `.safetensors`, and Juice.jl's text format `.jpc`, plain or as `.jpc.gz` (DESIGN 3.3)."""
+"""Circuit files: `.safetensors`, and Juice.jl's text format `.jpc`, plain or as `.jpc.gz`."""
 
 from __future__ import annotations
 

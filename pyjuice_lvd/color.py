@@ -1,4 +1,4 @@
-"""Colour transforms between 8-bit RGB and the 8-bit channels that are modelled (DESIGN section 4, "bpd")."""
+"""Colour transforms between 8-bit RGB and the 8-bit channels that are modelled."""
 
 from __future__ import annotations
 

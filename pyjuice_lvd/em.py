@@ -1,4 +1,4 @@
-"""Mini-batch EM on a circuit (DESIGN 4): Julia's job, epoch by epoch, with early stopping and checkpoints."""
+"""Mini-batch EM on a circuit (docs/circuits.md): Julia's job, epoch by epoch, with early stopping and checkpoints."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _LEARNED = ("weight", "leaf", "success")
 
 
 class Evidence:
-    """Soft evidence on every variable of a circuit (DESIGN 4, the joint model).
+    """Soft evidence on every variable of a circuit, as that of a joint model's latents.
 
     `scores`: float32 (N, V, C), the log-likelihood of the evidence on variable v given each of its C categories, in
     nats; -inf excludes a category. The array is taken over: its contents are replaced.

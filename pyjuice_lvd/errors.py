@@ -1,4 +1,4 @@
-"""Typed exceptions: each is one clear line, and knows the exit status that the command line gives it (DESIGN 3.4)."""
+"""Typed exceptions: each is one clear line, and knows the exit status that the command line gives it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def std_error(values: npt.NDArray[np.float64]) -> float | None:
 
 
 def protocol(color: str, crop: str, data: npt.NDArray[Any]) -> dict[str, Any]:
-    """Say what a bpd of images (N, H, W, C), or of a table (N, V), is a bpd of (DESIGN 4).
+    """Say what a bpd of images (N, H, W, C), or of a table (N, V), is a bpd of (docs/data.md).
 
     Bpds of different protocols do not compare.
     """

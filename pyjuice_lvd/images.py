@@ -1,4 +1,4 @@
-"""Images to learn from: DATA (DESIGN 3.1) as validated uint8 arrays, split into train, valid and test."""
+"""Images to learn from: DATA (docs/data.md) as validated uint8 arrays, split into train, valid and test."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _FORMAT = "lvd-juice joint model 1"
 
 
 class JointModel:
-    """p(x) = sum_z p(z) prod_i p(x_i | z_i) over images (DESIGN 4).
+    """p(x) = sum_z p(z) prod_i p(x_i | z_i) over images (docs/joint.md).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Files that no crash leaves half written, and the run directory made of them (DESIGN 3.3).
+"""Files that no crash leaves half written, and the run directory made of them.
 
 Every file is written aside, fsynced and renamed: a reader finds the old contents or the new, never a part of them. A
 run directory holds plain files only:

@@ -1,4 +1,4 @@
-"""Readers of DATA (DESIGN 3.1): each form of data as arrays, with the split that the source itself has."""
+"""Readers of DATA (docs/data.md): each form of data as arrays, with the split that the source itself has."""
 
 from __future__ import annotations
 

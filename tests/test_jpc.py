@@ -1,4 +1,4 @@
-"""The text format `.jpc` against a reader of our own here, straight from its definition (DESIGN 3.3)."""
+"""The text format `.jpc` against a reader of our own here, straight from its definition."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""`Circuit.prune` and `Circuit.grow`, against the rules of DESIGN 4 applied to the text of a `.jpc` file."""
+"""`Circuit.prune` and `Circuit.grow`, against their rules applied to the text of a `.jpc` file."""
 
 import itertools
 import os

@@ -15,7 +15,7 @@ blas() = strip(string(isdefined(BLAS, :get_config) ? BLAS.get_config() : BLAS.op
 reference_log_likelihood(c::Circuit, X) = [log_values(c, X, n)[c.heads[1]] for n in 1:num_samples(X)]
 
 """
-The parameters (weights, leaf) after one whole EM step (DESIGN 4, step size 1) on `X` under head 1, from the log-domain values,
+The parameters (weights, leaf) after one whole EM step (step size 1) on `X` under head 1, from the log-domain values,
 for a circuit whose inputs are categorical.
 """
 function reference_step(c::Circuit, X, pseudocount)

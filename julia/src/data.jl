@@ -4,7 +4,7 @@
     SoftEvidence(scores)
 
 Soft evidence on every variable: `scores`, Float32 `(categories, variables, samples)`, are log-likelihoods of the evidence
-given each category (DESIGN 4: leaf_h = sum over k of theta_{h,k} p(x_i | k)). They are replaced **in place** by
+given each category (leaf_h = sum over k of theta_{h,k} p(x_i | k)). They are replaced **in place** by
 likelihoods whose largest is 1 for each variable and sample; `offset`, Float64 `(samples,)`, is what that took out, in nats.
 """
 struct SoftEvidence

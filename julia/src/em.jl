@@ -51,7 +51,7 @@ end
 """
     apply!(plan, stats, step, pseudocount)
 
-One EM step of size `step` (DESIGN 4): for a sum with edge flows F_e: E_e = F_e + pseudocount / #children and
+One EM step of size `step`: for a sum with edge flows F_e: E_e = F_e + pseudocount / #children and
 theta <- (1 - step) theta + step E / sum(E); for a categorical input over C values the same with pseudocount / C. A unit with
 neither flow nor pseudocount keeps its parameters. `stats`, one for each thread, are added up in order and cleared; with
 `counts`, their weights are edge flows as they are, not yet to be multiplied by theta.

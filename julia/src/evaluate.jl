@@ -233,7 +233,7 @@ function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Da
     return out
 end
 
-# Flows (DESIGN 4), from the heads down. Statistics are flows summed over samples; those of dense and sparse blocks leave out
+# Flows, from the heads down. Statistics are flows summed over samples; those of dense and sparse blocks leave out
 # the factor theta of every edge, which is the same for all samples, until they are used.
 
 """

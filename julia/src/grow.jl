@@ -1,4 +1,4 @@
-# Growing (Liu, Liu, Van den Broeck and Liang 2023, algorithm 1; DESIGN 4): units that the selected heads use much are doubled.
+# Growing (Liu, Liu, Van den Broeck and Liang 2023, algorithm 1): units that the selected heads use much are doubled.
 
 # Of a sum's weight for a child with two copies, this share goes to the copy that is not its own.
 const OTHER_COPY = 0.2

@@ -1,4 +1,4 @@
-# Pruning (DESIGN 4): the edges with little flow go, and with them the units that nothing reaches any more.
+# Pruning: the edges with little flow go, and with them the units that nothing reaches any more.
 
 """
     prune(circuit, X, head_of; min_flow = 1e-4, keep = nothing, weights = ones) -> Circuit

@@ -1,4 +1,4 @@
-# An independent, slow reference in Float64, straight from the definitions (DESIGN section 4), and random circuits to hold
+# An independent, slow reference in Float64, straight from the definitions, and random circuits to hold
 # the engine to.
 
 "All assignments of `V` variables with `C` categories, one a column."

@@ -1,4 +1,4 @@
-# Growing, against the rule of DESIGN 4 written as a recursion.
+# Growing, against its rule written as a recursion.
 
 "(units, edges) of the grown circuit, by the rule: how many copies each unit gets, and what they are connected to."
 function grown_size(c, G, selected)

@@ -1,4 +1,4 @@
-"""The engine's speed on this machine, as ratios measured in one run (DESIGN 6). No timing counts without parity."""
+"""The engine's speed on this machine, as ratios measured in one run. No timing counts without parity."""
 
 from pyjuice_lvd.bench.cases import CASES, Case, ParityError
 from pyjuice_lvd.bench.report import as_text

@@ -86,7 +86,7 @@ def run_bench(*, quick: bool = False, progress: Progress = SILENT) -> dict[str, 
 
 
 def _targets(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """List what DESIGN 6 asks for and what was found."""
+    """List what is wanted of the engine and what was found."""
     cases = {case["name"]: case for case in result["cases"]}
     found = [
         ("EM step of the case 'image', ms", "<=", 3.0, cases["image"]["em_step_ms"]["min"]),

@@ -1,4 +1,4 @@
-"""A teacher's tensors and facts in one safetensors file (DESIGN 3.3): the file of a teacher, and of a checkpoint."""
+"""A teacher's tensors and facts in one safetensors file: the file of a teacher, and of a checkpoint."""
 
 from __future__ import annotations
 
