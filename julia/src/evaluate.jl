@@ -263,11 +263,13 @@ function flows!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, X::Da
         ws.live[s] = isfinite(own)
         ws.live[s] && (total += own)
     end
-    backward!(at_inputs, stat, ws, plan, sources, count)
+    start_flows!(ws, plan, sources, count)
+    backward!(at_inputs, stat, ws, plan)
     if !all(ws.live)
         isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan; flows=true, inputs=ws.inputs))
         lanes = [s for s in 1:count if !ws.live[s]]
-        total += add_flows!(stat, ws.wide[1], plan, X, sources, ws.samples[lanes], lanes .+ (position - 1))
+        # (Called by its name, which is looked up now, it is compiled now, and not in a process that never comes here.)
+        total += Base.invokelatest(add_flows!, stat, ws.wide[1], plan, X, sources, ws.samples[lanes], lanes .+ (position - 1))::Float64
     end
     return total
 end
@@ -278,24 +280,8 @@ function input_flows!(inputs::BatchInputs, ws::Workspace, plan::Plan, gi::Int, p
         keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, g), width(g), padded(g), count)
 end
 
-"""
-Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called with each group of them, when its flow is
-there. The edges' flows are added to `stat`.
-
-Subnormal numbers, which are slow, count as zero on the way down: where a value is one, the way up has noted what it may lack
-(losses.jl), and a smaller flow is none.
-"""
-function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
-    before = get_zero_subnormals()
-    set_zero_subnormals(true)
-    try
-        flow_down!(at_inputs, stat, ws, plan, sources, count)
-    finally
-        set_zero_subnormals(before)
-    end
-end
-
-function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
+"Puts the flows that samples start with into the heads, where the lane is live."
+function start_flows!(ws::Workspace, plan::Plan, sources::Starts, count::Int)
     for g in plan.groups
         g.clear && clear_flow!(ws, g)
     end
@@ -306,6 +292,26 @@ function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, s
             ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] += weight
         end
     end
+end
+
+"""
+Flows of all units for the tile in `ws`, from those that were started in the heads down to the inputs: `at_inputs` is called with
+each group of them, when its flow is there. The edges' flows are added to `stat`.
+
+Subnormal numbers, which are slow, count as zero on the way down: where a value is one, the way up has noted what it may lack
+(losses.jl), and a smaller flow is none.
+"""
+function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan) where {F}
+    before = get_zero_subnormals()
+    set_zero_subnormals(true)
+    try
+        flow_down!(at_inputs, stat, ws, plan)
+    finally
+        set_zero_subnormals(before)
+    end
+end
+
+function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan) where {F}
     for gi in reverse(eachindex(plan.groups))
         g = plan.groups[gi]
         if g.kind == SUM
