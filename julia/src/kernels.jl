@@ -11,6 +11,8 @@ const BLOCK = 6
 accumulator(i) = Symbol(:acc, i)
 vector(name, v) = Symbol(name, v)
 
+const Tile = NTuple{VECTORS,Lanes}  # a unit's samples
+
 @inline column(buffer::Ptr{Float32}, j) = buffer + j * (TILE * sizeof(Float32))
 
 "A Julia matrix over memory that the caller keeps alive."
@@ -97,13 +99,7 @@ function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, s
 end
 
 "The sum over the tile of a[:] b[:]."
-@inline function dot_tile(a::Ptr{Float32}, b::Ptr{Float32})
-    acc = mul(load_lanes(a), load_lanes(b))
-    for v in 1:VECTORS - 1
-        acc = muladd_lanes(load_lanes(a + 64 * v), load_lanes(b + 64 * v), acc)
-    end
-    return horizontal_sum(acc)
-end
+@inline dot_tile(a::Ptr{Float32}, b::Ptr{Float32}) = horizontal_sum(dot_lanes(load_tile(a), load_tile(b)))
 
 function edge_flows_code()
     each = [(j, k) for k in 1:EDGES for j in 1:EDGES]
@@ -129,8 +125,6 @@ end
 @eval function edge_flows_block!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int)
     $(edge_flows_code())
 end
-
-const Tile = NTuple{VECTORS,Lanes}
 
 @inline load_tile(p::Ptr{Float32}) = ntuple(v -> load_lanes(p + 64 * (v - 1)), Val(VECTORS))
 
@@ -162,6 +156,7 @@ struct WaitingEdges
     edges::Vector{Int32}
 end
 
+# (More than is needed: Julia puts only large arrays where cache lines begin.)
 WaitingEdges() = WaitingEdges(zeros(Float32, 8 * LANES * LANES), zeros(Int32, LANES))
 
 "As `flow_down!` and `edge_flows!`, over a sparse block, whose weights and statistics begin at `w` and `stat`."
