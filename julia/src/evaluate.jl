@@ -6,8 +6,10 @@ struct Workspace
     flows::Vector{Float32}
     exponents::Vector{Int32}    # (TILE, groups that are scaled, after one for the inputs)
     factor::Vector{Float32}     # (TILE): what the last normalisation multiplied values by
+    least::Vector{Float32}      # (TILE): the smallest value of each sample after it
     x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised
     evidence::Vector{Float32}   # (categories, TILE) of one variable
+    waiting::WaitingEdges
     scratch::Vector{Float32}    # (TILE, widest) twice, and a factor for each block: for sums over several groups
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     live::Vector{Bool}          # whether the tile's arithmetic held for the lane
@@ -24,9 +26,9 @@ function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=n
     most_blocks = maximum(length(g.blocks) for g in plan.groups)
     categories = plan.soft ? maximum(plan.limits) : 0
     return Workspace(zeros(Float32, TILE * plan.value_columns), zeros(Float32, flows ? TILE * plan.flow_columns : 0),
-                     zeros(Int32, TILE * (1 + maximum(g.exponent for g in plan.groups))), zeros(Float32, TILE),
+                     zeros(Int32, TILE * (1 + maximum(g.exponent for g in plan.groups))), zeros(Float32, TILE), zeros(Float32, TILE),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
-                     zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
+                     WaitingEdges(), zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), Float32[], zeros(Float32, TILE),
                      Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[], inputs)
 end
@@ -125,7 +127,7 @@ end
 
 function normalise_product!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
-    normalise!(value_columns(ws, g), width(g), exponents(ws, g), pointer(ws.factor))
+    normalise!(value_columns(ws, g), width(g), exponents(ws, g), pointer(ws.factor), pointer(ws.least))
     ws.losing[gi] && scale_losses!(ws, gi)
 end
 
@@ -147,7 +149,7 @@ function sum_values!(ws::Workspace, plan::Plan, gi::Int)
         child = g.blocks[b].child
         ws.losing[child] && carry_loss!(ws, gi, child, block_scale(ws, plan, g, b))
     end
-    small = normalise!(out, width(g), exponents(ws, g), pointer(ws.factor))
+    small = normalise!(out, width(g), exponents(ws, g), pointer(ws.factor), pointer(ws.least))
     small | ws.losing[gi] && sum_losses!(ws, plan, gi)
 end
 
@@ -155,7 +157,7 @@ function block_values!(out, ws, plan, g, b::Block)
     c, child = plan.circuit, plan.groups[b.child]
     in = value_columns(ws, child)
     isdense(b) ? multiply!(out, in, pointer(c.weight, b.first), b.stride, width(child), width(g)) :
-                 multiply_sparse!(out, in, c.weight, b)
+                 multiply_sparse!(out, in, pointer(c.weight, b.first), b.of_sums)
 end
 
 "The factors that bring the child groups of a sum group to one scale, whose exponent goes to `common`."
@@ -261,11 +263,13 @@ function flows!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, X::Da
         ws.live[s] = isfinite(own)
         ws.live[s] && (total += own)
     end
-    backward!(at_inputs, stat, ws, plan, sources, count)
+    start_flows!(ws, plan, sources, count)
+    backward!(at_inputs, stat, ws, plan)
     if !all(ws.live)
         isempty(ws.wide) && push!(ws.wide, WideWorkspace(plan; flows=true, inputs=ws.inputs))
         lanes = [s for s in 1:count if !ws.live[s]]
-        total += add_flows!(stat, ws.wide[1], plan, X, sources, ws.samples[lanes], lanes .+ (position - 1))
+        # (Called by its name, which is looked up now, it is compiled now, and not in a process that never comes here.)
+        total += Base.invokelatest(add_flows!, stat, ws.wide[1], plan, X, sources, ws.samples[lanes], lanes .+ (position - 1))::Float64
     end
     return total
 end
@@ -276,24 +280,8 @@ function input_flows!(inputs::BatchInputs, ws::Workspace, plan::Plan, gi::Int, p
         keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, g), width(g), padded(g), count)
 end
 
-"""
-Flows of all units for the tile in `ws`, down to the inputs: `at_inputs` is called with each group of them, when its flow is
-there. The edges' flows are added to `stat`.
-
-Subnormal numbers, which are slow, count as zero on the way down: where a value is one, the way up has noted what it may lack
-(losses.jl), and a smaller flow is none.
-"""
-function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
-    before = get_zero_subnormals()
-    set_zero_subnormals(true)
-    try
-        flow_down!(at_inputs, stat, ws, plan, sources, count)
-    finally
-        set_zero_subnormals(before)
-    end
-end
-
-function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, sources::Starts, count::Int) where {F}
+"Puts the flows that samples start with into the heads, where the lane is live."
+function start_flows!(ws::Workspace, plan::Plan, sources::Starts, count::Int)
     for g in plan.groups
         g.clear && clear_flow!(ws, g)
     end
@@ -304,6 +292,26 @@ function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, s
             ws.flows[TILE * (group.flow + plan.head_place[head] - 1) + s] += weight
         end
     end
+end
+
+"""
+Flows of all units for the tile in `ws`, from those that were started in the heads down to the inputs: `at_inputs` is called with
+each group of them, when its flow is there. The edges' flows are added to `stat`.
+
+Subnormal numbers, which are slow, count as zero on the way down: where a value is one, the way up has noted what it may lack
+(losses.jl), and a smaller flow is none.
+"""
+function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan) where {F}
+    before = get_zero_subnormals()
+    set_zero_subnormals(true)
+    try
+        flow_down!(at_inputs, stat, ws, plan)
+    finally
+        set_zero_subnormals(before)
+    end
+end
+
+function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan) where {F}
     for gi in reverse(eachindex(plan.groups))
         g = plan.groups[gi]
         if g.kind == SUM
@@ -345,8 +353,8 @@ function sum_flows!(stat, ws, plan, gi)
             edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
             flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), !block.overwrites)
         else
-            block.overwrites && clear_flow!(ws, child)
-            flow_down_sparse!(flow, value, ratio, c.weight, stat.weight, block)
+            flow_down_sparse!(flow, value, ratio, pointer(c.weight, block.first), pointer(stat.weight, block.first),
+                              block.of_children, !block.overwrites, ws.waiting)
         end
     end
 end

@@ -164,7 +164,8 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::I
         for s in 1:TILE
             ws.live[s] = s <= count && !(ws.samples[s] in vanished)
         end
-        backward!(stat, ws, plan, job.sources, count) do gi
+        start_flows!(ws, plan, job.sources, count)
+        backward!(stat, ws, plan) do gi
             g = plan.groups[gi]
             any_hidden(X, g.variable, ws.samples, count) || return
             add_marginals!(out, ws, plan, g, X, input_derivatives!(ws, plan, g, X), product, count)

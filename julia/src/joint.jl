@@ -122,31 +122,39 @@ Adds the flows of the prior's parameters to its statistics; returns the flows in
 `(categories, positions, samples)`, and the log-likelihood.
 """
 function prior_flows!(job::JointEMJob, X::SoftEvidence)
-    plan, N, threads = job.prior, num_samples(X), Threads.nthreads()
+    N, threads = num_samples(X), Threads.nthreads()
     posterior, totals = zeros(Float32, size(X.likelihood)), zeros(threads)
     sources = Sources(ones(Int32, N), ones(Float32, N))
     Threads.@threads for t in 1:threads
-        ws, stat, product = job.prior_workspaces[t], job.prior_statistics[t], job.products[t]
-        GC.@preserve ws stat plan X for first in 1 + (t - 1) * TILE:threads * TILE:N
-            count = load_samples!(ws, 1:N, first, N)
-            forward!(ws, plan, X)
-            totals[t] += flows!(stat, ws, plan, X, sources, count, 0) do gi
-                g = plan.groups[gi]
-                input_statistics!(stat, ws, plan, g, X)  # it leaves the derivatives in the place of the values
-                add_marginals!(posterior, ws, plan, g, X, value_columns(ws, g), product, count)
-            end
-            for s in 1:count
-                n = ws.samples[s]
-                if ws.live[s]
-                    finish_marginals!(posterior, plan.circuit, X, n, sources.head_of)
-                else
-                    fill!(view(posterior, :, :, n), 0f0)
-                    exact_marginals!(posterior, plan.circuit, X, sources.head_of, n)
-                end
+        totals[t] = prior_flows!(posterior, job.prior_statistics[t], job.prior_workspaces[t], job.prior, X, sources,
+                                 job.products[t], 1 + (t - 1) * TILE:threads * TILE:N)
+    end
+    return posterior, sum(totals)
+end
+
+"The share of one thread: the tiles that begin with the samples `firsts`; returns their log-likelihood."
+function prior_flows!(posterior::Array{Float32,3}, stat::Statistics, ws::Workspace, plan::Plan, X::SoftEvidence,
+                      sources::Sources, product::Vector{Float32}, firsts)
+    N, total = num_samples(X), 0.0
+    GC.@preserve ws stat plan X for first in firsts
+        count = load_samples!(ws, 1:N, first, N)
+        forward!(ws, plan, X)
+        total += flows!(stat, ws, plan, X, sources, count, 0) do gi
+            g = plan.groups[gi]
+            input_statistics!(stat, ws, plan, g, X)  # it leaves the derivatives in the place of the values
+            add_marginals!(posterior, ws, plan, g, X, value_columns(ws, g), product, count)
+        end
+        for s in 1:count
+            n = ws.samples[s]
+            if ws.live[s]
+                finish_marginals!(posterior, plan.circuit, X, n, sources.head_of)
+            else
+                fill!(view(posterior, :, :, n), 0f0)
+                Base.invokelatest(exact_marginals!, posterior, plan.circuit, X, sources.head_of, n)  # compiled only here
             end
         end
     end
-    return posterior, sum(totals)
+    return total
 end
 
 "A step of one circuit, whose heads are the rows `heads` of the posterior, on the patches that it has a share of."

@@ -11,6 +11,8 @@ const BLOCK = 6
 accumulator(i) = Symbol(:acc, i)
 vector(name, v) = Symbol(name, v)
 
+const Tile = NTuple{VECTORS,Lanes}  # a unit's samples
+
 @inline column(buffer::Ptr{Float32}, j) = buffer + j * (TILE * sizeof(Float32))
 
 "A Julia matrix over memory that the caller keeps alive."
@@ -97,13 +99,7 @@ function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, s
 end
 
 "The sum over the tile of a[:] b[:]."
-@inline function dot_tile(a::Ptr{Float32}, b::Ptr{Float32})
-    acc = mul(load_lanes(a), load_lanes(b))
-    for v in 1:VECTORS - 1
-        acc = muladd_lanes(load_lanes(a + 64 * v), load_lanes(b + 64 * v), acc)
-    end
-    return horizontal_sum(acc)
-end
+@inline dot_tile(a::Ptr{Float32}, b::Ptr{Float32}) = horizontal_sum(dot_lanes(load_tile(a), load_tile(b)))
 
 function edge_flows_code()
     each = [(j, k) for k in 1:EDGES for j in 1:EDGES]
@@ -130,38 +126,73 @@ end
     $(edge_flows_code())
 end
 
-"As `multiply!`, over a sparse block."
-function multiply_sparse!(out::Ptr{Float32}, in::Ptr{Float32}, weight::Vector{Float32}, b::Block)
-    @inbounds for k in 1:length(b.start) - 1
-        acc = ntuple(_ -> splat(0f0), Val(VECTORS))
-        for e in b.start[k]:b.start[k + 1] - 1
-            acc = add_term(acc, column(in, b.index[e] - 1), splat(weight[b.edge[e]]))
-        end
-        for v in 1:VECTORS
-            store_lanes(column(out, k - 1) + 64 * (v - 1), acc[v])
-        end
+@inline load_tile(p::Ptr{Float32}) = ntuple(v -> load_lanes(p + 64 * (v - 1)), Val(VECTORS))
+
+@inline function store_tile(p::Ptr{Float32}, tile::Tile)
+    for v in 1:VECTORS
+        store_lanes(p + 64 * (v - 1), tile[v])
     end
 end
 
-@inline add_term(acc::NTuple{VECTORS,Lanes}, source::Ptr{Float32}, w::Lanes) =
-    ntuple(v -> muladd_lanes(load_lanes(source + 64 * (v - 1)), w, acc[v]), Val(VECTORS))
+# (Closures over a variable that changes are slow: the body of such a loop is a function of its own.)
+@inline mul_tiles(a::Tile, b::Tile) = ntuple(v -> mul(a[v], b[v]), Val(VECTORS))
+@inline muladd_tiles(a::Tile, b::Lanes, c::Tile) = ntuple(v -> muladd_lanes(a[v], b, c[v]), Val(VECTORS))
+@inline muladd_tiles(a::Tile, b::Tile, c::Tile) = ntuple(v -> muladd_lanes(a[v], b[v], c[v]), Val(VECTORS))
 
-"As `flow_down!` (always accumulating) and, with `stat`, `edge_flows!`, over a sparse block."
-function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, weight::Vector{Float32},
-                           stat::Vector{Float32}, b::Block)
-    @inbounds for k in 1:length(b.start) - 1
-        ratio = ntuple(v -> load_lanes(column(r, k - 1) + 64 * (v - 1)), Val(VECTORS))
-        for e in b.start[k]:b.start[k + 1] - 1
-            i = b.index[e] - 1
-            w, edge = splat(weight[b.edge[e]]), splat(0f0)
-            for v in 1:VECTORS
-                product = mul(load_lanes(column(value, i) + 64 * (v - 1)), ratio[v])
-                edge = add(edge, product)
-                p = column(flow, i) + 64 * (v - 1)
-                store_lanes(p, muladd_lanes(w, product, load_lanes(p)))
-            end
-            stat[b.edge[e]] += horizontal_sum(edge)
+"As `multiply!`, over a sparse block, whose weights begin at `w`."
+function multiply_sparse!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, sums::EdgeList)
+    @inbounds for k in 1:length(sums.start) - 1
+        acc = ntuple(_ -> splat(0f0), Val(VECTORS))
+        for e in sums.start[k]:sums.start[k + 1] - 1
+            acc = muladd_tiles(load_tile(column(in, sums.index[e] - 1)), splat(unsafe_load(w, sums.edge[e] + 1)), acc)
         end
+        store_tile(column(out, k - 1), acc)
+    end
+end
+
+"The edges whose flows over a tile wait to be added up across the lanes, 16 at a time: (LANES, LANES), and their places."
+struct WaitingEdges
+    flows::Vector{Float32}
+    edges::Vector{Int32}
+end
+
+# (More than is needed: Julia puts only large arrays where cache lines begin.)
+WaitingEdges() = WaitingEdges(zeros(Float32, 8 * LANES * LANES), zeros(Int32, LANES))
+
+"As `flow_down!` and `edge_flows!`, over a sparse block, whose weights and statistics begin at `w` and `stat`."
+function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stat::Ptr{Float32},
+                           children::EdgeList, accumulate::Bool, waiting::WaitingEdges)
+    flows, places, count = pointer(waiting.flows), pointer(waiting.edges), 0
+    @inbounds for j in 1:length(children.start) - 1
+        x, acc = load_tile(column(value, j - 1)), ntuple(_ -> splat(0f0), Val(VECTORS))
+        for e in children.start[j]:children.start[j + 1] - 1
+            edge, ratio = children.edge[e], load_tile(column(r, children.index[e] - 1))
+            weight = splat(unsafe_load(w, edge + 1))
+            acc = muladd_tiles(ratio, weight, acc)
+            store_lanes(flows + 64 * count, dot_lanes(x, ratio))
+            unsafe_store!(places, edge, count += 1)
+            count == LANES && (add_edge_flows!(stat, flows, places, count); count = 0)
+        end
+        target = column(flow, j - 1)
+        store_tile(target, accumulate ? muladd_tiles(x, acc, load_tile(target)) : mul_tiles(x, acc))
+    end
+    count > 0 && add_edge_flows!(stat, flows, places, count)
+end
+
+@inline function dot_lanes(a::Tile, b::Tile)
+    acc = mul(a[1], b[1])
+    for v in 2:VECTORS
+        acc = muladd_lanes(a[v], b[v], acc)
+    end
+    return acc
+end
+
+"Adds the first `count` of 16 vectors, each summed up, to `stat` at `places`."
+@inline function add_edge_flows!(stat::Ptr{Float32}, flows::Ptr{Float32}, places::Ptr{Int32}, count::Int)
+    store_lanes(flows, horizontal_sums(ntuple(i -> load_lanes(flows + 64 * (i - 1)), Val(LANES))))
+    for i in 1:count
+        e = unsafe_load(places, i) + 1
+        unsafe_store!(stat, unsafe_load(stat, e) + unsafe_load(flows, i), e)
     end
 end
 
@@ -288,7 +319,6 @@ function multiply_units!(out::Ptr{Float32}, in::Ptr{Float32}, units::Int, f::Fac
     return store_underflows!(underflows, worst)
 end
 
-# (Closures over a variable that changes are slow: the body of such a loop is a function of its own.)
 @inline function multiply_unit!(target::Ptr{Float32}, source::Ptr{Float32}, worst::NTuple{VECTORS,Lanes})
     return ntuple(Val(VECTORS)) do v
         a, b = load_lanes(target + 64 * (v - 1)), load_lanes(source + 64 * (v - 1))
@@ -334,12 +364,12 @@ const SMALL = 2f0^-90
 
 """
 Scales `units` columns so that the largest value of each sample lies in [sqrt(1/2), sqrt(2)), adds the exponent taken out to
-`exponent`, and leaves the factor put in, 2^-exponent, in `factor`. A sample whose values are all zero is left alone. Returns
-whether a value of any sample is below `SMALL`, before or after.
+`exponent`, and leaves the factor put in, 2^-exponent, in `factor`, and each sample's smallest value, as it is then, in `least`. A
+sample whose values are all zero is left alone. Returns whether a value of any sample is below `SMALL`, before or after.
 
 (Around 1 on both sides: a product over hundreds of groups then drifts neither to zero nor to infinity.)
 """
-function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, factor::Ptr{Float32})
+function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, factor::Ptr{Float32}, least::Ptr{Float32})
     lowest = splat(Inf32)
     for v in 0:VECTORS - 1
         top = low = load_lanes(values + 64 * v)
@@ -351,7 +381,9 @@ function normalise!(values::Ptr{Float32}, units::Int, exponent::Ptr{Int32}, fact
         store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), e))
         scale = power_of_two(negate(e))
         store_lanes(factor + 64 * v, scale)
-        lowest = min_lanes(lowest, min_lanes(low, mul(low, scale)))
+        scaled_low = mul(low, scale)
+        store_lanes(least + 64 * v, scaled_low)
+        lowest = min_lanes(lowest, min_lanes(low, scaled_low))
         for k in 0:units - 1
             p = column(values, k) + 64 * v
             store_lanes(p, mul(load_lanes(p), scale))

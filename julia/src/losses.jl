@@ -68,13 +68,15 @@ end
 
 "The bound of sum group `gi`, once its values are normalised; before, it has what its children carried to it."
 function sum_losses!(ws::Workspace, plan::Plan, gi::Int)
-    for k in 1:width(plan.groups[gi])
-        terms = sum_underflows!(ws, plan, gi, k)
-        terms > 0 && add_losses!(ws, gi, LARGEST_FACTOR * LOSS * terms)
+    if any_small(ws, pointer(ws.least))
+        for k in 1:width(plan.groups[gi])
+            terms = sum_underflows!(ws, plan, gi, k)
+            terms > 0 && add_losses!(ws, gi, LARGEST_FACTOR * LOSS * terms)
+        end
     end
     ws.losing[gi] && scale_losses!(ws, gi)
     small_divisors!(ws, plan, gi) && add_losses!(ws, gi, Float32(SMALLEST_DIVISOR))
-    ws.losing[gi] && drop_losses!(ws, plan, gi)
+    ws.losing[gi] && drop_losses!(ws, gi)
 end
 
 "Adds `bound` to group `gi`'s in the lanes of `ws.underflows`."
@@ -88,10 +90,10 @@ function add_losses!(ws::Workspace, gi::Int, bound::Float32)
 end
 
 "Sets the bound to 0 where even the smallest value of the group dwarfs it."
-function drop_losses!(ws::Workspace, plan::Plan, gi::Int)
-    g, any_left = plan.groups[gi], false
+function drop_losses!(ws::Workspace, gi::Int)
+    any_left = false
     for v in 0:VECTORS - 1
-        low = smallest(value_columns(ws, g) + 64 * v, width(g))
+        low = load_lanes(pointer(ws.least) + 64 * v)
         p = pointer(ws.lost, bounds_at(gi) + 1) + 64 * v
         left = zero_below(load_lanes(p), mul(low, splat(DWARFED)))
         store_lanes(p, left)
@@ -100,32 +102,26 @@ function drop_losses!(ws::Workspace, plan::Plan, gi::Int)
     ws.losing[gi] = any_left
 end
 
-"The smallest values of `units` columns, for 16 samples."
-function smallest(values::Ptr{Float32}, units::Int)
-    low = load_lanes(values)
-    for k in 1:units - 1
-        low = min_lanes(low, load_lanes(column(values, k)))
-    end
-    return low
-end
-
 """
 The number of terms of sum k of group `gi` if any of them underflowed in a lane where the sum is small, else 0; which lanes
 those are goes to `ws.underflows`.
 """
 function sum_underflows!(ws::Workspace, plan::Plan, gi::Int, k::Int)
-    g = plan.groups[gi]
+    any_small(ws, column(value_columns(ws, plan.groups[gi]), k - 1)) || return 0
     worst = ntuple(v -> term_underflows(ws, plan, gi, k, v), Val(VECTORS))
     store_underflows!(pointer(ws.underflows), worst) || return 0
-    return sum(length(terms(plan, block, k)) for block in g.blocks)
+    return sum(length(terms(plan, block, k)) for block in plan.groups[gi].blocks)
 end
+
+# Terms were added before the values were normalised: that is the scale in which a sum is small beside them.
+@inline small(ws::Workspace, v::Int) = mul(splat(SMALL), load_lanes(pointer(ws.factor) + 64 * (v - 1)))
+
+"Whether one of a tile's values is small."
+any_small(ws::Workspace, values::Ptr{Float32}) = any(v -> any_less(load_lanes(values + 64 * (v - 1)), small(ws, v)), 1:VECTORS)
 
 function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
     g, found = plan.groups[gi], splat(0f0)
-    value = load_lanes(column(value_columns(ws, g), k - 1) + 64 * (v - 1))
-    # Terms were added before the values were normalised: that is the scale in which a sum is small beside them.
-    limit = mul(splat(SMALL), load_lanes(pointer(ws.factor) + 64 * (v - 1)))
-    any_less(value, limit) || return found
+    any_less(load_lanes(column(value_columns(ws, g), k - 1) + 64 * (v - 1)), small(ws, v)) || return found
     for (b, block) in enumerate(g.blocks)
         child, scales = value_columns(ws, plan.groups[block.child]), block_scale(ws, plan, g, b)
         scale = scales == C_NULL ? splat(1f0) : load_lanes(scales + 64 * (v - 1))
@@ -139,12 +135,14 @@ function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
 end
 
 # The terms of sum k that a block has, and each one's unit of the child group and edge.
-terms(plan::Plan, b::Block, k::Int) = isdense(b) ? (1:width(plan.groups[b.child])) : Int(b.start[k]):Int(b.start[k + 1] - 1)
-term(b::Block, k::Int, i::Int) = isdense(b) ? (i, b.first + i - 1 + (k - 1) * b.stride) : (Int(b.index[i]), Int(b.edge[i]))
+terms(plan::Plan, b::Block, k::Int) = isdense(b) ? (1:width(plan.groups[b.child])) : Int(b.of_sums.start[k]):Int(b.of_sums.start[k + 1] - 1)
+term(b::Block, k::Int, i::Int) =
+    isdense(b) ? (i, b.first + i - 1 + (k - 1) * b.stride) : (Int(b.of_sums.index[i]), b.first + b.of_sums.edge[i])
 
 "Whether group `gi` has positive values too small to divide flows by (`ratio`); `ws.underflows` gets the lanes."
 function small_divisors!(ws::Workspace, plan::Plan, gi::Int)
     g, step = plan.groups[gi], splat(LOSS / Float32(SMALLEST_DIVISOR))
+    minimum(ws.least) < SMALLEST_DIVISOR || return false
     worst = ntuple(_ -> splat(0f0), Val(VECTORS))
     for k in 1:width(g)
         worst = smaller_than(step, column(value_columns(ws, g), k - 1), worst)

@@ -13,19 +13,30 @@ struct Factor
 end
 
 """
+The edges of a sparse block as the units of one side have them: unit k has `start[k]:start[k + 1] - 1`, which lead to units `index`
+of the other side, and whose weights lie `edge` after the block's `first`.
+"""
+struct EdgeList
+    start::Vector{Int32}
+    index::Vector{Int32}
+    edge::Vector{Int32}
+end
+
+"""
 The edges of a sum group into one child group. Dense: `weight[first + j - 1 + (k - 1) * stride]` is the weight of the child
-group's unit j in sum k. Sparse (`stride == 0`): sum k has the edges `start[k]:start[k + 1] - 1`, to units `index`, with
-weights at `edge`. `overwrites`: as of a `Factor`.
+group's unit j in sum k. Sparse (`stride == 0`): the edges of each sum, and, for the way down, those of each child.
+`overwrites`: as of a `Factor`.
 """
 struct Block
     child::Int
     overwrites::Bool
     first::Int
     stride::Int
-    start::Vector{Int32}
-    index::Vector{Int32}
-    edge::Vector{Int64}
+    of_sums::EdgeList
+    of_children::EdgeList
 end
+
+const NO_EDGES = EdgeList(Int32[], Int32[], Int32[])
 
 isdense(b::Block) = b.stride > 0
 
@@ -129,7 +140,7 @@ function first_flows!(factors, blocks, senders, holder)
             f.child == g && (factors[parent][i] = Factor(g, true, f.identity, f.index))
         end
         for (i, b) in enumerate(blocks[parent])
-            b.child == g && (blocks[parent][i] = Block(g, true, b.first, b.stride, b.start, b.index, b.edge))
+            b.child == g && (blocks[parent][i] = Block(g, true, b.first, b.stride, b.of_sums, b.of_children))
         end
     end
 end
@@ -314,21 +325,34 @@ function sum_blocks(c, units, group_of, place, members)
     end
     blocks = dense_blocks(c, units, found, members)
     isempty(blocks) || return blocks
-    for g in found
-        push!(blocks, Block(g, false, 0, 0, Int32[1], Int32[], Int64[]))
+    sums, places, edge_places = [Int32[] for _ in found], [Int32[] for _ in found], [Int[] for _ in found]  # of each block's edges
+    for (k, u) in enumerate(units), e in edges(c, u)
+        v = child(c, u, e)
+        b = findfirst(==(group_of[v]), found)
+        push!(sums[b], k)
+        push!(places[b], place[v])
+        push!(edge_places[b], e)
     end
-    for u in units
-        for e in edges(c, u), b in blocks
-            if b.child == group_of[child(c, u, e)]
-                push!(b.index, place[child(c, u, e)])
-                push!(b.edge, e)
-            end
-        end
-        for b in blocks
-            push!(b.start, length(b.index) + 1)
-        end
+    return [sparse_block(g, sums[b], places[b], edge_places[b], length(units), length(members[g].units)) for (b, g) in enumerate(found)]
+end
+
+function sparse_block(g, sums, children, places, num_sums, num_children)
+    first = minimum(places)
+    offsets = Int32.(places .- first)
+    return Block(g, false, first, 0, edge_list(sums, children, offsets, num_sums), edge_list(children, sums, offsets, num_children))
+end
+
+"The edges as the `count` units of one side have them; `own` and `other` are each edge's two units."
+function edge_list(own, other, offsets, count)
+    by_unit = sortperm(own; alg=MergeSort)
+    start = ones(Int32, count + 1)
+    for k in own
+        start[k + 1] += 1
     end
-    return blocks
+    for k in 1:count
+        start[k + 1] += start[k] - 1
+    end
+    return EdgeList(start, other[by_unit], offsets[by_unit])
 end
 
 "Dense blocks, where every sum has all units of the child groups in the same order and their edges lie at one stride; else none."
@@ -344,7 +368,7 @@ function dense_blocks(c, units, child_groups, members)
     end
     blocks = Block[]
     for g in child_groups
-        push!(blocks, Block(g, false, first_edge, stride, Int32[], Int32[], Int64[]))
+        push!(blocks, Block(g, false, first_edge, stride, NO_EDGES, NO_EDGES))
         first_edge += length(members[g].units)
     end
     return blocks
