@@ -27,7 +27,7 @@ for X in (Matrix{UInt8}, Matrix{Int32})
     precompile(flows!, (Statistics, Workspace, Plan, X, Responsibilities, Int))
     precompile(circuit_step!, (Plan, X, Matrix{Float32}, UnitRange{Int}, Float64, Float64))
 end
-precompile(grow_circuit, (Circuit, Vector{Float64}, Float64, Vector{Int}, Float64, Float64, Int))
+precompile(grow_circuit, (Circuit, Vector{Float64}, Float64, Vector{Int}, Float64, Float64, Int, Bool))
 precompile(circuit_with_heads, (Circuit, Vector{Int32}))
 precompile(advance!, (MutualInformationJob, Float64))
 precompile(hclt_circuit, (Matrix{Float64}, Int, Int, Int, Float64, Int))
