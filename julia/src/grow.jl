@@ -7,6 +7,22 @@ const OTHER_COPY = 0.2
 const NOISE_DEVIATIONS = 2
 const LEAST_NOISE = 0.1
 
+"The quantiles of a standard normal at (i - 1/2) / n, i = 1..n, cut off at `limit` deviations: its density integrated in small steps."
+function normal_quantiles(n::Int, limit)
+    quantiles, step, x, below = Vector{Float32}(undef, n), 1e-4, 0.0, 0.5
+    for i in n ÷ 2 + 1:n
+        while below < (i - 0.5) / n && x < limit
+            below += step * exp(-(x + step / 2)^2 / 2) / sqrt(2 * pi)
+            x += step
+        end
+        quantiles[i], quantiles[n + 1 - i] = x, -x
+    end
+    return quantiles
+end
+
+# A normal number for 12 random bits: growing draws one for each parameter, and logarithms would take most of its time.
+const QUANTILES = normal_quantiles(4096, NOISE_DEVIATIONS)
+
 """
     grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0, share_inputs = false) -> Circuit
     grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, share_inputs = false, weights = ones) -> Circuit
@@ -152,14 +168,14 @@ function perturb!(c::Circuit, noise::Real, seed::Integer, inputs::Bool)
 end
 
 function perturb!(rng::SplitMix, weights::AbstractVector{Float32}, noise::Real)
-    low, high, n = max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE), 1 + NOISE_DEVIATIONS * noise, length(weights)
-    total = 0.0
-    @inbounds for i in 1:2:n
-        x, y = normals!(rng)
-        total += weights[i] *= clamp(1 + noise * x, low, high)
-        i < n && (total += weights[i + 1] *= clamp(1 + noise * y, low, high))
-    end
+    low, high, n = Float32(max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE)), Float32(1 + NOISE_DEVIATIONS * noise), length(weights)
+    deviation, total, bits = Float32(noise), 0.0, UInt64(0)
     @inbounds for i in 1:n
-        weights[i] /= total
+        bits = i % 4 == 1 ? next64!(rng) : bits >> 16
+        total += weights[i] *= clamp(1f0 + deviation * QUANTILES[bits & 0xfff + 1], low, high)
+    end
+    scale = Float32(1 / total)
+    @inbounds for i in 1:n
+        weights[i] *= scale
     end
 end
