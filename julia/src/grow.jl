@@ -7,9 +7,25 @@ const OTHER_COPY = 0.2
 const NOISE_DEVIATIONS = 2
 const LEAST_NOISE = 0.1
 
+"The quantiles of a standard normal at (i - 1/2) / n, i = 1..n, cut off at `limit` deviations: its density integrated in small steps."
+function normal_quantiles(n::Int, limit)
+    quantiles, step, x, below = Vector{Float32}(undef, n), 1e-4, 0.0, 0.5
+    for i in n ÷ 2 + 1:n
+        while below < (i - 0.5) / n && x < limit
+            below += step * exp(-(x + step / 2)^2 / 2) / sqrt(2 * pi)
+            x += step
+        end
+        quantiles[i], quantiles[n + 1 - i] = x, -x
+    end
+    return quantiles
+end
+
+# A normal number for 12 random bits: growing draws one for each parameter, and logarithms would take most of its time.
+const QUANTILES = normal_quantiles(4096, NOISE_DEVIATIONS)
+
 """
-    grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0) -> Circuit
-    grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, weights = ones) -> Circuit
+    grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0, share_inputs = false) -> Circuit
+    grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, share_inputs = false, weights = ones) -> Circuit
 
 Algorithm 1: a new circuit with the heads of the old one and, for each head of `select` in turn, a new head that starts as its copy.
 `unit_flows` are the units' flows over the samples whose heads are selected. G are the units below the selected heads whose
@@ -25,29 +41,35 @@ to the other. (The only copy of a sum is a first one.) Then every weight and eve
 max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. With `noise = 0` each old
 head keeps its distribution, and each new one has that of the head it comes from.
 
+With `share_inputs` no input is copied or changed: both copies of a product or sum have the same inputs below them, and the noise is on
+the weights alone. A head that is an input is then its own copy.
+
 The copies of one group of units are neighbours, so that what was a dense block stays one.
 """
-function grow(c::Circuit, unit_flows::AbstractVector{<:Real}, select; threshold::Real, noise::Real=0.2, seed::Integer=0)
+function grow(c::Circuit, unit_flows::AbstractVector{<:Real}, select; threshold::Real, noise::Real=0.2, seed::Integer=0,
+              share_inputs::Bool=false)
     check_growth(c, select, threshold, noise)
     length(unit_flows) == num_units(c) ||
         throw(ArgumentError("the flows have $(length(unit_flows)) entries for $(num_units(c)) units"))
     selected = c.heads[select]
     doubled = reachable(c, selected, trues(num_edges(c))) .& (unit_flows .>= threshold)
     doubled[selected] .= true
+    share_inputs && (doubled[isinput.(c.kind)] .= false)
     grown = double_units(c, doubled, selected)
-    noise > 0 && perturb!(grown, noise, seed)
+    noise > 0 && perturb!(grown, noise, seed, !share_inputs)
     return grown
 end
 
 function grow(c::Circuit, X::Data, head_of; select, threshold::Real, noise::Real=0.2, seed::Integer=0,
-              weights=ones(Float32, num_samples(X)))
+              share_inputs::Bool=false, weights=ones(Float32, num_samples(X)))
     check_growth(c, select, threshold, noise)
     length(head_of) == length(weights) ||
         throw(ArgumentError("heads has $(length(head_of)) entries for $(length(weights)) weights"))
     weights = [h in select ? w : zero(w) for (h, w) in zip(head_of, weights)]
     # Without a sample for the selected heads, nothing has flow.
     unit_flows = any(>(0), weights) ? flows(c, X, head_of; weights=weights)[1] : zeros(num_units(c))
-    return grow(c, unit_flows, select; threshold=least_flow(threshold, sum(Float64, weights)), noise=noise, seed=seed)
+    return grow(c, unit_flows, select; threshold=least_flow(threshold, sum(Float64, weights)), noise=noise, seed=seed,
+                share_inputs=share_inputs)
 end
 
 least_flow(threshold, total) = 0 < threshold < 1 ? threshold * total : threshold
@@ -63,7 +85,7 @@ end
 
 """
 The circuit with two copies of the inputs and sums that are `doubled`, and of the products that this concerns or that are
-`selected`; the heads' first copies are its heads, and after them the second ones of `selected`.
+`selected`; the heads' first copies are its heads, and after them the second ones of `selected`, where they have one.
 """
 function double_units(c::Circuit, doubled, selected)
     b = Builder(c.num_vars)
@@ -94,7 +116,7 @@ function double_units(c::Circuit, doubled, selected)
                              add_grown_sum!(b, c, u, first_copy, second_copy, group_of, 1 - OTHER_COPY)
         end
     end
-    return Circuit(b, vcat(first_copy[c.heads], second_copy[selected]))
+    return Circuit(b, vcat(first_copy[c.heads], [second_copy[u] > 0 ? second_copy[u] : first_copy[u] for u in selected]))
 end
 
 """
@@ -124,9 +146,13 @@ function add_grown_sum!(b::Builder, c::Circuit, u, first_copy, second_copy, grou
     return add_unit!(b, SUM)
 end
 
-"Multiplies all parameters by noise. A unit's noise depends on the seed and its place in the circuit alone, not on the threads."
-function perturb!(c::Circuit, noise::Real, seed::Integer)
+"""
+Multiplies all weights by noise, and with `inputs` their parameters too. A unit's noise depends on the seed and its place in the
+circuit alone, not on the threads.
+"""
+function perturb!(c::Circuit, noise::Real, seed::Integer, inputs::Bool)
     Threads.@threads for u in 1:num_units(c)
+        inputs || c.kind[u] == SUM || continue
         rng = SplitMix(seed, u)
         if c.kind[u] == SUM
             perturb!(rng, view(c.weight, edges(c, u)), noise)
@@ -142,14 +168,14 @@ function perturb!(c::Circuit, noise::Real, seed::Integer)
 end
 
 function perturb!(rng::SplitMix, weights::AbstractVector{Float32}, noise::Real)
-    low, high, n = max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE), 1 + NOISE_DEVIATIONS * noise, length(weights)
-    total = 0.0
-    @inbounds for i in 1:2:n
-        x, y = normals!(rng)
-        total += weights[i] *= clamp(1 + noise * x, low, high)
-        i < n && (total += weights[i + 1] *= clamp(1 + noise * y, low, high))
-    end
+    low, high, n = Float32(max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE)), Float32(1 + NOISE_DEVIATIONS * noise), length(weights)
+    deviation, total, bits = Float32(noise), 0.0, UInt64(0)
     @inbounds for i in 1:n
-        weights[i] /= total
+        bits = i % 4 == 1 ? next64!(rng) : bits >> 16
+        total += weights[i] *= clamp(1f0 + deviation * QUANTILES[bits & 0xfff + 1], low, high)
+    end
+    scale = Float32(1 / total)
+    @inbounds for i in 1:n
+        weights[i] *= scale
     end
 end

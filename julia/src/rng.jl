@@ -34,13 +34,6 @@ end
 "Uniform Float64 in [0, 1), a multiple of 2^-53."
 @inline uniform!(rng::SplitMix) = (next64!(rng) >> 11) * 2.0^-53
 
-"Two normal Float64, mean 0 and deviation 1 (Box and Muller 1958)."
-@inline function normals!(rng::SplitMix)
-    radius = sqrt(-2 * log(1 - uniform!(rng)))
-    y, x = sincos(2 * pi * uniform!(rng))
-    return radius * x, radius * y
-end
-
 "Uniform integer in 1:n (the bias, below n / 2^64, is out of reach of any data set)."
 @inline below!(rng::SplitMix, n::Integer) = Int((widen(next64!(rng)) * n) >> 64) + 1
 
