@@ -67,7 +67,7 @@ def divide(
         The old numbers, and first_new + j for new cluster j.
     origins : int64 (m,)
         For each new cluster an old one that it has many features of, no two the same; m < extra where features
-        coincide.
+        coincide or are fewer than the clusters.
 
     """
     from scipy.optimize import linear_sum_assignment  # where it is used: HCLTs start without it
@@ -75,7 +75,8 @@ def divide(
     old = np.unique(labels)
     centres = np.stack([h[labels == label].mean(axis=0, dtype=np.float64) for label in old])
     rng = np.random.default_rng(seed)
-    for _ in range(extra):  # as K-means++ does: with probability in proportion to the squared distance
+    for _ in range(min(extra, len(h) - len(old))):
+        # As K-means++ does: with probability in proportion to the squared distance.
         distance = np.min([((h - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
         # Features that differ from their mean by rounding alone are all the same.
         distance[distance <= 1e-10 * (h**2).sum(axis=1)] = 0

@@ -38,7 +38,7 @@ def test_it_finds_the_clusters_and_beats_labels_without_feedback() -> None:
     x, h, kind = clusters()
     records: list[Any] = []
     grown = progressive_growing(
-        x, h, num_heads=4, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), record=records.append
+        x, h, num_heads=4, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), seed=1, record=records.append
     )
     assert grown.circuit.num_heads == 4
     table = np.array([[np.sum((grown.labels == head) & (kind == k)) for k in range(4)] for head in range(4)])
@@ -133,6 +133,10 @@ def test_dividing_clusters() -> None:
     divided, origins = divide(np.ones((90, 2), np.float32), labels, 2, 10, seed=0)
     assert len(origins) == 0
     assert set(divided) <= {3, 7}
+    # Fewer features than clusters that are wanted.
+    divided, origins = divide(h[[0, 30, 60]], labels[[0, 30, 60]], 2, 10, seed=0)
+    assert len(origins) == 1
+    assert len(set(divided)) == 3
 
 
 def test_new_clusters_come_from_different_ones() -> None:
