@@ -368,7 +368,6 @@ class Circuit:
         threshold: float,
         noise: float = 0.2,
         seed: int = 0,
-        share_inputs: bool = False,
         weights: npt.ArrayLike | None = None,
         progress: Progress = SILENT,
     ) -> Self:
@@ -387,14 +386,11 @@ class Circuit:
             With 0, old heads keep their distributions, and a new one has that of the head it comes from.
         seed : int
             Of the noise.
-        share_inputs : bool
-            Neither copy nor change an input: both copies of a unit have the same inputs below them, and cost only
-            weights. A head that is an input is then its own copy.
 
         Raises InputError where the data or a parameter is out of range.
 
         """
-        return type(self)(grow(self.engine, X, heads, weights, select, threshold, noise, seed, share_inputs, progress))
+        return type(self)(grow(self.engine, X, heads, weights, select, threshold, noise, seed, progress))
 
     def sample(
         self,

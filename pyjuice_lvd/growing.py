@@ -244,15 +244,7 @@ def _next(
     if pc.num_heads + len(origins) <= before:
         return None, f"{before} heads in place of {num_heads}: no more clusters can be told apart"
     # The flows that say what to copy are those of the patches as they are labelled now, before the division.
-    grown = pc.grow(
-        x,
-        heads=labels,
-        select=origins,
-        threshold=rounds.threshold,
-        noise=rounds.noise,
-        share_inputs=rounds.share_inputs,
-        seed=seed,
-    )
+    grown = pc.grow(x, heads=labels, select=origins, threshold=rounds.threshold, noise=rounds.noise, seed=seed)
     labels[members] = divided
     return (grown, labels), message
 

@@ -123,8 +123,6 @@ class GrowingSettings:
     """Copy units with a flow of at least so many of these patches; below 1, of this fraction of them."""
     noise: float = 0.2
     """Standard deviation of the factor that parameters are multiplied by as they are copied."""
-    share_inputs: bool = False
-    """Copy no inputs: the copies of a hidden state share its distribution over the categories."""
 
     def __post_init__(self) -> None:
         _one_of("growing.variant", self.variant, tuple(VARIANTS))

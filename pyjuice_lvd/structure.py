@@ -53,7 +53,6 @@ def grow(
     threshold: float,
     noise: float,
     seed: int,
-    share_inputs: bool,
     progress: Progress,
 ) -> julia.Handle:
     """See `Circuit.grow`."""
@@ -71,5 +70,5 @@ def grow(
     nodes = np.zeros(engine.num_nodes)  # without a row for the selected heads, nothing has flow
     if total > 0:
         nodes, _ = julia.call("unit_flows", engine.flow_job(X, head_of, counted, progress))
-    grown: julia.Handle = julia.call("grow_circuit", engine.circuit, nodes, total, *parameters, seed, share_inputs)
+    grown: julia.Handle = julia.call("grow_circuit", engine.circuit, nodes, total, *parameters, seed)
     return grown

@@ -222,16 +222,6 @@ def test_rounds_come_to_an_end_even_if_every_new_head_is_deserted(monkeypatch: p
     assert said[-1].endswith("no more clusters can be told apart")
 
 
-def test_copies_that_share_their_inputs() -> None:
-    x, h, _ = clusters(200)
-    tables = x.shape[1] * EM.latents * CATS
-    assert len(finite(x, h, threshold=0)[0].parameters()[1]) > tables
-    circuit, _ = finite(x, h, threshold=0, share_inputs=True)
-    assert circuit.num_heads > 1
-    assert len(circuit.parameters()[1]) <= tables
-    assert circuit.num_edges > Circuit.hclt(x, num_latents=EM.latents, num_cats=CATS, heads=4).num_edges
-
-
 def test_the_released_codes_variant() -> None:
     growing = resolve(None, {"growing": {"variant": "reference", "share": 0.5, "epochs": 8}}).growing
     assert (growing.start, growing.stickiness, growing.new_heads, growing.share) == (2, 1.0, "one", 0.5)

@@ -58,9 +58,8 @@ def read(pc: Circuit, path: Path) -> tuple[list[tuple[str, list[int]]], list[int
 
 @pytest.mark.parametrize("select", [[1], [2, 0], [0, 1, 2]])
 @pytest.mark.parametrize("threshold", [0, 0.05, 0.3, 40, 1e9])
-@pytest.mark.parametrize("share_inputs", [False, True])
 def test_grow_follows_the_rule(
-    pc: Circuit, rows: np.ndarray, tmp_path: Path, select: list[int], threshold: float, share_inputs: bool
+    pc: Circuit, rows: np.ndarray, tmp_path: Path, select: list[int], threshold: float
 ) -> None:
     heads = rows[:, 0]
     mine = rows[np.isin(heads, select)]
@@ -76,8 +75,6 @@ def test_grow_follows_the_rule(
     @cache
     def copies(unit: int) -> int:
         kind, children = units[unit]
-        if share_inputs and not children:
-            return 1
         if unit in selected:
             return 2
         if kind == "P":
@@ -91,10 +88,8 @@ def test_grow_follows_the_rule(
         for child in children
     )
     before = pc.log_likelihood(ALL, head="all")
-    grown = pc.grow(rows, heads=heads, select=select, threshold=threshold, noise=0, share_inputs=share_inputs)
+    grown = pc.grow(rows, heads=heads, select=select, threshold=threshold, noise=0)
     assert (grown.num_nodes, grown.num_edges) == (expected_units, expected_edges)
-    if share_inputs:
-        assert len(grown.parameters()[1]) == len(pc.parameters()[1])
     new_units, new_heads = read(grown, tmp_path / "new.jpc")
     assert (len(new_units), sum(len(children) for _, children in new_units)) == (expected_units, expected_edges)
     assert len(new_heads) == grown.num_heads == 3 + len(select)

@@ -24,8 +24,8 @@ end
 const QUANTILES = normal_quantiles(4096, NOISE_DEVIATIONS)
 
 """
-    grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0, share_inputs = false) -> Circuit
-    grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, share_inputs = false, weights = ones) -> Circuit
+    grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0) -> Circuit
+    grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, weights = ones) -> Circuit
 
 Algorithm 1: a new circuit with the heads of the old one and, for each head of `select` in turn, a new head that starts as its copy.
 `unit_flows` are the units' flows over the samples whose heads are selected. G are the units below the selected heads whose
@@ -41,35 +41,29 @@ to the other. (The only copy of a sum is a first one.) Then every weight and eve
 max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. With `noise = 0` each old
 head keeps its distribution, and each new one has that of the head it comes from.
 
-With `share_inputs` no input is copied or changed: both copies of a product or sum have the same inputs below them, and the noise is on
-the weights alone. A head that is an input is then its own copy.
-
 The copies of one group of units are neighbours, so that what was a dense block stays one.
 """
-function grow(c::Circuit, unit_flows::AbstractVector{<:Real}, select; threshold::Real, noise::Real=0.2, seed::Integer=0,
-              share_inputs::Bool=false)
+function grow(c::Circuit, unit_flows::AbstractVector{<:Real}, select; threshold::Real, noise::Real=0.2, seed::Integer=0)
     check_growth(c, select, threshold, noise)
     length(unit_flows) == num_units(c) ||
         throw(ArgumentError("the flows have $(length(unit_flows)) entries for $(num_units(c)) units"))
     selected = c.heads[select]
     doubled = reachable(c, selected, trues(num_edges(c))) .& (unit_flows .>= threshold)
     doubled[selected] .= true
-    share_inputs && (doubled[isinput.(c.kind)] .= false)
     grown = double_units(c, doubled, selected)
-    noise > 0 && perturb!(grown, noise, seed, !share_inputs)
+    noise > 0 && perturb!(grown, noise, seed)
     return grown
 end
 
 function grow(c::Circuit, X::Data, head_of; select, threshold::Real, noise::Real=0.2, seed::Integer=0,
-              share_inputs::Bool=false, weights=ones(Float32, num_samples(X)))
+              weights=ones(Float32, num_samples(X)))
     check_growth(c, select, threshold, noise)
     length(head_of) == length(weights) ||
         throw(ArgumentError("heads has $(length(head_of)) entries for $(length(weights)) weights"))
     weights = [h in select ? w : zero(w) for (h, w) in zip(head_of, weights)]
     # Without a sample for the selected heads, nothing has flow.
     unit_flows = any(>(0), weights) ? flows(c, X, head_of; weights=weights)[1] : zeros(num_units(c))
-    return grow(c, unit_flows, select; threshold=least_flow(threshold, sum(Float64, weights)), noise=noise, seed=seed,
-                share_inputs=share_inputs)
+    return grow(c, unit_flows, select; threshold=least_flow(threshold, sum(Float64, weights)), noise=noise, seed=seed)
 end
 
 least_flow(threshold, total) = 0 < threshold < 1 ? threshold * total : threshold
@@ -85,7 +79,7 @@ end
 
 """
 The circuit with two copies of the inputs and sums that are `doubled`, and of the products that this concerns or that are
-`selected`; the heads' first copies are its heads, and after them the second ones of `selected`, where they have one.
+`selected`; the heads' first copies are its heads, and after them the second ones of `selected`.
 """
 function double_units(c::Circuit, doubled, selected)
     b = Builder(c.num_vars)
@@ -116,7 +110,7 @@ function double_units(c::Circuit, doubled, selected)
                              add_grown_sum!(b, c, u, first_copy, second_copy, group_of, 1 - OTHER_COPY)
         end
     end
-    return Circuit(b, vcat(first_copy[c.heads], [second_copy[u] > 0 ? second_copy[u] : first_copy[u] for u in selected]))
+    return Circuit(b, vcat(first_copy[c.heads], second_copy[selected]))
 end
 
 """
@@ -146,13 +140,9 @@ function add_grown_sum!(b::Builder, c::Circuit, u, first_copy, second_copy, grou
     return add_unit!(b, SUM)
 end
 
-"""
-Multiplies all weights by noise, and with `inputs` their parameters too. A unit's noise depends on the seed and its place in the
-circuit alone, not on the threads.
-"""
-function perturb!(c::Circuit, noise::Real, seed::Integer, inputs::Bool)
+"Multiplies all parameters by noise. A unit's noise depends on the seed and its place in the circuit alone, not on the threads."
+function perturb!(c::Circuit, noise::Real, seed::Integer)
     Threads.@threads for u in 1:num_units(c)
-        inputs || c.kind[u] == SUM || continue
         rng = SplitMix(seed, u)
         if c.kind[u] == SUM
             perturb!(rng, view(c.weight, edges(c, u)), noise)

@@ -100,5 +100,5 @@ circuit_with_heads(c, heads) = with_heads(c, heads .+ 1)
 check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, threshold, noise)
 
 "`total`: the weight of the samples whose flows these are."
-grow_circuit(c, unit_flows, total, select, threshold, noise, seed, share_inputs) =
-    grow(c, unit_flows, select .+ 1; threshold=least_flow(threshold, total), noise=noise, seed=seed, share_inputs=share_inputs)
+grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
+    grow(c, unit_flows, select .+ 1; threshold=least_flow(threshold, total), noise=noise, seed=seed)

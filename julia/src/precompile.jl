@@ -33,7 +33,7 @@ for X in (Matrix{UInt8}, Matrix{Int32})
     precompile(add_flows!, (Statistics, WideWorkspace, Plan, X, Responsibilities, Vector{Int}, Vector{Int}))
     precompile(circuit_step!, (Plan, X, Matrix{Float32}, UnitRange{Int}, Float64, Float64))
 end
-precompile(grow_circuit, (Circuit, Vector{Float64}, Float64, Vector{Int}, Float64, Float64, Int, Bool))
+precompile(grow_circuit, (Circuit, Vector{Float64}, Float64, Vector{Int}, Float64, Float64, Int))
 precompile(circuit_with_heads, (Circuit, Vector{Int32}))
 precompile(advance!, (MutualInformationJob, Float64))
 precompile(chow_liu_parents, (Matrix{Float64},))

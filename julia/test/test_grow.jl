@@ -1,13 +1,11 @@
 # Growing, against its rule written as a recursion.
 
 "(units, edges) of the grown circuit, by the rule: how many copies each unit gets, and what they are connected to."
-function grown_size(c, G, selected; share_inputs=false)
+function grown_size(c, G, selected)
     copies = Dict{Int,Int}()
     function copies_of(u)
         get!(copies, u) do
-            if share_inputs && LVDJuice.isinput(c.kind[u])
-                1
-            elseif u in selected
+            if u in selected
                 2
             elseif c.kind[u] == LVDJuice.PRODUCT
                 maximum(copies_of(v) for v in LVDJuice.children(c, u))
@@ -67,10 +65,6 @@ end
             origin = log_likelihood(c, Z)[vcat(1:heads, select), :]
             @test all(isapprox.(exp.(log_likelihood(grown, Z)), exp.(origin); rtol=1e-5, atol=1e-12))
             @test Set(grown.leaf) == Set(c.leaf)
-            sharing = grow(c, X, head_of; select=select, threshold=threshold, noise=0, weights=weights, share_inputs=true)
-            @test (LVDJuice.num_units(sharing), LVDJuice.num_edges(sharing)) == grown_size(c, G, selected; share_inputs=true)
-            @test count(LVDJuice.isinput, sharing.kind) == count(LVDJuice.isinput, c.kind)
-            @test all(isapprox.(exp.(log_likelihood(sharing, Z)), exp.(origin); rtol=1e-5, atol=1e-12))
         end
         @test arrays_of(c) == before
     end
@@ -103,31 +97,6 @@ end
     @test grown.weight ≈ [0.2, 0.75, 0.05, 0.05, 0.75, 0.2, 0.8, 0.2, 0.32, 0.08, 0.6, 0.2, 0.8]
     @test grown.heads == [6, 7, 8]
     @test grown.leaf ≈ [0.9, 0.3, 0.9, 0.1, 0.7, 0.1]
-end
-
-@testset "copies that share their inputs" begin
-    rng = MersenneTwister(65)
-    c = hclt([0, 1, 1]; latents=5, categories=3, heads=2, seed=1)
-    X, head_of = rand(rng, UInt8(0):UInt8(2), 3, 400), rand(rng, 1:2, 400)
-    # Two leaves of 5 states with 5 sums each above them; the root's 5 products and 2 heads, of which one has a copy.
-    grown = grow(c, X, head_of; select=[1], threshold=0, noise=0.3, seed=2, share_inputs=true)
-    @test LVDJuice.num_units(grown) == length(c.kind) + 5 + 5 + 5 + 1
-    @test LVDJuice.num_params(grown) == 3 * 5 * 3 + 2 * 10 * 5 + 3 * 10
-    inputs = findall(LVDJuice.isinput, grown.kind)
-    @test Set(collect(LVDJuice.probabilities(grown, u)) for u in inputs) == Set(collect(LVDJuice.probabilities(c, u)) for u in findall(LVDJuice.isinput, c.kind))
-    products = findall(==(LVDJuice.PRODUCT), grown.kind)
-    @test [first(LVDJuice.children(grown, u)) for u in products] == repeat(filter(u -> grown.variable[u] == 1, inputs), 2)
-    still = grow(c, X, head_of; select=[1], threshold=0, noise=0, share_inputs=true)
-    @test grown.child == still.child && all((grown.weight .!= still.weight) .| (still.weight .== 1))
-    # The copies go ways of their own as they learn.
-    before = log_likelihood(grown, X)
-    finish!(EMJob(grown, X, ifelse.(X[1, :] .== 0, 3, head_of); epochs=10, step_size=(1.0, 1.0), batch_size=400, pseudocount=0.0))
-    after = log_likelihood(grown, X)
-    @test sum(after[3, X[1, :] .== 0]) > sum(before[3, X[1, :] .== 0]) + 50
-    # A head that is an input stays what it is.
-    arrays = LVDJuice.circuit_arrays(c)[1:end - 1]
-    alone = grow(Circuit(arrays..., Int32[1]), X, ones(Int, 400); select=[1], threshold=0, share_inputs=true)
-    @test alone.heads == [1, 1] && count(LVDJuice.isinput, alone.kind) == 15
 end
 
 @testset "noise" begin
