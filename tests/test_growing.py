@@ -38,7 +38,7 @@ def test_it_finds_the_clusters_and_beats_labels_without_feedback() -> None:
     x, h, kind = clusters()
     records: list[Any] = []
     grown = progressive_growing(
-        x, h, num_heads=4, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), seed=1, record=records.append
+        x, h, num_heads=4, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), record=records.append
     )
     assert grown.circuit.num_heads == 4
     table = np.array([[np.sum((grown.labels == head) & (kind == k)) for k in range(4)] for head in range(4)])
