@@ -14,11 +14,11 @@ from pyjuice_lvd.circuit_files import read_circuit, write_circuit
 from pyjuice_lvd.em import train
 from pyjuice_lvd.engine import Engine, Evidence
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.hidden_states import STARTS, chow_liu_parents, hidden_states, rows_for_states
+from pyjuice_lvd.hclt import hclt
 from pyjuice_lvd.learning import Flows, History, Statistics
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.structure import grow, prune
-from pyjuice_lvd.tables import Table, as_heads, as_table, as_weights, for_engine
+from pyjuice_lvd.tables import Table, as_heads, as_weights, for_engine
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
@@ -79,7 +79,7 @@ class Circuit:
             Sums in the last layer.
         start : "random" or "clusters"
             Where parameters start: at random, or, for ordered categories such as grey levels, at the counts of hidden
-            states that K-means finds in the data (`pyjuice_lvd.hidden_states`): EM then goes faster and further.
+            states that K-means finds in the data (`pyjuice_lvd.hclt.hidden_states`): EM then goes faster and further.
         labels : integers (N,), optional
             The head of each row, for `start="clusters"`; default: 0.
         perturbation : float
@@ -94,20 +94,7 @@ class Circuit:
         Raises InputError where the data or a parameter is out of range.
 
         """
-        data = as_table(X)
-        if not len(data):
-            raise InputError("X: found no rows, wanted at least 1")
-        cats = int(data.max(initial=0)) + 1 if num_cats is None else num_cats
-        if start not in STARTS:
-            raise InputError(f"start: found {start!r}, wanted one of {', '.join(STARTS)}")
-        parent = chow_liu_parents(data, cats, pseudocount, progress)
-        sizes = num_latents, cats, heads, float(perturbation), seed
-        if start == "random":
-            return cls(julia.call("tree_circuit", parent, *sizes))
-        seen = rows_for_states(len(data), num_latents, seed)
-        head_of, data = as_heads(labels, len(data), heads, "labels")[seen], for_engine(data[seen])
-        states = hidden_states(data, parent, num_latents, seed, progress)
-        return cls(julia.call("hclt_from_states", parent, *sizes, data, states, head_of))
+        return cls(hclt(X, num_latents, num_cats, heads, start, labels, perturbation, pseudocount, seed, progress))
 
     @classmethod
     def rat_spn(

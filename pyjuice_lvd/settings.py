@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from pyjuice_lvd.color import COLORS
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.hidden_states import STARTS
+from pyjuice_lvd.hclt import STARTS
 from pyjuice_lvd.images import parse_crop
 from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings

@@ -1,4 +1,4 @@
-"""Trees over variables and guesses of their hidden states: what an HCLT begins with."""
+"""Hidden Chow-Liu trees: the tree over the variables, and where its parameters start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.engine import PIECE
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.tables import Table
+from pyjuice_lvd.tables import Table, as_heads, as_table, for_engine
 
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
@@ -22,6 +23,42 @@ _CENTRES_SEE = 100
 
 _NEIGHBOUR = 0.1
 """Weight of a neighbour's value beside a variable's own."""
+
+
+def hclt(
+    X: npt.ArrayLike,
+    num_latents: int,
+    num_cats: int | None,
+    heads: int,
+    start: str,
+    labels: npt.ArrayLike | None,
+    perturbation: float,
+    pseudocount: float,
+    seed: int,
+    progress: Progress,
+) -> julia.Handle:
+    """See `Circuit.hclt`."""
+    data = as_table(X)
+    if not len(data):
+        raise InputError("X: found no rows, wanted at least 1")
+    for name, value in (("num_latents", num_latents), ("heads", heads)):
+        if value < 1:
+            raise InputError(f"{name} = {value}: want at least 1")
+    if start not in STARTS:
+        raise InputError(f"start: found {start!r}, wanted one of {', '.join(STARTS)}")
+    head_of = as_heads(labels, len(data), heads, "labels")
+    cats = int(data.max(initial=0)) + 1 if num_cats is None else num_cats
+    parent = chow_liu_parents(data, cats, pseudocount, progress)
+    sizes = num_latents, cats, heads, float(perturbation), seed
+    circuit: julia.Handle
+    if start == "random":
+        circuit = julia.call("tree_circuit", parent, *sizes)
+    else:
+        seen = rows_for_states(len(data), num_latents, seed)
+        data = for_engine(data[seen])
+        states = hidden_states(data, parent, num_latents, seed, progress)
+        circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen])
+    return circuit
 
 
 def chow_liu_parents(X: Table, num_cats: int, pseudocount: float, progress: Progress) -> npt.NDArray[np.int64]:

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.growing import one_shot
-from pyjuice_lvd.hidden_states import chow_liu_parents, hidden_states, rows_for_states
+from pyjuice_lvd.hclt import chow_liu_parents, hidden_states, rows_for_states
 from pyjuice_lvd.progress import SILENT
 from pyjuice_lvd.settings import CircuitSettings
 
@@ -92,6 +92,8 @@ def test_the_setting_reaches_the_circuit(digits: np.ndarray) -> None:
 
 
 def test_what_is_refused(digits: np.ndarray) -> None:
+    with pytest.raises(InputError, match="num_latents = 0: want at least 1"):
+        Circuit.hclt(digits, num_latents=0, start="clusters")
     with pytest.raises(InputError, match="start: found 'warm', wanted one of random, clusters"):
         Circuit.hclt(digits, start="warm")
     with pytest.raises(InputError, match=r"labels: found 0\.\.3, wanted 0\.\.1"):
