@@ -24,11 +24,11 @@ end
 function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
     groups = length(plan.groups)
     most_blocks = maximum(length(g.blocks) for g in plan.groups)
-    categories = plan.soft ? maximum(plan.limits) : 0
+    categories, sparse = plan.soft ? maximum(plan.limits) : 0, any(g -> !all(isdense, g.blocks), plan.groups)
     return Workspace(zeros(Float32, TILE * plan.value_columns), zeros(Float32, flows ? TILE * plan.flow_columns : 0),
                      zeros(Int32, TILE * (1 + maximum(g.exponent for g in plan.groups))), zeros(Float32, TILE), zeros(Float32, TILE),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
-                     WaitingEdges(), zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
+                     WaitingEdges(flows & sparse), zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.widest + most_blocks) : 0), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), Float32[], zeros(Float32, TILE),
                      Vector{Ptr{Int32}}(undef, most_blocks), WideWorkspace[], inputs)
 end

@@ -156,8 +156,8 @@ struct WaitingEdges
     edges::Vector{Int32}
 end
 
-# (More than is needed: Julia puts only large arrays where cache lines begin.)
-WaitingEdges() = WaitingEdges(zeros(Float32, 8 * LANES * LANES), zeros(Int32, LANES))
+# Sparse blocks alone have need of it. (More than is needed: Julia puts only large arrays where cache lines begin.)
+WaitingEdges(sparse::Bool) = WaitingEdges(zeros(Float32, sparse ? 8 * LANES * LANES : 0), zeros(Int32, sparse ? LANES : 0))
 
 "As `flow_down!` and `edge_flows!`, over a sparse block, whose weights and statistics begin at `w` and `stat`."
 function flow_down_sparse!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stat::Ptr{Float32},
