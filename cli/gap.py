@@ -95,7 +95,9 @@ def _learn_bounds(
         raise InputError(f"{error}; {wanted}") from error
     if digest_of(splits.train) != digest:
         raise InputError(f"{data}: found other training images than the run was fitted on; {wanted}")
-    outer = read_arrays(folder / "labels.safetensors")[0]["outer"]
+    outer = None
+    if not settings.refining.rounds:
+        outer = read_arrays(folder / "labels.safetensors")[0]["outer"][: len(splits.train)]  # mirror images come last
     return Bounds.learn(
         teacher, outer, splits.train, splits.valid, seed=settings.seed, folder=folder, progress=progress
     )

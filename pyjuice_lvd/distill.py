@@ -21,6 +21,7 @@ from pyjuice_lvd.joint_em import fit_end_to_end, fit_prior
 from pyjuice_lvd.learning import History
 from pyjuice_lvd.patches import position_grid, to_patches
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.refining import refine
 from pyjuice_lvd.runs import Record, read_arrays, write_arrays
 from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.teacher import Teacher
@@ -67,6 +68,8 @@ def distill(
     check_images(train, settings)
     pieces = _Pieces(folder)
     teacher = _teach(train, valid, settings, pieces, record, progress)
+    if settings.data.flip:
+        train = np.concatenate([train, train[:, :, ::-1]])
     circuits, labels = _patch_circuits(teacher, train, settings, pieces, record, progress)
     model = _join(circuits, labels, train, valid, settings, pieces, record, progress)
     return Distilled(teacher, model)
@@ -121,24 +124,41 @@ def _teach(
     return teacher
 
 
-def _outer_clusters(teacher: Teacher, train: Images, settings: Settings, pieces: _Pieces) -> npt.NDArray[np.int32]:
-    """Cluster the features of all patches once, as they are: int32 (N, P).
+def _outer_clusters(
+    x: Images, h: npt.NDArray[np.float32], settings: Settings, pieces: _Pieces, record: Record, progress: Progress
+) -> npt.NDArray[np.uint16]:
+    """Cluster the features of all patches once, as they are, and refine the clusters: uint16 (N, P, M).
 
-    Positions that are not tied have clusters of their own, which follow one another.
+    The first of the M is a patch's outer cluster, the others are the next most probable; without refining, M is 1.
+    Positions that are not tied have clusters of their own, which follow one another. `x`: patches (N, P, V), `h`:
+    features (N, P, D).
     """
     done = pieces.finished("outer.safetensors")
     if done is not None:
-        return read_arrays(done)[0]["outer"]
-    h = teacher.features(train)
-    clusters, outer, first = settings.clusters, np.empty(h.shape[:2], np.int32), 0
-    for positions in (slice(None),) if clusters.tied else (slice(i, i + 1) for i in range(h.shape[1])):
-        own = kmeans(h[:, positions].reshape(-1, h.shape[2]), clusters.outer, settings.seed)
-        outer[:, positions] = first + own.reshape(len(h), -1)
+        return read_arrays(done)[0]["candidates"]
+    clusters, wanted, first, ranks = settings.clusters, max(settings.finetuning.candidates, 1), 0, []
+    for position in (None,) if clusters.tied else range(h.shape[1]):
+        positions = slice(None) if position is None else slice(position, position + 1)
+        own = kmeans(h[:, positions].reshape(-1, h.shape[2]), clusters.outer, settings.seed)[:, None]
+        if settings.refining.rounds:
+            own = refine(
+                np.ascontiguousarray(x[:, positions]).reshape(-1, x.shape[2]), own[:, 0], settings.refining,
+                candidates=wanted, seed=settings.seed, progress=progress,
+                record=_at_position(record, position),
+            )  # fmt: skip
+        ranks.append(first + own.reshape(len(h), -1, own.shape[1]))
         first += int(own.max()) + 1
+    widest = max(own.shape[2] for own in ranks)  # positions with fewer clusters name their last candidate again
+    ranks = [np.pad(own, ((0, 0), (0, 0), (0, widest - own.shape[2])), mode="edge") for own in ranks]
+    candidates = np.concatenate(ranks, axis=1).astype(np.uint16)
     path = pieces.path("outer.safetensors")
     if path is not None:
-        write_arrays(path, {"outer": outer})
-    return outer
+        write_arrays(path, {"candidates": candidates})
+    return candidates
+
+
+def _at_position(record: Record, position: int | None) -> Record:
+    return record if position is None else lambda entry: record({**entry, "position": position})
 
 
 def _patch_circuits(
@@ -148,11 +168,14 @@ def _patch_circuits(
     done = pieces.finished("labels.safetensors")
     if done is not None and pieces.folder is not None:
         arrays, _ = read_arrays(done)
-        labels = Labels(arrays["outer"], arrays["head"], arrays["heads"])
+        labels = Labels(arrays["outer"], arrays["head"], arrays["heads"], arrays.get("candidates"))
         return [Circuit.load(circuit_path(pieces.folder, index)) for index in range(len(labels.heads))], labels
-    outer = _outer_clusters(teacher, train, settings, pieces)
     x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
-    h = teacher.features(train, quantized=settings.growing.quantized and settings.method == "lvd-pg")
+    h = teacher.features(train)
+    candidates = _outer_clusters(x, h, settings, pieces, record, progress)
+    outer = candidates[:, :, 0].astype(np.int32)
+    if settings.growing.quantized and settings.method == "lvd-pg":
+        h = teacher.features(train, quantized=True)
     x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
     circuits: list[Circuit] = []
     head = np.zeros(outer.size, np.int32)
@@ -164,10 +187,14 @@ def _patch_circuits(
             circuits.append(grown.circuit)
             head[members] = grown.labels
             stage.advance(len(members), cluster=f"{cluster + 1}/{clusters}", heads=grown.circuit.num_heads)
-    labels = Labels(outer, head.reshape(outer.shape), np.array([pc.num_heads for pc in circuits], np.int32))
+    heads = np.array([pc.num_heads for pc in circuits], np.int32)
+    labels = Labels(outer, head.reshape(outer.shape), heads, candidates if settings.finetuning.candidates else None)
     path = pieces.path("labels.safetensors")
     if path is not None:
-        write_arrays(path, {"outer": labels.outer, "head": labels.head, "heads": labels.heads})
+        arrays = {"outer": labels.outer, "head": labels.head, "heads": labels.heads}
+        if labels.candidates is not None:
+            arrays["candidates"] = labels.candidates
+        write_arrays(path, arrays)
         for name in ("outer.safetensors", *(_heads_name(cluster) for cluster in range(clusters))):
             path.with_name(name).unlink(missing_ok=True)
     return circuits, labels
@@ -236,6 +263,7 @@ def _join(
             epochs=own.epochs,
             step_size=own.step_size,
             batch_size=own.batch_size,
+            candidates=labels.candidates,
             pseudocount=own.pseudocount,
             prior_pseudocount=settings.prior.pseudocount,
             patience=own.patience,

@@ -43,18 +43,19 @@ class Bounds:
     """What the two bounds need beside teacher and circuits, learned once from the images that these learned from.
 
     `code_prior`: p(c), over the positions, with the teacher's codes as categories. `centres`: float32 (N1, D), the mean
-    feature of each outer cluster. `about`: how the prior was learned, in plain numbers.
+    feature of each outer cluster; None where refining moved patches to other clusters. `about`: how the prior was
+    learned, in plain numbers.
     """
 
     code_prior: Circuit
-    centres: npt.NDArray[np.float32]
+    centres: npt.NDArray[np.float32] | None
     about: dict[str, Any]
 
     @classmethod
     def learn(
         cls,
         teacher: Teacher,
-        outer: npt.NDArray[np.int32],
+        outer: npt.NDArray[np.int32] | None,
         train: Images,
         valid: Images,
         *,
@@ -68,8 +69,9 @@ class Bounds:
         ----------
         teacher : Teacher
             A fitted one.
-        outer : int32 (N, P)
-            The outer clusters that the circuits were learned with, of the training images' patches.
+        outer : int32 (N, P) or None
+            The outer clusters that the circuits were learned with, of the training images' patches; None if those are
+            not the features' own, but refined.
         train, valid : uint8 (N, H, W, C), (N', H, W, C)
             The images that teacher and circuits learned from.
         seed : int
@@ -83,9 +85,12 @@ class Bounds:
         Raises InputError where the labels are not those of the images' patches.
 
         """
-        h = teacher.features(train)
-        if outer.shape != h.shape[:2]:
-            raise InputError(f"outer: found labels {outer.shape}, wanted {h.shape[:2]} (images, positions)")
+        centres = None
+        if outer is not None:
+            h = teacher.features(train)
+            if outer.shape != h.shape[:2]:
+                raise InputError(f"outer: found labels {outer.shape}, wanted {h.shape[:2]} (images, positions)")
+            centres = _means(h, outer)
         codes, held_out = (teacher.codes(images).astype(np.int32) for images in (train, valid))
         circuit = Circuit.hclt(
             codes, num_latents=_LATENTS, num_cats=teacher.settings.codes, seed=seed, progress=progress
@@ -99,7 +104,7 @@ class Bounds:
             "best_epoch": history.best,
             "valid_log_likelihood": float(circuit.log_likelihood(held_out).mean()),
         }
-        bounds = cls(circuit, _means(h, outer), about)
+        bounds = cls(circuit, centres, about)
         if folder is not None:
             bounds.save(folder)
             (folder / _UNFINISHED).unlink(missing_ok=True)
@@ -108,7 +113,8 @@ class Bounds:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write both parts to a folder."""
         folder = Path(folder)
-        write_arrays(folder / _CENTRES, {"centres": self.centres}, {"code_prior": json.dumps(self.about)})
+        arrays = {} if self.centres is None else {"centres": self.centres}
+        write_arrays(folder / _CENTRES, arrays, {"code_prior": json.dumps(self.about)})
         self.code_prior.save(folder / _PRIOR)  # last: its file says that both are there
 
     @staticmethod
@@ -121,7 +127,7 @@ class Bounds:
         """Read what `save` wrote; raises InputError where a file is missing or damaged."""
         folder = Path(folder)
         arrays, metadata = read_arrays(folder / _CENTRES)
-        return cls(Circuit.load(folder / _PRIOR), arrays["centres"], json.loads(metadata["code_prior"]))
+        return cls(Circuit.load(folder / _PRIOR), arrays.get("centres"), json.loads(metadata["code_prior"]))
 
 
 def _means(h: npt.NDArray[np.float32], outer: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
@@ -219,12 +225,12 @@ def measure_gap(
 
 
 def assign(
-    model: JointModel, teacher: Teacher, centres: npt.NDArray[np.float32], images: Images
+    model: JointModel, teacher: Teacher, centres: npt.NDArray[np.float32] | None, images: Images
 ) -> tuple[npt.NDArray[np.int32], Nats]:
     """Label images as the training images were: the latents z(x), and log p(x_i | z_i) in nats.
 
     A patch's outer cluster is that of the nearest centre to its feature, as K-means has it; its head is the one under
-    which it is most likely, as growing relabels patches.
+    which it is most likely, as growing relabels patches. Without centres that is the head of all outer clusters.
 
     Returns
     -------
@@ -235,6 +241,8 @@ def assign(
     """
     from sklearn.metrics import pairwise_distances_argmin  # where it is used: seconds to load
 
+    if centres is None:
+        return _most_likely(model, images)
     h = teacher.features(images)
     shape = h.shape[:2]
     patches = to_patches(model.color.forward(images), model.patch)
@@ -250,4 +258,14 @@ def assign(
             z[:, positions][members] = values.start + scores.argmax(axis=1)
             given[:, positions][members] = scores.max(axis=1)
         first = clusters.stop
+    return z, given
+
+
+def _most_likely(model: JointModel, images: Images) -> tuple[npt.NDArray[np.int32], Nats]:
+    """Label each patch with the head of all circuits under which it is most likely, as `assign` returns it."""
+    shape = len(images), model.prior.num_vars
+    z, given = np.empty(shape, np.int32), np.empty(shape)
+    for rows in model.chunks(len(images)):
+        scores = model.patch_scores(images[rows])
+        z[rows], given[rows] = scores.argmax(axis=2), scores.max(axis=2)
     return z, given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checkpoints import Checkpoint
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.engine import PIECE
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.learning import History, Validation
 from pyjuice_lvd.progress import SILENT, Progress
@@ -100,6 +102,7 @@ def fit_end_to_end(
     epochs: int,
     step_size: tuple[float, float],
     batch_size: int = 256,
+    candidates: npt.NDArray[np.integer[Any]] | None = None,
     pseudocount: float = 0.1,
     prior_pseudocount: float = 0.1,
     patience: int = 3,
@@ -122,6 +125,11 @@ def fit_end_to_end(
         kept, those from before included.
     epochs, batch_size : int
         Batches are of images; the last, short one is used.
+    candidates : integers (N, P, M), optional
+        For each patch of the training images the circuits, from 0, that it is tried under: all heads of the others
+        count as impossible for it. The cost is then M circuits for each patch, not all of them, and EM raises the
+        truncated likelihood, a lower bound of p(x) (truncated variational EM; Luecke and Eggert, JMLR 2010): the
+        returned history is of that bound, but not its `.valid`.
     step_size : (float, float)
         In the first and the last epoch; linear in between.
     pseudocount, prior_pseudocount : float
@@ -144,6 +152,8 @@ def fit_end_to_end(
 
     """
     n, patches = len(train), model.patches(train)
+    if candidates is not None:
+        candidates = _checked(candidates, patches.shape[:2], len(model.circuits))
     parts = [part.engine for part in (model.prior, *model.circuits)]
     learned = [array for part in parts for array in part.learned()]
     watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
@@ -152,12 +162,13 @@ def fit_end_to_end(
         about = {
             "structure": [part.structure for part in parts], "images": n, "epochs": epochs, "batch_size": batch_size,
             "step_size": step_size, "pseudocount": [pseudocount, prior_pseudocount], "seed": seed,
+            "candidates": 0 if candidates is None else candidates.shape[2],
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about)
         position, total = state.restore(history, watch)
     job = julia.call(
-        "joint_em_job", patches, epochs, batch_size, float(step_size[0]), float(step_size[1]), float(pseudocount),
-        float(prior_pseudocount), seed, model.tied, *(part.circuit for part in parts),
+        "joint_em_job", patches, candidates, epochs, batch_size, float(step_size[0]), float(step_size[1]),
+        float(pseudocount), float(prior_pseudocount), seed, model.tied, *(part.circuit for part in parts),
     )  # fmt: skip
     julia.call("continue_from!", job, len(history), position, total)
     try:
@@ -178,3 +189,14 @@ def fit_end_to_end(
     finally:
         watch.restore()
     return history
+
+
+def _checked(candidates: npt.NDArray[np.integer[Any]], shape: tuple[int, ...], circuits: int) -> npt.NDArray[np.uint16]:
+    array = np.asarray(candidates)
+    if array.ndim != 3 or array.shape[:2] != shape or not array.shape[2] or array.dtype.kind not in "iu":
+        raise InputError(
+            f"candidates: found {array.dtype} {array.shape}, wanted integers ({shape[0]}, {shape[1]}, M), M at least 1"
+        )
+    if array.min() < 0 or array.max() >= circuits:
+        raise InputError(f"candidates: found {array.min()}..{array.max()}, wanted 0..{circuits - 1}")
+    return np.ascontiguousarray(array, np.uint16)

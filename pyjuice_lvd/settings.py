@@ -46,6 +46,8 @@ class DataSettings:
     """Height and width of the top-left part that is modelled, as `16x16`; empty: whole images."""
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
+    flip: bool = False
+    """Whether clusters, circuits and p(z) also learn from each training image mirrored left to right."""
 
     def __post_init__(self) -> None:
         _one_of("data.size", self.size, PHOTO_SIZES)
@@ -73,6 +75,30 @@ class ClusterSettings:
     def __post_init__(self) -> None:
         _at_least("clusters.outer", self.outer, 1)
         _at_least("clusters.inner", self.inner, 1)
+
+
+@dataclass(frozen=True)
+class RefiningSettings:
+    """`[refining]`: outer clusters that small circuits divide anew, before each has a circuit of its own."""
+
+    rounds: int = 0
+    """0: the outer clusters stay those of the features."""
+    latents: int = 16
+    """Hidden states of each small circuit."""
+    patches: int = 15_000
+    """For each cluster, so many take part in the rounds."""
+    batch_size: int = 512
+    step_size: tuple[float, float] = (0.3, 0.05)
+    """EM's step size in the first and in the last round; linear in between."""
+    pseudocount: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least("refining.rounds", self.rounds, 0)
+        _at_least("refining.latents", self.latents, 1)
+        _at_least("refining.patches", self.patches, 1)
+        _at_least("refining.batch_size", self.batch_size, 1)
+        _steps("refining.step_size", self.step_size)
+        _nonnegative("refining.pseudocount", self.pseudocount)
 
 
 @dataclass(frozen=True)
@@ -174,6 +200,8 @@ class FinetuningSettings:
     """At most; 0: none."""
     batch_size: int = 256
     """Images in one step."""
+    candidates: int = 0
+    """Outer clusters that a patch is tried under, those that refining found most probable; 0: all."""
     step_size: tuple[float, float] = (0.05, 0.01)
     pseudocount: float = 0.1
     """Of the patch circuits; p(z) has `prior.pseudocount`."""
@@ -183,6 +211,7 @@ class FinetuningSettings:
     def __post_init__(self) -> None:
         _at_least("finetuning.epochs", self.epochs, 0)
         _at_least("finetuning.batch_size", self.batch_size, 1)
+        _at_least("finetuning.candidates", self.candidates, 0)
         _steps("finetuning.step_size", self.step_size)
         _nonnegative("finetuning.pseudocount", self.pseudocount)
         _at_least("finetuning.patience", self.patience, 1)
@@ -244,6 +273,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     clusters: ClusterSettings = field(default_factory=ClusterSettings)
+    refining: RefiningSettings = field(default_factory=RefiningSettings)
     circuit: CircuitSettings = field(default_factory=CircuitSettings)
     growing: GrowingSettings = field(default_factory=GrowingSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
@@ -256,6 +286,11 @@ class Settings:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
         _at_least("threads", self.threads, 0)
         _one_of("device", self.device, DEVICES)
+        if self.finetuning.candidates and not self.refining.rounds:
+            raise InputError(
+                f"finetuning.candidates: found {self.finetuning.candidates} with refining.rounds = 0, "
+                "wanted 0 or at least one round: refining finds the candidates"
+            )
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:

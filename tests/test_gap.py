@@ -135,6 +135,20 @@ def test_positions_that_are_not_tied_have_clusters_of_their_own(teacher: Teacher
         np.testing.assert_allclose(given[:, position], scores[np.arange(30), position, best], rtol=1e-6)
 
 
+def test_refined_clusters_are_the_circuits_choice(teacher: Teacher, tmp_path: Path) -> None:
+    Bounds.learn(teacher, None, made_images(200, 0), made_images(50, 2), folder=tmp_path)
+    bounds, model, images = Bounds.load(tmp_path), joint_model(), made_images(12, 3)
+    assert bounds.centres is None
+    scores = model.patch_scores(images)
+    z, given = assign(model, teacher, None, images)
+    np.testing.assert_array_equal(z, scores.argmax(axis=2))
+    np.testing.assert_array_equal(given, scores.max(axis=2))
+    measured = measure_gap(model, teacher, bounds, images)
+    expected = scores.max(axis=2).sum(axis=1) + model.prior.log_likelihood(scores.argmax(axis=2))
+    np.testing.assert_allclose(measured.lvd_objective, expected, rtol=1e-6)
+    assert (measured.lvd_objective < measured.log_likelihood).all()
+
+
 def test_the_prior_over_codes_learns_their_dependencies(teacher: Teacher, bounds: Bounds) -> None:
     codes, held_out = (teacher.codes(made_images(n, seed)) for n, seed in ((200, 0), (100, 5)))
     counts = np.stack([np.bincount(column, minlength=4) + 0.1 for column in codes.T])

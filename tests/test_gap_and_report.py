@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pyjuice_lvd.cli.main import main
+from pyjuice_lvd.runs import read_arrays
 
 SMALL = [
     "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",
@@ -126,6 +127,16 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data + "\n"
+
+
+@pytest.mark.parametrize("more", [[], ["refining.rounds=1", "refining.latents=2", "finetuning.candidates=2"]])
+def test_gap_of_runs_that_saw_mirror_images(images: Path, tmp_path: Path, more: list[str]) -> None:
+    options = [option for text in ["data.flip=true", "finetuning.epochs=1", *more] for option in ("--set", text)]
+    lvd_juice("fit", images, "-o", tmp_path / "run", "--method", "lvd", "--quiet", *SMALL, *options)
+    result = json.loads(lvd_juice("gap", tmp_path / "run", images, "--json", "--quiet").stdout)
+    assert result["lvd_objective"] < result["pc_log_likelihood"] < 0
+    arrays, _ = read_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors")
+    assert set(arrays) == (set() if more else {"centres"})
 
 
 def test_the_report_is_one_page_with_all_in_it(run: Path, gap: dict[str, Any]) -> None:

@@ -168,8 +168,45 @@ def test_a_circuit_without_a_patch_stays_as_it_is() -> None:
         np.testing.assert_array_equal(found, values)
 
 
+def test_all_circuits_as_candidates_are_no_restriction() -> None:
+    restricted, free, images = tiny_model(cats=4), tiny_model(cats=4), alike(120)
+    both = np.broadcast_to(np.array([1, 0]), (120, 2, 2))
+    settings: dict[str, Any] = {"epochs": 2, "step_size": (0.5, 0.2), "batch_size": 50}
+    found = fit_end_to_end(restricted, images, images, candidates=both, **settings)
+    expected = fit_end_to_end(free, images, images, **settings)
+    assert (list(found), found.valid) == (list(expected), expected.valid)
+    for array, values in zip(learned(restricted), learned(free), strict=True):
+        np.testing.assert_array_equal(array, values)
+
+
+def test_candidates_make_it_a_lower_bound_that_full_batches_raise() -> None:
+    model, images = tiny_model(cats=4), alike(200)
+    one = np.random.default_rng(0).integers(0, 2, (200, 2, 1))
+    before = model.score_samples(images).mean()
+    history = fit_end_to_end(
+        model, images, images, epochs=20, step_size=(1.0, 1.0), batch_size=200, candidates=one, pseudocount=0.0,
+        prior_pseudocount=0.0, patience=20,
+    )  # fmt: skip
+    assert history[0] < before - 0.1
+    assert np.all(np.diff(history) > -1e-5)
+    assert history[-1] > history[0] + 0.1
+    assert all(valid > bound for valid, bound in zip(history.valid, history[1:], strict=False))
+
+
 def test_what_cannot_be_trained_end_to_end_is_refused() -> None:
     model = tiny_model(cats=4)
+    for wrong in (np.zeros((5, 1, 1), int), np.zeros((5, 2, 0), int), np.zeros((5, 2), int), np.zeros((5, 2, 1))):
+        with pytest.raises(InputError, match=r"candidates: found .*, wanted integers \(5, 2, M\)"):
+            fit_end_to_end(model, alike(5), alike(5), epochs=1, step_size=(0.1, 0.1), candidates=wrong)
+    with pytest.raises(InputError, match=r"candidates: found 0\.\.2, wanted 0\.\.1"):
+        fit_end_to_end(
+            model,
+            alike(5),
+            alike(5),
+            epochs=1,
+            step_size=(0.1, 0.1),
+            candidates=np.arange(3).reshape(1, 1, 3).repeat(5, 0).repeat(2, 1),
+        )
     with pytest.raises(InputError, match=r"outside 0\.\.3"):
         fit_end_to_end(model, np.full((5, 2, 2, 1), 9, np.uint8), alike(5), epochs=1, step_size=(0.1, 0.1))
     with pytest.raises(InputError, match="at least one image"):

@@ -56,10 +56,10 @@ function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_ste
     return job
 end
 
-"EM on a joint model; the patch circuits come last. The order and step of an epoch depend on its number alone."
-function joint_em_job(patches, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, tied, prior,
+"EM on a joint model; the patch circuits come last, `candidates` are from 0. The order and step of an epoch depend on its number alone."
+function joint_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, tied, prior,
                       circuits...)
-    return JointEMJob(prior, collect(circuits), patches; tied=tied, epochs=epochs, batch_size=batch_size,
+    return JointEMJob(prior, collect(circuits), patches; candidates=candidates, tied=tied, epochs=epochs, batch_size=batch_size,
                       step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 

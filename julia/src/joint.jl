@@ -9,11 +9,13 @@
 const NEGLIGIBLE = 1f-6
 
 """
-    JointEMJob(prior, circuits, patches; tied = true, epochs = 10, batch_size = 256, step_size = (0.1, 0.01),
+    JointEMJob(prior, circuits, patches; candidates = nothing, tied = true, epochs = 10, batch_size = 256, step_size = (0.1, 0.01),
                pseudocount = 0.1, prior_pseudocount = 0.1, seed = 0)
 
 Mini-batch EM on log p(x): prior and circuits learn together, in place. `patches`, integers `(variables, positions, samples)`, is
-kept, not copied; `tied` is that of [`joint_circuit`](@ref); `batch_size` counts samples. The step goes linearly from
+kept, not copied; `tied` is that of [`joint_circuit`](@ref); `batch_size` counts samples. `candidates`, UInt16
+`(candidates, positions, samples)`, numbers for each patch the circuits that it is tried under, **from 0**; the others count as
+impossible for it, so that EM raises a lower bound of p(x) (truncated variational EM). `nothing`: all. The step goes linearly from
 `step_size[1]` in the first epoch to `step_size[2]` in the last. A circuit without a patch in a batch is left as it is.
 [`advance!`](@ref) does the work, batch by batch.
 """
@@ -22,6 +24,7 @@ mutable struct JointEMJob{T<:Integer}
     circuits::Vector{Plan}
     places::Vector{Tuple{UnitRange{Int},UnitRange{Int}}}    # of each circuit: its positions, and the values that its heads are
     patches::Array{T,3}
+    candidates::Union{Nothing,Array{UInt16,3}}
     epochs::Int
     batch_size::Int
     step_size::Tuple{Float64,Float64}
@@ -37,8 +40,8 @@ mutable struct JointEMJob{T<:Integer}
     total::Float64              # log-likelihood of those samples, each before its batch's step
 end
 
-function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3}; tied::Bool=true,
-                    epochs::Integer=10, batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1,
+function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3};
+                    candidates::Union{Nothing,Array{UInt16,3}}=nothing, tied::Bool=true, epochs::Integer=10, batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1,
                     prior_pseudocount::Real=0.1, seed::Integer=0)
     V, P, N = size(patches)
     N >= 1 || throw(ArgumentError("patches: found no samples"))
@@ -51,12 +54,14 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
     batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
     all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
     min(pseudocount, prior_pseudocount) >= 0 || throw(ArgumentError("pseudocount: want 0 or more"))
+    candidates === nothing || size(candidates)[2:3] == (P, N) ||
+        throw(ArgumentError("candidates: found $(size(candidates)), wanted (.., $P, $N)"))
     plans = [Plan(c) for c in circuits]
     for plan in plans
         check_data(reshape(patches, V, P * N), plan.limits)
     end
     plan, threads = Plan(prior; soft=true), Threads.nthreads()
-    return JointEMJob(plan, plans, where, patches, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
+    return JointEMJob(plan, plans, where, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
                       Float64(prior_pseudocount), Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
                       [Statistics(prior) for _ in 1:threads], [zeros(Float32, TILE * K) for _ in 1:threads], 0, 0, 0.0)
 end
@@ -93,7 +98,8 @@ end
 "One batch."
 function joint_step!(job::JointEMJob, samples::Vector{Int32})
     patches = job.patches[:, :, samples]
-    posterior, total = prior_flows!(job, SoftEvidence(head_scores(job, patches)))
+    tried = job.candidates === nothing ? nothing : job.candidates[:, :, samples]
+    posterior, total = prior_flows!(job, SoftEvidence(head_scores(job, patches, tried)))
     job.total += total
     step = step_of(job)
     apply!(job.prior, job.prior_statistics, step, job.prior_pseudocount)
@@ -102,13 +108,20 @@ function joint_step!(job::JointEMJob, samples::Vector{Int32})
     end
 end
 
-"log p(patch | value) in nats: Float32 `(values, positions, samples)`."
-function head_scores(job::JointEMJob, patches::Array)
-    _, P, N = size(patches)
-    scores = Array{Float32}(undef, maximum(last(values) for (_, values) in job.places), P, N)
-    for (plan, (positions, values)) in zip(job.circuits, job.places)
-        out = length(positions) == P ? view(columns(scores, positions), values, :) : view(scores, values, positions[1], :)
-        log_likelihood!(out, plan, columns(patches, positions), 1:num_heads(plan.circuit))
+"log p(patch | value) in nats: Float32 `(values, positions, samples)`; -Inf under circuits that are not among those `tried`."
+function head_scores(job::JointEMJob, patches::Array, tried)
+    V, P, N = size(patches)
+    scores = fill(-Inf32, maximum(last(values) for (_, values) in job.places), P, N)
+    for (number, (plan, (positions, values))) in enumerate(zip(job.circuits, job.places))
+        if tried !== nothing
+            own = [p + (n - 1) * P for n in 1:N for p in positions if number - 1 in view(tried, :, p, n)]
+            found = Matrix{Float32}(undef, length(values), length(own))
+            log_likelihood!(found, plan, reshape(patches, V, :)[:, own], 1:length(values))
+            reshape(scores, :, P * N)[values, own] = found
+        else
+            out = length(positions) == P ? view(columns(scores, positions), values, :) : view(scores, values, positions[1], :)
+            log_likelihood!(out, plan, columns(patches, positions), 1:length(values))
+        end
     end
     return scores
 end

@@ -22,7 +22,7 @@ for X in (Matrix{UInt8}, Matrix{Int32})
 end
 for X in (Array{UInt8,3}, Array{Int32,3})
     precompile(advance!, (JointEMJob{eltype(X)}, Float64))
-    precompile(joint_em_job, (X, Int, Int, Float64, Float64, Float64, Float64, Int, Bool, Circuit, Circuit, Circuit))
+    precompile(joint_em_job, (X, Nothing, Int, Int, Float64, Float64, Float64, Float64, Int, Bool, Circuit, Circuit, Circuit))
     precompile(joint_step!, (JointEMJob{eltype(X)}, Vector{Int32}))
     precompile(prior_flows!, (JointEMJob{eltype(X)}, SoftEvidence))
 end

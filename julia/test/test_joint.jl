@@ -4,9 +4,13 @@ function small_joint(; V=2, C=3, seed=1)
     return hclt([0, 1]; latents=2, categories=3, seed=seed), circuits
 end
 
-"p(x) and the posterior of the latents (K, P), by enumeration of their values."
-function enumerated(prior, circuits, x)
-    given = hcat([vcat([exp.(vec(log_likelihood(c, reshape(x[:, i], :, 1)))) for c in circuits]...) for i in axes(x, 2)]...)
+"""
+p(x) and the posterior of the latents (K, P), by enumeration of their values; `tried`: the circuits, from 0, that are possible,
+(M, P).
+"""
+function enumerated(prior, circuits, x, tried=[0 0; 1 1])
+    given = hcat([vcat([exp.(vec(log_likelihood(c, reshape(x[:, i], :, 1)))) .* (k - 1 in tried[:, i])
+                        for (k, c) in enumerate(circuits)]...) for i in axes(x, 2)]...)
     total, posterior = 0.0, zeros(size(given))
     for z in eachcol(assignments(2, 3))
         p = exp(log_likelihood(prior, reshape(collect(z), :, 1))[1]) * prod(given[z[i] + 1, i] for i in 1:2)
@@ -20,13 +24,18 @@ end
 
 @testset "a step of EM on the joint model, against enumeration" begin
     rng = MersenneTwister(31)
-    for (step, pseudocount, own) in ((1.0, 0.0, 0.0), (0.3, 0.2, 0.7))
+    some = rand(rng, UInt16(0):UInt16(1), 1, 2, 70)  # of the two circuits one for each patch
+    for (step, pseudocount, own, tried) in ((1.0, 0.0, 0.0, nothing), (0.3, 0.2, 0.7, nothing), (0.3, 0.2, 0.7, some))
         prior, circuits = small_joint()
         patches = rand(rng, UInt8(0):UInt8(2), 2, 2, 70)
-        found = [enumerated(prior, circuits, patches[:, :, n]) for n in 1:70]
+        possible = tried === nothing ? repeat(UInt16[0, 1], 1, 2, 70) : tried
+        found = [enumerated(prior, circuits, patches[:, :, n], possible[:, :, n]) for n in 1:70]
         posterior = cat([p for (_, p) in found]...; dims=3)
         expected_prior, expected = deepcopy(prior), deepcopy(circuits)
         scores = cat([vcat([Float32.(log_likelihood(c, patches[:, :, n])) for c in circuits]...) for n in 1:70]...; dims=3)
+        for n in 1:70, i in 1:2, (k, heads) in enumerate((1:2, 3:3))
+            k - 1 in possible[:, i, n] || (scores[heads, i, n] .= -Inf32)
+        end
         finish!(EMJob(expected_prior, SoftEvidence(scores), ones(Int, 70); epochs=1, batch_size=70, step_size=(step, step),
                       pseudocount=own))
         for (c, heads) in zip(expected, (1:2, 3:3))  # every patch under every head, weighed by the posterior
@@ -37,8 +46,8 @@ end
             advance!(job)
             LVDJuice.apply!(plan, job.counts, [LVDJuice.Statistics(c)], step, pseudocount)
         end
-        job = JointEMJob(prior, circuits, patches; epochs=1, batch_size=70, step_size=(step, step), pseudocount=pseudocount,
-                         prior_pseudocount=own)
+        job = JointEMJob(prior, circuits, patches; candidates=tried, epochs=1, batch_size=70, step_size=(step, step),
+                         pseudocount=pseudocount, prior_pseudocount=own)
         mean = advance!(job)[3]
         @test mean ≈ sum(log(p) for (p, _) in found) / 70 rtol=1e-6
         for (c, e) in zip([prior; circuits], [expected_prior; expected])
@@ -144,4 +153,5 @@ end
     @test refused("found no samples", prior, circuits, zeros(UInt8, 2, 2, 0))
     @test refused("outside 0..2", prior, circuits, fill(UInt8(3), 2, 2, 5))
     @test refused("step_size", prior, circuits, patches; step_size=(0.0, 0.1))
+    @test refused("candidates: found (1, 3, 5), wanted (.., 2, 5)", prior, circuits, patches; candidates=zeros(UInt16, 1, 3, 5))
 end
