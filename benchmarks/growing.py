@@ -1,9 +1,13 @@
-"""Whether growing pays: lvd-pg against one-shot lvd, with the same teachers, numbers of heads and no more parameters.
+"""Whether feedback from circuits pays: growing and refined outer clusters against one-shot labels.
+
+With the same teachers, numbers of heads and no more parameters.
 
     python benchmarks/growing.py DATA -o benchmarks/growing-NAME.json [--preset tiny] [--images 10000]
         [--set section.key=value]... [--lvd section.key=value]... [--growing section.key=value]...
+        [--refined section.key=value]... [--only VARIANT]...
 
-DATA is what `lvd-juice fit` takes. For each seed a teacher is trained, and both methods learn from its features.
+DATA is what `lvd-juice fit` takes. For each seed a teacher is trained, and all variants learn from its features: both
+methods as they are, and with the settings of `--refined`, if there are any.
 """
 
 from __future__ import annotations
@@ -28,23 +32,32 @@ from pyjuice_lvd.settings import resolve
 METHODS = ("lvd", "lvd-pg")
 
 
+def variants(options: argparse.Namespace) -> dict[str, tuple[str, list[str]]]:
+    """Give the method and settings of each variant, the baseline first."""
+    own = dict(zip(METHODS, (options.lvd, options.growing), strict=True))
+    plain = {method: (method, [*options.set, *own[method]]) for method in METHODS}
+    more = {f"{method}, refined": (method, [*given, *options.refined]) for method, (_, given) in plain.items()}
+    every = plain | (more if options.refined else {})
+    return {name: variant for name, variant in every.items() if name == METHODS[0] or name in (options.only or every)}
+
+
 def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Learn from one teacher by both methods; returns the figures of each."""
+    """Learn from one teacher in all ways; returns the figures of each."""
     found: dict[str, Any] = {"seed": seed}
     with TemporaryDirectory() as folder:
-        for method, own in zip(METHODS, (options.lvd, options.growing), strict=True):
-            settings = resolve(options.preset, None, [*options.set, *own], method=method, seed=seed)
+        for number, (name, (method, own)) in enumerate(variants(options).items()):
+            settings = resolve(options.preset, None, own, method=method, seed=seed)
             splits = load_data(options.data, settings)
             train = splits.train
             if options.images and options.images < len(train):
                 train = train[np.sort(np.random.default_rng(seed).permutation(len(train))[: options.images])]
-            started, place = time.monotonic(), Path(folder) / method
+            started, place = time.monotonic(), Path(folder) / str(number)
             place.mkdir()
-            if method == METHODS[1]:
-                (Path(folder) / METHODS[0] / "teacher.safetensors").rename(place / "teacher.safetensors")
+            if number:
+                (Path(folder) / str(number - 1) / "teacher.safetensors").rename(place / "teacher.safetensors")
             model = distill(train, splits.valid, settings, folder=place).model
             scores = model.score_samples(splits.test)
-            found[method] = {
+            found[name] = {
                 **figures_of_merit(scores, model.dims),
                 "train_bpd": model.bpd(train[:: max(1, len(train) // 1000)]),
                 "params": model.num_params,
@@ -52,12 +65,13 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "seconds": round(time.monotonic() - started, 1),
                 "settings": settings.to_dict(),
             }
-            print(f"seed {seed}, {method}: bpd {found[method]['bpd']:.4f}", file=sys.stderr, flush=True)
+            print(f"seed {seed}, {name}: bpd {found[name]['bpd']:.4f}", file=sys.stderr, flush=True)
         color = color_transform(settings.data.color, train.shape[3])
         found["bpd_factorized"] = factorized_bpd(*(color.forward(x) for x in (train, splits.valid, splits.test)))
         found["protocol"] = protocol(settings.data.color, settings.data.crop, train)
         found["train"] = len(train)
-    found["gain"] = found[METHODS[0]]["bpd"] - found[METHODS[1]]["bpd"]
+    baseline, *others = variants(options)
+    found["gain"] = {name: found[baseline]["bpd"] - found[name]["bpd"] for name in others}
     return found
 
 
@@ -71,6 +85,8 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], help="a setting of both methods")
     parser.add_argument("--lvd", action="append", default=[], help="a setting of lvd alone")
     parser.add_argument("--growing", action="append", default=[], help="a setting of lvd-pg alone")
+    parser.add_argument("--refined", action="append", default=[], help="a setting of both methods' second variants")
+    parser.add_argument("--only", action="append", help="beside `lvd`: `lvd-pg`, `lvd, refined` or `lvd-pg, refined`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
     options = parser.parse_args()
@@ -80,9 +96,10 @@ def main() -> int:
     except InputError as error:
         print(f"growing: error: {error}", file=sys.stderr)
         return error.exit_status
-    figures = {name: [each[name]["bpd"] for each in seeds] for name in METHODS} | {"gain": [e["gain"] for e in seeds]}
+    figures = {name: [each[name]["bpd"] for each in seeds] for name in variants(options)}
+    figures |= {f"gain of {name}": [each["gain"][name] for each in seeds] for name in seeds[0]["gain"]}
     write_comparison(
-        options.output, "test bpd of lvd-pg and one-shot lvd",
+        options.output, "test bpd of one-shot lvd, lvd-pg, and both with refined outer clusters",
         data=options.data, threads=threads, started=started, figures=figures, seeds=seeds,
     )  # fmt: skip
     return 0
