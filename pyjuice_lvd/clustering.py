@@ -17,14 +17,14 @@ class Labels:
     """The latent of every patch: an outer cluster, and in its circuit a head (inner cluster).
 
     `outer` and `head`: int32 (N, P), from 0; `heads`: int32 (clusters,), how many heads each outer cluster has. Every
-    outer cluster and every head has at least one patch. `candidates`: integers (N, P, M), the most probable outer
+    outer cluster and every head has at least one patch. `candidates`: int32 (N, P, M), the most probable outer
     clusters of each patch, where refining ranked them.
     """
 
     outer: npt.NDArray[np.int32]
     head: npt.NDArray[np.int32]
     heads: npt.NDArray[np.int32]
-    candidates: npt.NDArray[np.uint16] | None = None
+    candidates: npt.NDArray[np.int32] | None = None
 
     @property
     def values(self) -> npt.NDArray[np.int32]:

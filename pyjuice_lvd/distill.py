@@ -126,8 +126,8 @@ def _teach(
 
 def _outer_clusters(
     x: Images, h: npt.NDArray[np.float32], settings: Settings, pieces: _Pieces, record: Record, progress: Progress
-) -> npt.NDArray[np.uint16]:
-    """Cluster the features of all patches once, as they are, and refine the clusters: uint16 (N, P, M).
+) -> npt.NDArray[np.int32]:
+    """Cluster the features of all patches once, as they are, and refine the clusters: int32 (N, P, M).
 
     The first of the M is a patch's outer cluster, the others are the next most probable; without refining, M is 1.
     Positions that are not tied have clusters of their own, which follow one another. `x`: patches (N, P, V), `h`:
@@ -143,14 +143,14 @@ def _outer_clusters(
         if settings.refining.rounds:
             own = refine(
                 np.ascontiguousarray(x[:, positions]).reshape(-1, x.shape[2]), own[:, 0], settings.refining,
-                candidates=wanted, seed=settings.seed, progress=progress,
-                record=_at_position(record, position),
+                candidates=wanted, seed=settings.seed, record=_at_position(record, position), progress=progress,
+                name="outer clusters" if position is None else f"outer clusters of position {position}",
             )  # fmt: skip
         ranks.append(first + own.reshape(len(h), -1, own.shape[1]))
         first += int(own.max()) + 1
     widest = max(own.shape[2] for own in ranks)  # positions with fewer clusters name their last candidate again
     ranks = [np.pad(own, ((0, 0), (0, 0), (0, widest - own.shape[2])), mode="edge") for own in ranks]
-    candidates = np.concatenate(ranks, axis=1).astype(np.uint16)
+    candidates = np.concatenate(ranks, axis=1)
     path = pieces.path("outer.safetensors")
     if path is not None:
         write_arrays(path, {"candidates": candidates})
@@ -173,7 +173,7 @@ def _patch_circuits(
     x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
     h = teacher.features(train)
     candidates = _outer_clusters(x, h, settings, pieces, record, progress)
-    outer = candidates[:, :, 0].astype(np.int32)
+    outer = np.ascontiguousarray(candidates[:, :, 0])
     if settings.growing.quantized and settings.method == "lvd-pg":
         h = teacher.features(train, quantized=True)
     x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])

@@ -10,7 +10,7 @@ from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.engine import PIECE
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.tables import Table, as_heads, as_table, for_engine
+from pyjuice_lvd.tables import Table, as_heads, as_table, for_engine, some_rows
 
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
@@ -75,8 +75,7 @@ def chow_liu_parents(X: Table, num_cats: int, pseudocount: float, progress: Prog
 
 def rows_for_states(n: int, num_states: int, seed: int) -> npt.NDArray[np.int64] | slice:
     """Choose the rows of `n` that hidden states are guessed for."""
-    wanted = _ROWS_A_STATE * num_states
-    return slice(None) if n <= wanted else np.sort(np.random.default_rng(seed).choice(n, wanted, replace=False))
+    return some_rows(n, _ROWS_A_STATE * num_states, seed)
 
 
 def hidden_states(

@@ -17,7 +17,7 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.runs import Record
 from pyjuice_lvd.settings import RefiningSettings
-from pyjuice_lvd.tables import Table, shares
+from pyjuice_lvd.tables import Table, shares, some_rows
 
 _RANKED_BYTES = 32
 """What a patch and a cluster take while patches are ranked: the score, its exponential, its rank and a copy."""
@@ -58,7 +58,7 @@ def refine(
     name : str
         What messages call the clusters.
     record : callable
-        Gets one record (plain numbers) after each round.
+        Gets one record (plain numbers) after each round; log-likelihoods are means in nats.
     progress : Progress
         Where the work is shown.
 
@@ -69,7 +69,7 @@ def refine(
 
     """
     clusters = int(labels.max()) + 1
-    seen = _sample(len(x), settings.patches * clusters, seed)
+    seen = some_rows(len(x), settings.patches * clusters, seed)
     rows, own = x[seen], labels[seen]
     own = np.unique(own, return_inverse=True)[1].astype(np.int32)
     circuits = [
@@ -116,13 +116,6 @@ def refine(
     if len(used) < clusters:
         progress.log(f"{name}: {clusters - len(used)} of {clusters} clusters had no patch left, and were dropped")
     return ranked
-
-
-def _sample(n: int, wanted: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose at most `wanted` of n rows, in order."""
-    if n <= wanted:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(seed).choice(n, wanted, replace=False))
 
 
 def _ranked(

@@ -73,6 +73,11 @@ def for_engine(table: Table, *, masked: bool = False) -> Table:
     return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)
 
 
+def some_rows(n: int, wanted: int, seed: int) -> npt.NDArray[np.int64] | slice:
+    """Choose at most `wanted` of n rows, in order: int64 (wanted,), or all, as they are."""
+    return slice(None) if n <= wanted else np.sort(np.random.default_rng(seed).choice(n, wanted, replace=False))
+
+
 def shares(n: int, size: int) -> Iterator[slice]:
     """Cut n entries of `size` bytes into shares of bounded memory."""
     step = max(1, _SHARE_BYTES // size)

@@ -41,8 +41,9 @@ mutable struct JointEMJob{T<:Integer}
 end
 
 function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3};
-                    candidates::Union{Nothing,Array{UInt16,3}}=nothing, tied::Bool=true, epochs::Integer=10, batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1,
-                    prior_pseudocount::Real=0.1, seed::Integer=0)
+                    candidates::Union{Nothing,Array{UInt16,3}}=nothing, tied::Bool=true, epochs::Integer=10,
+                    batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, prior_pseudocount::Real=0.1,
+                    seed::Integer=0)
     V, P, N = size(patches)
     N >= 1 || throw(ArgumentError("patches: found no samples"))
     P == prior.num_vars || throw(ArgumentError("patches: found $P positions, the prior has $(prior.num_vars)"))
@@ -61,8 +62,8 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
         check_data(reshape(patches, V, P * N), plan.limits)
     end
     plan, threads = Plan(prior; soft=true), Threads.nthreads()
-    return JointEMJob(plan, plans, where, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
-                      Float64(prior_pseudocount), Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
+    return JointEMJob(plan, plans, where, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size),
+                      Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
                       [Statistics(prior) for _ in 1:threads], [zeros(Float32, TILE * K) for _ in 1:threads], 0, 0, 0.0)
 end
 
