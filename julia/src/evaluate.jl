@@ -46,11 +46,11 @@ function load_samples!(ws::Workspace, order, first::Int, last::Int)
     return count
 end
 
-load_tile!(ws::Workspace, X::SoftEvidence) = nothing
+load_tile!(ws::Union{Workspace,WideWorkspace}, X::SoftEvidence) = nothing
 
-load_tile!(ws::Workspace, X::Masked) = load_tile!(ws, X.values, X.mask)
+load_tile!(ws::Union{Workspace,WideWorkspace}, X::Masked) = load_tile!(ws, X.values, X.mask)
 
-function load_tile!(ws::Workspace, X::AbstractMatrix, mask=nothing)
+function load_tile!(ws::Union{Workspace,WideWorkspace}, X::AbstractMatrix, mask=nothing)
     V = size(X, 1)
     @inbounds for s in 1:TILE
         n = ws.samples[s]
@@ -75,14 +75,19 @@ has_room(c::Circuit, g::Group) =
 
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
-function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
-    g, inputs = plan.groups[gi], ws.inputs
-    inputs === nothing || g.kind != CATEGORICAL ? look_up!(ws, plan, g, nothing) : look_up!(ws, plan, g, linear_map(inputs, gi))
+input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked}) =
+    look_up!(value_columns(ws, plan.groups[gi]), pointer(ws.x), plan, gi, ws.inputs)
+
+"Puts the values of input group `gi` for the tile of categories `x` into `out`."
+function look_up!(out::Ptr{Float32}, x::Ptr{Int32}, plan::Plan, gi::Int, inputs::Union{Nothing,BatchInputs})
+    g = plan.groups[gi]
+    inputs === nothing || g.kind != CATEGORICAL ? look_up!(out, x, plan, g, nothing) :
+                                                  look_up!(out, x, plan, g, linear_map(inputs, gi))
 end
 
-look_up!(ws::Workspace, plan::Plan, g::Group, map) =
-    look_up!(value_columns(ws, g), pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g),
-             pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g), map)
+look_up!(out::Ptr{Float32}, x::Ptr{Int32}, plan::Plan, g::Group, map) =
+    look_up!(out, pointer(plan.circuit.leaf, g.param_start), g.param_stride, width(g), x + 4 * TILE * (g.variable - 1),
+             has_room(plan.circuit, g), map)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
     evidence_values!(ws, plan, plan.groups[gi], X)

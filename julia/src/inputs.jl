@@ -47,12 +47,6 @@ end
 @inline flow_row(inputs::BatchInputs, gi::Int, width::Int, position::Int) =
     pointer(inputs.flows, inputs.first[gi] * inputs.batch_size + position * width + 1)
 
-"The probability that input `u`, of group `gi`, has for the category whose place in `leaf` is `e`."
-function probability(inputs::BatchInputs, plan::Plan, gi::Int, u, e)
-    k = inputs.first[gi] + place_in_table(plan, gi, u)
-    return muladd(inputs.scale[k], plan.circuit.leaf[e], inputs.offset[k])
-end
-
 place_in_table(plan, gi, u) = plan.circuit.param_start[u] - plan.groups[gi].param_start + 1
 
 "Sets the flow of input `u`, of group `gi`, for the sample at `position`."

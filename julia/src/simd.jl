@@ -135,6 +135,8 @@ const RATIO = """%3 = fcmp oge <16 x float> %1, $(every_lane(SMALLEST_DIVISOR))
 # Exponents of 16 samples.
 const IntLanes = NTuple{LANES,VecElement{Int32}}
 
+@inline splat(x::Int32) = ntuple(_ -> VecElement(x), Val(LANES))
+
 @inline load_lanes(p::Ptr{Int32}) = unsafe_load(Ptr{IntLanes}(p))
 @inline store_lanes(p::Ptr{Int32}, v::IntLanes) = unsafe_store!(Ptr{IntLanes}(p), v)
 

@@ -1,12 +1,15 @@
 # The evaluation of samples whose values do not fit the groups' scales (losses.jl): every unit has a scale of its own, so that
-# nothing underflows, whatever the units beside it. Unit by unit through the circuit's own arrays, 16 samples in the lanes.
+# nothing underflows, whatever the units beside it. 16 samples in the lanes; inputs group by group, as in a tile, all other units one
+# by one through the circuit's own arrays.
 
 "One thread's buffers for 16 samples: each unit's value is `mantissa` 2^`exponent`, with a mantissa in [sqrt(1/2), sqrt(2)) or 0."
 struct WideWorkspace
     mantissa::Vector{Float32}   # (LANES, units)
     exponent::Vector{Int32}     # (LANES, units)
     flow::Vector{Float32}       # (LANES, units)
-    samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
+    samples::Vector{Int}        # (TILE): of each lane; lanes beyond the data and the 16 repeat the last sample
+    x::Vector{Int32}            # (TILE, variables): their categories, as a tile has them
+    looked_up::Vector{Float32}  # (TILE, widest): the values of one group of inputs
     inputs::Union{Nothing,BatchInputs}
     group_of::Vector{Int32}     # of each unit, where there are `inputs`
 end
@@ -16,8 +19,9 @@ function WideWorkspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInput
     for (gi, g) in enumerate(inputs === nothing ? Group[] : plan.groups)
         group_of[g.units] .= gi
     end
+    widest = maximum(width(g) for g in plan.groups if isinput(g.kind))
     return WideWorkspace(zeros(Float32, LANES * units), zeros(Int32, LANES * units), zeros(Float32, flows ? LANES * units : 0),
-                         zeros(Int, LANES), inputs, group_of)
+                         zeros(Int, TILE), zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * widest), inputs, group_of)
 end
 
 @inline mantissa(ws::WideWorkspace, u) = pointer(ws.mantissa) + 64 * (u - 1)
@@ -38,7 +42,7 @@ end
 "Puts samples `samples[first], samples[first + 1], ...` in the lanes; returns how many."
 function load_samples!(ws::WideWorkspace, samples, first::Int)
     count = min(LANES, length(samples) - first + 1)
-    for s in 1:LANES
+    for s in 1:TILE
         ws.samples[s] = samples[first + min(s, count) - 1]
     end
     return count
@@ -46,11 +50,12 @@ end
 
 function forward!(ws::WideWorkspace, plan::Plan, X::Data)
     c = plan.circuit
+    load_tile!(ws, X)
+    GC.@preserve ws plan for gi in eachindex(plan.groups)
+        isinput(plan.groups[gi].kind) && input_values!(ws, plan, gi, X)
+    end
     GC.@preserve ws for u in 1:num_units(c)
-        if isinput(c.kind[u])
-            input_value!(ws, plan, u, X)
-            continue
-        end
+        isinput(c.kind[u]) && continue
         if c.kind[u] == PRODUCT
             m, e = splat(1f0), NO_EXPONENT
             for i in edges(c, u)
@@ -71,36 +76,39 @@ end
     return scaled(mul(splat(c.weight[i]), load_lanes(mantissa(ws, v))), load_lanes(exponent(ws, v)))
 end
 
-"The value of sum `u`, in the scale of its largest term."
+"The value of sum `u`, in about the scale of its largest term: weights and values count by their exponents alone."
 @inline function wide_sum(ws::WideWorkspace, c::Circuit, u)
     top = LEAST_EXPONENT
     for i in edges(c, u)
-        top = max_lanes(top, wide_term(ws, c, u, i)[2])
+        w = c.weight[i]
+        w > 0 && (top = max_lanes(top, add(load_lanes(exponent(ws, child(c, u, i))), splat(exponent_field(w)))))
     end
-    total = splat(0f0)
+    total, down = splat(0f0), negate(top)
     for i in edges(c, u)
-        m, e = wide_term(ws, c, u, i)
-        total = muladd_lanes(m, power_of_two(add(e, negate(top))), total)
+        w = c.weight[i]
+        w > 0 || continue
+        v = child(c, u, i)
+        # In this order, a small weight makes no subnormal number of what its large scale makes up for.
+        term = mul(load_lanes(mantissa(ws, v)), power_of_two(add(load_lanes(exponent(ws, v)), down)))
+        total = muladd_lanes(splat(w), term, total)
     end
     return total, top
 end
 
-function input_value!(ws::WideWorkspace, plan::Plan, u, X::Union{AbstractMatrix,Masked})
-    c, inputs = plan.circuit, ws.inputs
-    i, start, stride, plain = c.variable[u], c.param_start[u], c.param_stride[u], inputs === nothing || c.kind[u] != CATEGORICAL
-    values = ntuple(Val(LANES)) do s
-        category = @inbounds category_of(X, i, ws.samples[s])
-        e = start + category * stride
-        VecElement(category < 0 ? 1f0 : plain ? (@inbounds c.leaf[e]) : probability(inputs, plan, Int(ws.group_of[u]), u, e))
+"The exponent of x > 0, that of a subnormal number rounded up."
+exponent_field(x::Float32) = (reinterpret(Int32, x) >> 23) - Int32(127)
+
+function input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
+    look_up!(pointer(ws.looked_up), pointer(ws.x), plan, gi, ws.inputs)
+    for (k, u) in enumerate(plan.groups[gi].units)
+        m, e = scaled(load_lanes(column(pointer(ws.looked_up), k - 1)), NO_EXPONENT)
+        store_lanes(mantissa(ws, u), m)
+        store_lanes(exponent(ws, u), e)
     end
-    m, e = scaled(values, NO_EXPONENT)
-    store_lanes(mantissa(ws, u), m)
-    store_lanes(exponent(ws, u), e)
 end
 
-"A sample's category of variable `i`, -1 where it is marginalised."
-@inline category_of(X::AbstractMatrix, i, n) = Int(X[i, n])
-@inline category_of(X::Masked, i, n) = X.mask[i, n] ? -1 : Int(X.values[i, n])
+input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::SoftEvidence) =
+    foreach(u -> input_value!(ws, plan, u, X), plan.groups[gi].units)
 
 function input_value!(ws::WideWorkspace, plan::Plan, u, X::SoftEvidence)
     c = plan.circuit
