@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.progress import SILENT, Progress, Stage
 from pyjuice_lvd.runs import Record
 from pyjuice_lvd.settings import RefiningSettings
 from pyjuice_lvd.tables import Table, shares, some_rows
@@ -79,7 +79,7 @@ def refine(
         for cluster in range(int(own.max()) + 1)
     ]
     steps = np.linspace(*settings.step_size, settings.rounds)
-    with progress.stage(name, total=settings.rounds, unit="rounds") as stage:
+    with progress.stage(name, total=settings.rounds * len(rows) + len(x), unit="patches") as stage:
         for number, step in enumerate(steps):
             started = time.monotonic()
             for cluster, circuit in enumerate(circuits):
@@ -91,7 +91,7 @@ def refine(
                     pseudocount=settings.pseudocount,
                     seed=seed + number,
                 )
-            ranked, log_likelihood = _ranked(rows, circuits, np.bincount(own), 1)
+            ranked, log_likelihood = _ranked(rows, circuits, np.bincount(own), 1, stage)
             moved = int((ranked[:, 0] != own).sum())
             used, again = np.unique(ranked[:, 0], return_inverse=True)
             own = again.astype(np.int32)
@@ -107,19 +107,21 @@ def refine(
                     "seconds": time.monotonic() - started,
                 }
             )
-            stage.advance(1, log_likelihood=log_likelihood, moved=f"{moved / len(rows):.1%}")
-    counts = np.bincount(own)
-    ranked, _ = _ranked(x, circuits, counts, candidates)
-    used = np.unique(ranked[:, 0])
-    if len(used) < len(circuits):  # what is dropped must not be named as a candidate either
-        ranked, _ = _ranked(x, [circuits[cluster] for cluster in used], counts[used], candidates)
+            rounds, share = f"{number + 1}/{settings.rounds}", f"{moved / len(rows):.1%}"
+            stage.advance(0, rounds=rounds, log_likelihood=log_likelihood, moved=share)
+        counts = np.bincount(own)
+        ranked, _ = _ranked(x, circuits, counts, candidates, stage)
+        used = np.unique(ranked[:, 0])
+        if len(used) < len(circuits):  # what is dropped must not be named as a candidate either
+            stage.update(completed=settings.rounds * len(rows))
+            ranked, _ = _ranked(x, [circuits[cluster] for cluster in used], counts[used], candidates, stage)
     if len(used) < clusters:
         progress.log(f"{name}: {clusters - len(used)} of {clusters} clusters had no patch left, and were dropped")
     return ranked
 
 
 def _ranked(
-    x: Table, circuits: Sequence[Circuit], counts: npt.NDArray[np.int64], candidates: int
+    x: Table, circuits: Sequence[Circuit], counts: npt.NDArray[np.int64], candidates: int, stage: Stage
 ) -> tuple[npt.NDArray[np.int32], float]:
     """The circuits in order of each row's posterior, int32 (n, m), and the mean log-likelihood of their mixture, nats.
 
@@ -131,4 +133,5 @@ def _ranked(
         scores = np.stack([circuit.log_likelihood(x[part]) for circuit in circuits], axis=1) + share
         total += float(np.logaddexp.reduce(scores, axis=1).sum())
         ranked[part] = np.argsort(-scores, axis=1, kind="stable")[:, : ranked.shape[1]]
+        stage.advance(part.stop - part.start)
     return ranked, total / len(x)
