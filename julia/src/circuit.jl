@@ -175,16 +175,26 @@ function check_input(c, u)
     end
 end
 
+"The log probability of category `k`, from 0, of input `u`: a binomial's also where its table has underflowed."
+function log_probability(c::Circuit, u, k)
+    p = c.leaf[c.param_start[u] + k * c.param_stride[u]]
+    return p < floatmin(Float32) && c.kind[u] == BINOMIAL ? log_binomial(c.categories[u] - 1, k, c.success[u]) : log(Float64(p))
+end
+
 "The probabilities of 0..N successes in `N` trials, each computed in Float64."
-function binomial_table(N::Integer, p::Real)
-    table, log_choose = Vector{Float32}(undef, N + 1), 0.0
-    for x in 0:N
-        # 0 log 0 = 0: a certain outcome has probability 1.
-        ways = (x == 0 ? 0.0 : x * log(Float64(p))) + (x == N ? 0.0 : (N - x) * log1p(-Float64(p)))
-        table[x + 1] = exp(log_choose + ways)
-        log_choose += log((N - x) / (x + 1))
-    end
-    return table
+binomial_table(N::Integer, p::Real) = Float32[exp(log_binomial(N, x, p)) for x in 0:N]
+
+"The log probability of `x` successes in `N` trials."
+log_binomial(N::Integer, x::Integer, p::Real) =
+    log_factorial(N) - log_factorial(x) - log_factorial(N - x) +
+    # 0 log 0 = 0: a certain outcome has probability 1.
+    (x == 0 ? 0.0 : x * log(Float64(p))) + (x == N ? 0.0 : (N - x) * log1p(-Float64(p)))
+
+"log n!: beyond the first, Stirling's series, whose next term is below 1e-11."
+function log_factorial(n::Integer)
+    n <= 16 && return log(Float64(factorial(n)))
+    x = Float64(n)
+    return (x + 0.5) * log(x) - x + log(2 * pi) / 2 + 1 / (12 * x) - 1 / (360 * x^3) + 1 / (1260 * x^5)
 end
 
 function check_weights(u, weights)

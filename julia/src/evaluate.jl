@@ -75,8 +75,11 @@ has_room(c::Circuit, g::Group) =
 
 table(plan::Plan, g::Group) = view(matrix(pointer(plan.circuit.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
-input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked}) =
-    look_up!(value_columns(ws, plan.groups[gi]), pointer(ws.x), plan, gi, ws.inputs)
+function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
+    g = plan.groups[gi]
+    look_up!(value_columns(ws, g), pointer(ws.x), plan, gi, ws.inputs)
+    g.kind == BINOMIAL && input_losses!(ws, g, gi, LOSS)  # what is smaller has lost digits, or all, in its table
+end
 
 "Puts the values of input group `gi` for the tile of categories `x` into `out`."
 function look_up!(out::Ptr{Float32}, x::Ptr{Int32}, plan::Plan, gi::Int, inputs::Union{Nothing,BatchInputs})
@@ -90,8 +93,11 @@ look_up!(out::Ptr{Float32}, x::Ptr{Int32}, plan::Plan, g::Group, map) =
              has_room(plan.circuit, g), map)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
-    evidence_values!(ws, plan, plan.groups[gi], X)
-    evidence_losses!(ws, plan, gi)
+    g = plan.groups[gi]
+    evidence_values!(ws, plan, g, X)
+    # These are sums over the categories. They are small only where no category that the evidence allows is likely: what the
+    # terms lost is not looked into.
+    input_losses!(ws, g, gi, SMALL)
 end
 
 function evidence_values!(ws::Workspace, plan::Plan, g::Group, X::SoftEvidence)

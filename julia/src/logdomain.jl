@@ -19,8 +19,10 @@ end
 
 log_input(c, u, X::Masked, n) = X.mask[c.variable[u], n] ? 0.0 : log_input(c, u, X.values, n)
 
-log_input(c, u, X::AbstractMatrix, n) = log(Float64(c.leaf[c.param_start[u] + X[c.variable[u], n] * c.param_stride[u]]))
+log_input(c, u, X::AbstractMatrix, n) = log_probability(c, u, X[c.variable[u], n])
 
-log_input(c, u, X::SoftEvidence, n) =
-    log(sum(Float64(c.leaf[c.param_start[u] + k * c.param_stride[u]]) * X.likelihood[k + 1, c.variable[u], n]
-            for k in 0:c.categories[u] - 1))
+log_input(c, u, X::SoftEvidence, n) = log(soft_input(c, u, X, n))
+
+"The value of input `u` given soft evidence: of numbers whose products may be smaller than any Float32."
+soft_input(c, u, X::SoftEvidence, n) =
+    sum(exp(log_probability(c, u, k)) * X.likelihood[k + 1, c.variable[u], n] for k in 0:c.categories[u] - 1)

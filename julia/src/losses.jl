@@ -155,18 +155,14 @@ end
     max_lanes(worst[v], underflow(mul(value, step), value, value))
 end
 
-"""
-The bound of a group of inputs under soft evidence, whose values are sums over the categories. They are small only where no
-category that the evidence allows is likely: what those terms lost is not looked into.
-"""
-function evidence_losses!(ws::Workspace, plan::Plan, gi::Int)
-    g = plan.groups[gi]
+"Input group `gi` may lack as much as `least` where a value is smaller than that."
+function input_losses!(ws::Workspace, g::Group, gi::Int, least::Float32)
     for s in 1:TILE
         low = Inf32
         for k in 1:width(g)
             low = min(low, ws.values[TILE * (g.value + k - 1) + s])
         end
-        ws.underflows[s] = low < SMALL
+        ws.underflows[s] = low < least
     end
-    any(>(0), ws.underflows) && add_losses!(ws, gi, SMALL)
+    any(>(0), ws.underflows) && add_losses!(ws, gi, least)
 end

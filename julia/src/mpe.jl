@@ -140,7 +140,7 @@ end
 
 @inline function best_input(job, c, u, X::Masked, n)
     k = X.mask[c.variable[u], n] ? job.mode[u] : X.values[c.variable[u], n]
-    return log(Float64(c.leaf[c.param_start[u] + k * c.param_stride[u]]))
+    return log_probability(c, u, k)
 end
 
 function best_input(job, c, u, X::SoftEvidence, n)

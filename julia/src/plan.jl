@@ -104,7 +104,8 @@ function Plan(c::Circuit; soft::Bool=false)
     lends, shares_value, value_columns = falses(length(members)), falses(length(members)), 0
     for g in reverse(eachindex(members))  # parents first: they own the shared columns
         owner = !has_head[g] && length(parents[g]) == 1 && parents[g][1][2] ? parents[g][1][1] : 0
-        if isinput(members[g].kind) && !soft && owner != 0 && !lends[owner]
+        # (Binomials keep their values: what those lack is looked for in them.)
+        if isinput(members[g].kind) && members[g].kind != BINOMIAL && !soft && owner != 0 && !lends[owner]
             shares_value[g] = lends[owner] = true
             value[g] = value[owner]
         else

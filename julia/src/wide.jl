@@ -104,23 +104,29 @@ function input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::Union{Abstract
         m, e = scaled(load_lanes(column(pointer(ws.looked_up), k - 1)), NO_EXPONENT)
         store_lanes(mantissa(ws, u), m)
         store_lanes(exponent(ws, u), e)
+        plan.groups[gi].kind == BINOMIAL && underflowed_binomial!(ws, plan.circuit, u, k)
     end
 end
 
-input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::SoftEvidence) =
-    foreach(u -> input_value!(ws, plan, u, X), plan.groups[gi].units)
-
-function input_value!(ws::WideWorkspace, plan::Plan, u, X::SoftEvidence)
-    c = plan.circuit
+"Values of binomial `u`, the k-th of its group, that its table is too coarse for."
+function underflowed_binomial!(ws::WideWorkspace, c::Circuit, u, k)
     for s in 1:LANES
-        total = 0.0  # of numbers whose products may be smaller than any Float32
-        for k in 0:c.categories[u] - 1
-            total += Float64(c.leaf[c.param_start[u] + k * c.param_stride[u]]) * X.likelihood[k + 1, c.variable[u], ws.samples[s]]
-        end
-        value, e = frexp(total)
-        ws.mantissa[LANES * (u - 1) + s] = value
-        ws.exponent[LANES * (u - 1) + s] = value == 0 ? -2^28 : e
+        ws.looked_up[TILE * (k - 1) + s] < floatmin(Float32) || continue
+        bits = log_probability(c, u, ws.x[TILE * (c.variable[u] - 1) + s]) / log(2)
+        bits > -Inf && set_value!(ws, u, s, exp2(bits - round(bits)), round(Int, bits))
     end
+end
+
+function input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::SoftEvidence)
+    for u in plan.groups[gi].units, s in 1:LANES
+        value, e = frexp(soft_input(plan.circuit, u, X, ws.samples[s]))
+        set_value!(ws, u, s, value, value == 0 ? -2^28 : e)
+    end
+end
+
+function set_value!(ws::WideWorkspace, u, s, mantissa, exponent)
+    ws.mantissa[LANES * (u - 1) + s] = mantissa
+    ws.exponent[LANES * (u - 1) + s] = exponent
 end
 
 "log p(x | head) of lane `s`, in nats (without a soft evidence's offset)."

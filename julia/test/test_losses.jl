@@ -176,3 +176,38 @@ end
     LVDJuice.settle!(job)
     @test close_to(c.leaf, often.leaf; rtol=1e-4) && close_to(c.weight, often.weight; rtol=1e-3)
 end
+
+"log p(x) of `x` successes in `N` trials, factor by factor."
+log_binomial_slowly(N, x, p) =
+    sum(BigFloat[log(big(N - i)) - log(big(i + 1)) for i in 0:x - 1]) + (x > 0 ? x * log(big(p)) : 0) + (x < N ? (N - x) * log1p(-big(p)) : 0)
+
+@testset "binomials whose tables underflow" begin
+    rng = MersenneTwister(5)
+    for N in (1, 3, 255, 700), p in (1f-6, 0.02f0, 0.5f0, 0.999f0), x in unique((0, 1, N ÷ 3, N))
+        expected = Float64(log_binomial_slowly(N, x, p))
+        @test LVDJuice.log_binomial(N, x, p) ≈ expected rtol=1e-12 atol=1e-13
+    end
+    N, success = 255, Float32[0.5 0.03; 0.999 0.4]
+    b = LVDJuice.Builder(2)
+    units = [LVDJuice.add_binomials!(b, i, N, success[:, i]) for i in 1:2]
+    products = [LVDJuice.add_product!(b, [units[1][k], units[2][k]]) for k in 1:2]
+    c = LVDJuice.Circuit(b, [LVDJuice.add_sum!(b, products, [0.3f0, 0.7f0])])
+    X = reduce(hcat, [rand(rng, UInt8, 2, 60), UInt8[0 255 0 255; 0 255 255 0]])
+    terms(n, s) = [log(big(w)) + sum(log_binomial_slowly(N, Int(X[i, n]), s[k, i]) for i in 1:2) for (k, w) in enumerate((0.3f0, 0.7f0))]
+    exact = [Float64(log(sum(exp.(terms(n, success))))) for n in axes(X, 2)]
+    found = vec(log_likelihood(c, X))
+    @test minimum(exact) < -1000
+    @test same_nats(found, exact)
+    least = argmin(exact)
+    @test LVDJuice.log_values(c, X, least)[end] ≈ exact[least] rtol=1e-12
+    hidden = fill(false, size(X))
+    hidden[2, :] .= true
+    alone = [Float64(log(sum(big(w) * exp(log_binomial_slowly(N, Int(X[1, n]), success[k, 1])) for (k, w) in enumerate((0.3f0, 0.7f0)))))
+             for n in axes(X, 2)]
+    @test same_nats(vec(log_likelihood(c, LVDJuice.Masked(X, hidden))), alone)
+    # A whole EM step: every row has its share, also those that the tables know nothing of.
+    shares = reduce(hcat, [Float64.(exp.(terms(n, success) .- log(sum(exp.(terms(n, success)))))) for n in axes(X, 2)])
+    expected = Float32[sum(shares[k, :] .* X[i, :]) / (N * sum(shares[k, :])) for k in 1:2, i in 1:2]
+    LVDJuice.advance!(LVDJuice.EMJob(c, X, ones(Int32, size(X, 2)); epochs=1, batch_size=size(X, 2), step_size=(1.0, 1.0), pseudocount=0.0))
+    @test reduce(hcat, [c.success[u] for u in units]) ≈ expected rtol=1e-5
+end
