@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from pyjuice_lvd.hclt import hclt
 from pyjuice_lvd.learning import Flows, History, Statistics
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.structure import grow, prune
-from pyjuice_lvd.tables import Table, as_heads, as_weights, for_engine
+from pyjuice_lvd.tables import Table, as_heads, as_shares, as_weights, for_engine
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
@@ -43,6 +43,23 @@ class Circuit:
     def num_params(self) -> int:
         """The weights of the sums' edges, and the inputs' parameters."""
         return self.engine.num_params
+
+    @property
+    def head_weights(self) -> npt.NDArray[np.float64]:
+        """Prior weights of the heads, (num_heads,), which sum to 1; equal, unless set or read.
+
+        They are those of the sum over the heads that a `.jpc` file ends in. No likelihood depends on them. What is
+        assigned, numbers of at least 0, is scaled to sum to 1.
+        """
+        return self.engine.head_weights().astype(np.float64)
+
+    @head_weights.setter
+    def head_weights(self, weights: npt.ArrayLike) -> None:
+        self.engine.head_weights()[:] = as_shares(weights, self.num_heads, "head_weights")
+
+    def __reduce__(self) -> tuple[Callable[..., Circuit], tuple[Any, ...]]:
+        # Copies and pickles are of the arrays: the circuit itself stays in Julia.
+        return _restored, (type(self), self.num_vars, [array.copy() for array in self.engine.arrays().values()])
 
     def __repr__(self) -> str:
         return (
@@ -512,3 +529,7 @@ class Circuit:
         """
         weight, leaf, _ = self.engine.learned()
         return weight, leaf
+
+
+def _restored(cls: type[Circuit], num_vars: int, arrays: list[npt.NDArray[Any]]) -> Circuit:
+    return cls(julia.call("circuit_of", num_vars, *arrays))

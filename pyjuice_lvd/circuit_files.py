@@ -96,7 +96,8 @@ def _read_safetensors(path: str | os.PathLike[str]) -> julia.Handle:
         raise InputError(f"found format {metadata.get('format')!r}, wanted {_FORMAT!r}")
     try:
         num_vars = int(metadata["num_vars"])
-        ordered = [arrays[name] for name in ARRAYS]
+        # Older files do not say what the heads weigh.
+        ordered = [arrays[name] for name in ARRAYS if name in arrays or name != "head_weight"]
     except (KeyError, ValueError) as error:
         raise InputError(f"damaged ({error}), wanted a circuit") from error
     most = _FREE_VARIABLES + Path(path).stat().st_size

@@ -21,11 +21,11 @@ PIECE = 0.3
 
 ARRAYS = (
     "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
-    "weight", "leaf", "heads",
+    "weight", "leaf", "heads", "head_weight",
 )  # fmt: skip
 """A circuit's arrays, in the order in which Julia gives and takes them."""
 
-_LEARNED = ("weight", "leaf", "success")
+_PARAMETERS = ("weight", "leaf", "success", "head_weight")
 
 
 class Evidence:
@@ -81,12 +81,17 @@ class Engine:
         """View what EM changes: weights of the edges, the inputs' tables, and binomials' probabilities of success."""
         return list(julia.call("learned_arrays", self.circuit))
 
+    def head_weights(self) -> npt.NDArray[np.float32]:
+        """View the heads' prior weights."""
+        weights: npt.NDArray[np.float32] = julia.call("head_weights", self.circuit)
+        return weights
+
     @cached_property
     def structure(self) -> str:
-        """A digest of everything that is not learned."""
+        """A digest of everything but the parameters."""
         digest = hashlib.blake2b(digest_size=16)
         for name, array in self.arrays().items():
-            if name not in _LEARNED:
+            if name not in _PARAMETERS:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 

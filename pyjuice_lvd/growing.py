@@ -94,7 +94,7 @@ def progressive_growing(
         if message:
             progress.log(f"{name}: {message}")
         if last:
-            return Grown(pc, labels)
+            return _weighed(pc, labels)
         if following is not None:
             pc, labels = following
         last = following is None or pc.num_heads >= num_heads
@@ -135,6 +135,12 @@ def one_shot(
             "seconds": time.monotonic() - started,
         }
     )
+    return _weighed(pc, labels)
+
+
+def _weighed(pc: Circuit, labels: Heads) -> Grown:
+    """The heads' prior weights are their shares of the patches."""
+    pc.head_weights = np.bincount(labels, minlength=pc.num_heads)
     return Grown(pc, labels)
 
 

@@ -58,14 +58,23 @@ def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "h
     return np.ascontiguousarray(np.broadcast_to(array, (n,)), np.int32)
 
 
-def as_weights(weights: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float32]:
+def as_weights(weights: npt.ArrayLike | None, n: int, name: str = "weights") -> npt.NDArray[np.float32]:
     """Check that `weights` are finite numbers (n,), at least 0; None is 1 for each row."""
     array = np.ones(n, np.float32) if weights is None else np.asarray(weights)
     if array.shape != (n,) or array.dtype.kind not in "fiu":
-        raise InputError(f"weights: found {array.dtype} {array.shape}, wanted numbers ({n},)")
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers ({n},)")
     if array.size and not (array.min() >= 0 and np.isfinite(array.max())):
-        raise InputError(f"weights: found {array.min()}..{array.max()}, wanted finite numbers, at least 0")
+        raise InputError(f"{name}: found {array.min()}..{array.max()}, wanted finite numbers, at least 0")
     return np.ascontiguousarray(array, np.float32)
+
+
+def as_shares(weights: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64]:
+    """Check that `weights` are finite numbers (n,), at least 0 and not all 0; scale them to sum to 1."""
+    array: npt.NDArray[np.float64] = as_weights(weights, n, name).astype(np.float64)
+    if not array.any():
+        raise InputError(f"{name}: found zeros only, wanted at least one number above 0")
+    array /= array.sum()
+    return array
 
 
 def for_engine(table: Table, *, masked: bool = False) -> Table:

@@ -1,9 +1,13 @@
 """`Circuit`, the Python face of the engine. The engine's own tests are in julia/test."""
 
 import contextlib
+import copy
+import gc
 import gzip
 import itertools
+import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +134,51 @@ def test_equal_circuits_give_equal_files(data: np.ndarray, tmp_path: Path, suffi
     for name in ("one", "two"):
         pc.save(tmp_path / f"{name}{suffix}")
     assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda pc: pickle.loads(pickle.dumps(pc))])
+def test_copies_are_circuits_of_their_own(data: np.ndarray, twin: Callable[[Circuit], Circuit]) -> None:
+    pc = Circuit.hclt(data, num_latents=3, heads=2)
+    pc.head_weights = [3, 1]
+    before = pc.log_likelihood(data, head="all")
+    other = twin(pc)
+    np.testing.assert_array_equal(other.log_likelihood(data, head="all"), before)
+    np.testing.assert_array_equal(other.head_weights, [0.75, 0.25])
+    other.fit_em(data, epochs=1)
+    assert not np.array_equal(other.log_likelihood(data), before[:, 0])
+    del other
+    gc.collect()
+    np.testing.assert_array_equal(pc.log_likelihood(data, head="all"), before)
+
+
+def test_what_stays_in_julia_is_neither_copied_nor_pickled() -> None:
+    evidence = Evidence(np.zeros((2, 3, 4), np.float32))
+    for twin in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="neither copied nor pickled"):
+            twin(evidence)
+    assert len(evidence) == 2
+
+
+def test_prior_weights_of_the_heads(data: np.ndarray, tmp_path: Path) -> None:
+    pc = Circuit.hclt(data, num_latents=2, heads=2)
+    np.testing.assert_array_equal(pc.head_weights, [0.5, 0.5])
+    apart = pc.log_likelihood(data, head="all")
+    pc.head_weights = np.array([9, 1])
+    np.testing.assert_allclose(pc.head_weights, [0.9, 0.1], rtol=1e-6)
+    np.testing.assert_array_equal(pc.log_likelihood(data, head="all"), apart)
+    for name in ("a.safetensors", "a.jpc"):
+        pc.save(tmp_path / name)
+        np.testing.assert_allclose(Circuit.load(tmp_path / name).head_weights, [0.9, 0.1], rtol=1e-6)
+    last = (tmp_path / "a.jpc").read_text().splitlines()[-1].split()
+    assert (last[0], last[3], *last[5::2]) == ("S", "2", "-0.105360545", "-2.3025851")
+    arrays, about = read_arrays(tmp_path / "a.safetensors")
+    del arrays["head_weight"]  # as older files are
+    write_arrays(tmp_path / "old.safetensors", arrays, about)
+    np.testing.assert_array_equal(Circuit.load(tmp_path / "old.safetensors").head_weights, [0.5, 0.5])
+    for weights, message in (([1], "(2,)"), ([-1, 2], "-1..2"), ([0, 0], "found zeros only"), ([np.nan, 1], "nan")):
+        with pytest.raises(InputError, match=re.escape(message)):
+            pc.head_weights = weights
+    np.testing.assert_allclose(pc.head_weights, [0.9, 0.1], rtol=1e-6)
 
 
 def test_a_file_that_claims_too_many_variables_is_refused(data: np.ndarray, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_it_finds_the_clusters_and_beats_labels_without_feedback() -> None:
     assert records[0]["heads"] == 1
     last = records[-1]
     assert last["log_likelihood"] == pytest.approx(mean_own(grown.circuit, x, grown.labels))
+    np.testing.assert_allclose(grown.circuit.head_weights, np.bincount(grown.labels) / len(x), rtol=1e-6)
     assert last["edges"] == grown.circuit.num_edges
     assert set(records[0]) >= {"stage", "round", "units", "moved", "picked", "pruned_edges", "pruning_loss", "seconds"}
     # Under noisy features some patches change their clusters, and pruning costs next to nothing.

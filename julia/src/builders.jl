@@ -177,14 +177,15 @@ function mixture(circuits::AbstractVector{Circuit}, weights::AbstractVector{<:Re
     b = Builder(V)
     heads = [append_circuit!(b, c) for c in circuits]
     shares = Float32.(weights ./ sum(weights))
-    return Circuit(b, [add_sum!(b, [own[h] for own in heads], shares) for h in 1:H])
+    return Circuit(b, [add_sum!(b, [own[h] for own in heads], shares) for h in 1:H],
+                   sum(share * c.head_weight for (share, c) in zip(shares, circuits)))
 end
 
 """
     side_by_side(circuits) -> Circuit
 
 A circuit with the heads of all circuits, which look at the same variables, one after another; their units and parameters are
-copied.
+copied. Each circuit's share of the prior weights is that of the heads.
 """
 function side_by_side(circuits::AbstractVector{Circuit})
     isempty(circuits) && throw(ArgumentError("side_by_side: found no circuits, wanted at least 1"))
@@ -193,7 +194,8 @@ function side_by_side(circuits::AbstractVector{Circuit})
         c.num_vars == V || throw(ArgumentError("side_by_side: circuit $(t - 1) has $(c.num_vars) variables, the first $V"))
     end
     b = Builder(V)
-    return Circuit(b, reduce(vcat, [append_circuit!(b, c) for c in circuits]))
+    heads, shares = reduce(vcat, [append_circuit!(b, c) for c in circuits]), [num_heads(c) * c.head_weight for c in circuits]
+    return Circuit(b, heads, reduce(vcat, shares) ./ length(heads))
 end
 
 "Copies a circuit behind what is there, its variable i as variable `variables[i]`; returns where its heads are now."

@@ -10,7 +10,8 @@ const BINOMIAL = 0x06      # input: successes in N trials, N + 1 categories; the
 isinput(kind::UInt8) = kind >= CATEGORICAL
 
 """
-    Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf, heads)
+    Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf, heads,
+            head_weight = equal)
 
 A smooth, decomposable circuit of `n` units (children before parents) with one or more heads.
 
@@ -26,6 +27,7 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
 | `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here |
 | `heads` | Int32 | the heads' unit indices |
+| `head_weight` | Float32 | the heads' prior weights, summing to 1: what a mixture of them would have. They enter no likelihood |
 
 What is kept of `child` is one list for neighbouring units that have the same children, as the sums of a dense block have: unit
 u's list begins at `child[list[u]]` (`list`: Int32, n). [`children`](@ref) and [`child`](@ref) read it.
@@ -48,17 +50,20 @@ struct Circuit
     weight::Vector{Float32}
     leaf::Vector{Float32}
     heads::Vector{Int32}
+    head_weight::Vector{Float32}
 
     function Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight,
-                     leaf, heads)
-        check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads)
+                     leaf, heads, head_weight=equal_shares(length(heads)))
+        check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads, head_weight)
         list, lists = share_lists(child_start, child)
         c = new(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, list, lists, weight, leaf,
-                heads)
+                heads, head_weight)
         check(c)
         return c
     end
 end
+
+equal_shares(n) = fill(Float32(1 / n), n)
 
 num_units(c::Circuit) = length(c.kind)
 num_heads(c::Circuit) = length(c.heads)
@@ -116,7 +121,7 @@ invalid(u, reason) = throw(ArgumentError("invalid circuit: unit $(u - 1): $reaso
 
 const WEIGHT_TOLERANCE = 1e-3  # of a sum's total weight: Float32 sums over thousands of edges, decimal files
 
-function check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads)
+function check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads, head_weight)
     n = length(kind)
     for (name, array) in (("variable", variable), ("categories", categories), ("param_start", param_start),
                           ("param_stride", param_stride), ("success", success))
@@ -130,6 +135,10 @@ function check_sizes(kind, variable, categories, param_start, param_stride, succ
     length(weight) == length(child) ||
         throw(ArgumentError("invalid circuit: $(length(weight)) weights for $(length(child)) edges"))
     isempty(heads) && throw(ArgumentError("invalid circuit: no head"))
+    length(head_weight) == length(heads) ||
+        throw(ArgumentError("invalid circuit: $(length(head_weight)) prior weights for $(length(heads)) heads"))
+    all(w -> 0 <= w < Inf, head_weight) && abs(sum(Float64, head_weight) - 1) <= WEIGHT_TOLERANCE ||
+        throw(ArgumentError("invalid circuit: the heads' prior weights sum to $(sum(head_weight)), not 1"))
 end
 
 function check(c::Circuit)
@@ -224,8 +233,9 @@ end
 Builder(num_vars) = Builder(num_vars, UInt8[], Int32[], Int32[], Int64[], Int64[], Float32[], Int64[1], Int32[], Float32[],
                             Float32[])
 
-Circuit(b::Builder, heads) = Circuit(b.num_vars, b.kind, b.variable, b.categories, b.param_start, b.param_stride,
-                                     b.success, b.child_start, b.child, b.weight, b.leaf, Vector{Int32}(heads))
+Circuit(b::Builder, heads, head_weight=equal_shares(length(heads))) =
+    Circuit(b.num_vars, b.kind, b.variable, b.categories, b.param_start, b.param_stride, b.success, b.child_start, b.child,
+            b.weight, b.leaf, Vector{Int32}(heads), Vector{Float32}(head_weight))
 
 function add_unit!(b::Builder, kind, variable=0, categories=0, param_start=0, param_stride=0, success=0)
     push!(b.kind, kind)

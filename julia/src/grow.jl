@@ -27,7 +27,8 @@ const QUANTILES = normal_quantiles(4096, NOISE_DEVIATIONS)
     grow(circuit, unit_flows, select; threshold, noise = 0.2, seed = 0) -> Circuit
     grow(circuit, X, head_of; select, threshold, noise = 0.2, seed = 0, weights = ones) -> Circuit
 
-Algorithm 1: a new circuit with the heads of the old one and, for each head of `select` in turn, a new head that starts as its copy.
+Algorithm 1: a new circuit with the heads of the old one and, for each head of `select` in turn, a new head that starts as its copy
+and has half of its prior weight.
 `unit_flows` are the units' flows over the samples whose heads are selected. G are the units below the selected heads whose
 flow is at least `threshold`; with `X`, a threshold in (0, 1) is a fraction of the weight of the selected heads' samples. Children
 before parents,
@@ -50,7 +51,9 @@ function grow(c::Circuit, unit_flows::AbstractVector{<:Real}, select; threshold:
     selected = c.heads[select]
     doubled = reachable(c, selected, trues(num_edges(c))) .& (unit_flows .>= threshold)
     doubled[selected] .= true
-    grown = double_units(c, doubled, selected)
+    shares = copy(c.head_weight)
+    shares[select] ./= 2
+    grown = double_units(c, doubled, selected, vcat(shares, shares[select]))
     noise > 0 && perturb!(grown, noise, seed)
     return grown
 end
@@ -79,9 +82,9 @@ end
 
 """
 The circuit with two copies of the inputs and sums that are `doubled`, and of the products that this concerns or that are
-`selected`; the heads' first copies are its heads, and after them the second ones of `selected`.
+`selected`; the heads' first copies are its heads, and after them the second ones of `selected`. `shares` are the heads' prior weights.
 """
-function double_units(c::Circuit, doubled, selected)
+function double_units(c::Circuit, doubled, selected, shares)
     b = Builder(c.num_vars)
     sizehint!(b.leaf, 2 * length(c.leaf))  # the largest arrays: not to be moved as they grow
     sizehint!(b.child, 4 * num_edges(c))
@@ -110,7 +113,7 @@ function double_units(c::Circuit, doubled, selected)
                              add_grown_sum!(b, c, u, first_copy, second_copy, group_of, 1 - OTHER_COPY)
         end
     end
-    return Circuit(b, vcat(first_copy[c.heads], second_copy[selected]))
+    return Circuit(b, vcat(first_copy[c.heads], second_copy[selected]), shares)
 end
 
 """

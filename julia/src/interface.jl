@@ -14,10 +14,12 @@ hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, stat
 
 "The circuit's arrays, in the order of its constructor; the parameters are shared with the circuit."
 circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
-                              c.child_start, all_children(c), c.weight, c.leaf, c.heads)
+                              c.child_start, all_children(c), c.weight, c.leaf, c.heads, c.head_weight)
 
 "Those that are learned: the circuit's own."
 learned_arrays(c::Circuit) = (c.weight, c.leaf, c.success)
+
+head_weights(c::Circuit) = c.head_weight
 
 "A circuit of its own from borrowed arrays."
 circuit_of(num_vars, arrays...) = Circuit(num_vars, map(copy, arrays)...)

@@ -20,6 +20,9 @@ const JPC_ENTRIES_PER_BYTE = 64
 # be written back unchanged if they were scaled for it.
 const JPC_ROUNDING = 1e-5
 
+# Logarithms of two digits add up to no less.
+const JPC_TOLERANCE = 1e-2
+
 "An input's line. It needs `categories`; an indicator's category is `place`, a categorical's probabilities are `listed[place]` on."
 struct JpcInput
     unit::Int
@@ -60,9 +63,9 @@ function read_jpc(path::AbstractString)
     n == r.announced || throw(ArgumentError("the file ends after $n of $(r.announced) units"))
     n > 0 || throw(ArgumentError("a circuit without units"))
     lay_out_tables!(r)
-    heads = isempty(r.heads) ? [n] : take_heads!(r)
+    heads, head_weight = isempty(r.heads) ? ([n], [1f0]) : (r.heads, take_head_weights!(r))
     return Circuit(r.num_vars, b.kind, b.variable, b.categories, b.param_start, b.param_stride, b.success, b.child_start,
-                   b.child, b.weight, b.leaf, Vector{Int32}(heads))
+                   b.child, b.weight, b.leaf, Vector{Int32}(heads), head_weight)
 end
 
 refuse(r::JpcReader, reason) = throw(ArgumentError("line $(r.line): $reason"))
@@ -74,10 +77,10 @@ quoted(field) = repr(first(field, 24))
 function read_lines!(r::JpcReader, io::IO)
     for line in eachline(io)
         r.line += 1
-        fields = split(line)
+        fields = split(r.line == 1 ? lstrip(line, '\ufeff') : line)
         isempty(fields) && continue
-        if fields[1] == "c"
-            r.announced < 0 && length(fields) > 1 && fields[2] == "heads" && read_heads!(r, fields)
+        if startswith(fields[1], 'c')
+            fields[1] == "c" && length(fields) > 1 && fields[2] == "heads" && read_heads!(r, fields)
         elseif r.announced >= 0
             read_unit!(r, fields)
         else
@@ -97,6 +100,7 @@ end
 "The number behind a logarithm. Read as the Float32 that it was, it is written again with the same digits."
 function exponential(r::JpcReader, field)
     value = tryparse(Float32, field)
+    value === nothing && (value = tryparse(Float32, replace(field, 'f' => 'e')))  # Julia shows a Float32 as 1.0f-5
     value === nothing || isnan(value) || value == Inf32 ? refuse_unit(r, "found $(quoted(field)), wanted a logarithm") :
                                                           exp(Float64(value))
 end
@@ -150,7 +154,7 @@ end
 
 "Makes parameters sum to 1 that almost do."
 function settle!(r::JpcReader, weights, total)
-    abs(total - 1) <= WEIGHT_TOLERANCE || refuse_unit(r, "its parameters sum to $total, not 1")
+    abs(total - 1) <= JPC_TOLERANCE || refuse_unit(r, "its parameters sum to $total, not 1")
     abs(total - 1) <= JPC_ROUNDING || (weights ./= total)
 end
 
@@ -169,14 +173,14 @@ function read_input!(r::JpcReader, kind, fields)
     elseif kind == "B"
         trials = integer(r, fields[5], "a number of trials", 0, typemax(Int32) - 1)
         success = exponential(r, fields[6])
-        success <= 1 + WEIGHT_TOLERANCE || refuse_unit(r, "the probability of success is $success")
+        success <= 1 + JPC_TOLERANCE || refuse_unit(r, "the probability of success is $success")
         add_input!(r, BINOMIAL, variable, trials + 1, 0, min(success, 1.0))
     else
         place, total = length(r.listed) + 1, 0.0
         for i in 5:length(fields)
             p = exponential(r, fields[i])
             total += p
-            push!(r.listed, p)
+            push!(r.listed, p > 0 ? max(p, nextfloat(0f0)) : p)  # what a Float32 cannot hold is not impossible
         end
         settle!(r, view(r.listed, place:length(r.listed)), total)
         add_input!(r, CATEGORICAL, variable, length(fields) - 4, place)
@@ -235,19 +239,26 @@ function fill_in!(r::JpcReader, input::JpcInput)
     end
 end
 
-"The heads that the header names; the last unit, the sum over them, is taken off."
-function take_heads!(r::JpcReader)
-    b = r.builder
+"""
+The prior weights of the heads that the header names, in its order; the last unit, the sum over them, is taken off. A head that it
+leaves out has weight 0.
+"""
+function take_head_weights!(r::JpcReader)
+    b, head_weight = r.builder, zeros(Float32, length(r.heads))
     first_edge = b.child_start[end - 1]
     r.line = r.heads_line
-    b.kind[end] == SUM && r.heads == view(b.child, first_edge:length(b.child)) ||
-        refuse(r, "the heads are not the children of the last unit")
+    left = b.kind[end] == SUM ? collect(first_edge:length(b.child)) : Int[]
+    for (i, head) in enumerate(r.heads)
+        at = findfirst(e -> b.child[e] == head, left)
+        at === nothing || (head_weight[i] = b.weight[splice!(left, at)])
+    end
+    b.kind[end] == SUM && isempty(left) || refuse(r, "the heads are not the children of the last unit")
     for array in (b.kind, b.variable, b.categories, b.param_start, b.param_stride, b.success, b.child_start)
         pop!(array)
     end
     resize!(b.child, first_edge - 1)
     resize!(b.weight, first_edge - 1)
-    return r.heads
+    return head_weight
 end
 
 """
@@ -255,9 +266,9 @@ end
 
 Writes Juice.jl's text format: unit u of the circuit has the id u - 1, its edges come in order, and numbers are the shortest
 decimals that give the same Float32. There is no `-Inf`: an edge of weight 0 is left out, and a probability of 0 in an input is
-written as log(1.4e-45) = $(log(nextfloat(0f0))), the smallest Float32 above 0. Unless the last unit is the only head, a uniform
-mixture of the heads is added, which `read_jpc` takes off again. Equal circuits give equal bytes. The lines of `about`, for
-people, go to the header.
+written as log(1.4e-45) = $(log(nextfloat(0f0))), the smallest Float32 above 0. Unless the last unit is the only head, a sum over
+the heads is added, with their prior weights, which `read_jpc` takes off again. Equal circuits give equal bytes. The lines of
+`about`, for people, go to the header.
 """
 function write_jpc(path::AbstractString, c::Circuit; about::AbstractString="")
     advance!(JpcWriter(path, c, about))
@@ -309,10 +320,7 @@ function print_unit(io::IO, c::Circuit, u::Int)
             print(io, ' ', v - 1)
         end
     elseif kind == SUM
-        print(io, "S ", id, " 0 ", count(>(0), view(c.weight, edges(c, u))))
-        for e in edges(c, u)
-            c.weight[e] > 0 && print(io, ' ', child(c, u, e) - 1, ' ', log_parameter(c.weight[e]))
-        end
+        print_sum(io, id, children(c, u), view(c.weight, edges(c, u)))
     elseif kind == CATEGORICAL
         print(io, "C ", id, " 0 ", variable)
         for p in probabilities(c, u)
@@ -329,10 +337,14 @@ function print_unit(io::IO, c::Circuit, u::Int)
 end
 
 function print_mixture(io::IO, c::Circuit)
-    weight = log_parameter(1 / num_heads(c))
-    print(io, "S ", num_units(c), " 0 ", num_heads(c))
-    for h in c.heads
-        print(io, ' ', h - 1, ' ', weight)
-    end
+    print_sum(io, num_units(c), c.heads, c.head_weight)
     print(io, '\n')
+end
+
+"A sum without its edges of weight 0."
+function print_sum(io::IO, id, children, weights)
+    print(io, "S ", id, " 0 ", count(>(0), weights))
+    for (v, w) in zip(children, weights)
+        w > 0 && print(io, ' ', v - 1, ' ', log_parameter(w))
+    end
 end

@@ -81,20 +81,23 @@ function keep_edges(c::Circuit, flow::Vector{Float64}, kept::AbstractVector{Bool
             end
         end
     end
-    return Circuit(b, new[c.heads])
+    return Circuit(b, new[c.heads], c.head_weight)
 end
 
 """
     with_heads(circuit, select) -> Circuit
 
-A new circuit with the heads `select` of the old one, in that order, without the units that none of them reaches.
+A new circuit with the heads `select` of the old one, in that order, without the units that none of them reaches. Their prior weights
+are scaled to sum to 1.
 """
 function with_heads(c::Circuit, select)
     isempty(select) && throw(ArgumentError("heads: found none, wanted at least 1"))
     all(h -> 1 <= h <= num_heads(c), select) ||
         throw(ArgumentError("heads: found $(extrema(select) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
+    shares = c.head_weight[select]
+    shares = sum(shares) > 0 ? shares ./ sum(shares) : equal_shares(length(select))
     chosen = Circuit(c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success, c.child_start,
-                     all_children(c), c.weight, c.leaf, c.heads[select])
+                     all_children(c), c.weight, c.leaf, c.heads[select], shares)
     return keep_edges(chosen, zeros(num_edges(c)), trues(num_edges(c)))
 end
 

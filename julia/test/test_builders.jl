@@ -214,3 +214,20 @@ end
         @test occursin(reason, message_of(() -> joint_circuit(arguments...)))
     end
 end
+
+@testset "prior weights of the heads" begin
+    b = LVDJuice.Builder(1)
+    units = LVDJuice.add_inputs!(b, 1, Float32[0.25 0.75; 0.5 0.5; 0.1 0.9])
+    c, X, heads = Circuit(b, units, [0.5, 0.25, 0.25]), [0 1 0], Int32[1, 2, 3]
+    @test hclt([0, 1]; latents=2, categories=2, heads=4).head_weight == fill(0.25f0, 4)
+    @test prune(c, X, heads).head_weight == [0.5, 0.25, 0.25]
+    @test grow(c, X, heads; select=[3, 1], threshold=0).head_weight == [0.25, 0.25, 0.125, 0.125, 0.25]
+    @test with_heads(c, [3, 1]).head_weight ≈ [1 / 3, 2 / 3]
+    @test with_heads(Circuit(b, units, [1, 0, 0]), [2, 3]).head_weight == [0.5, 0.5]
+    other = Circuit(b, units[1:1])
+    @test side_by_side([c, other]).head_weight == [0.375, 0.1875, 0.1875, 0.25]
+    @test mixture([c, Circuit(b, units, [0, 0, 1])], [3, 1]).head_weight == [0.375, 0.1875, 0.4375]
+    for (weights, reason) in (([0.5, 0.5], "2 prior weights for 3 heads"), ([0.5, 0.5, 0.5], "sum to 1.5"), ([2, -1, 0], "sum to 1"))
+        @test occursin(reason, message_of(() -> Circuit(b, units, weights)))
+    end
+end

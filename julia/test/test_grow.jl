@@ -42,7 +42,7 @@ end
 "Heads that are inputs, products, inner units, or the same unit twice, as well as the circuit's own."
 function with_other_heads(rng, c)
     extra = rand(rng, 1:length(c.kind), rand(rng, 0:3))
-    values = LVDJuice.circuit_arrays(c)[1:end - 1]
+    values = LVDJuice.circuit_arrays(c)[1:end - 2]
     return Circuit(values..., vcat(c.heads, extra, rand(rng, Bool) ? c.heads[1:1] : Int32[]))
 end
 

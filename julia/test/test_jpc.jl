@@ -72,6 +72,12 @@ end
     # No line end at the end of the file; a circuit that is one input.
     @test parse_jpc("jpc 1\nB 0 0 2 3 -0.5").success == [exp(-0.5f0)]
     @test parse_jpc("jpc 1\nB 0 0 2 3 -0.5").num_vars == 2
+    # A byte order mark, comments without a space, Julia's Float32 literals, logarithms of two digits.
+    c = parse_jpc("\ufeffcircuit\njpc 3\nL 0 0 1\nL 1 0 -1\nS 2 0 2 0 -0.69 1 -6.9f-1\n")
+    @test c.weight == [0.5, 0.5]
+    # A category that a Float32 cannot hold is not impossible; an edge is as good as none.
+    c = parse_jpc("jpc 2\nC 0 0 1 0.0 -110.0\nS 1 0 2 0 0.0 0 -110.0\n")
+    @test c.leaf[2] == nextfloat(0f0) && c.weight == [1]
 end
 
 same_values(a, b) = all(isapprox.(a, b; rtol=1e-6, atol=1e-6) .| (a .== b))
@@ -131,6 +137,14 @@ end
     @test occursin("\nS 3 0 2 2 -0.6931472 0 -0.6931472\n", jpc_text(Circuit(b, [3, 1])))
     # An impossible category is written as the smallest number above 0.
     @test occursin("C 2 0 1 0.0 -103.27893\n", jpc_text(Circuit(b, [3])))
+    # Prior weights are kept; a head of weight 0 has no edge. Readers go by the header's order, wherever it stands.
+    c = Circuit(b, [3, 1, 2], [0.9f0, 0.1f0, 0f0])
+    @test occursin("\nS 3 0 2 2 -0.105360545 0 -2.3025851\n", jpc_text(c))
+    @test parse_jpc(jpc_text(c)).head_weight ≈ [0.9, 0.1, 0] rtol=1e-6
+    @test jpc_text(parse_jpc(jpc_text(c))) == jpc_text(c)
+    found = parse_jpc("jpc 3\nc heads 0 1\nL 0 0 1\nL 1 0 -1\nS 2 0 2 1 -0.10536052 0 -2.3025851\n")
+    @test found.heads == [1, 2]
+    @test found.head_weight ≈ [0.1, 0.9] rtol=1e-6
     # Without the header's line, the mixture is the circuit.
     text = join(filter(line -> !startswith(line, "c"), split(jpc_text(Circuit(b, [3, 1])), '\n')), '\n')
     @test vec(exp.(log_likelihood(parse_jpc(text), [0 1]))) ≈ [0.625, 0.375]
@@ -219,7 +233,8 @@ end
         (header * inputs * "P 2 0 1 -1\n", "line 4: found -1 for a child"),
         (header * "P 0 0 1 0\n", "line 2: unit 0: no units come before it that could be its children"),
         ("c heads 0\njpc 2\n" * inputs, "line 1: the heads are not the children of the last unit"),
-        ("c heads 0 1\njpc 3\n" * inputs * "S 2 0 1 0 0\n", "line 1: the heads are not the children"),
+        ("c heads 0\njpc 3\n" * inputs * "S 2 0 2 0 -0.6931472 1 -0.6931472\n", "line 1: the heads are not the children"),
+        ("c heads 0 1\njpc 3\n" * inputs * "P 2 0 2 0 1\n", "line 1: the heads are not the children"),
         ("c heads 0 x\njpc 2\n" * inputs, "line 1: found \"x\" for a head"),
         ("c heads 0\nc heads 1\njpc 2\n" * inputs, "line 2: the heads are named twice"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,10 @@ class _Owner:
 
     def __del__(self) -> None:
         released.append(self.key)
+
+    def __reduce__(self) -> NoReturn:
+        # A second owner of the key would let go of what the first one still uses; in another process it means nothing.
+        raise TypeError("an object that stays in Julia can be neither copied nor pickled")
 
 
 class _Memory(_Owner):
