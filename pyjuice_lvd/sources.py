@@ -122,8 +122,13 @@ def _read_numpy(path: Path) -> Source:
     if isinstance(loaded, np.ndarray):
         return Source(str(path), {"all": loaded})
     with loaded as archive:
-        prefix = "" if any(split in archive.files for split in SPLITS) else "x_"
-        keys = {split: prefix + split for split in SPLITS if prefix + split in archive.files}
+        styles = [
+            {split: prefix + split for split in SPLITS if prefix + split in archive.files} for prefix in ("", "x_")
+        ]
+        if all(styles):
+            found = ", ".join(key for keys in styles for key in keys.values())
+            raise InputError(f"{path}: found keys {found}; wanted train/valid/test or x_train/x_test, not both")
+        keys = styles[0] or styles[1]
         if keys:
             parts = {split: archive[key] for split, key in keys.items()}
             return Source(str(path), parts, f"by its keys {', '.join(keys.values())}")
@@ -167,7 +172,8 @@ def _read_imagenet_folder(folder: Path) -> Source:
         parts[split] = images
     if not parts:
         raise InputError(f"{folder}: found .npz files, but none named train_data_batch_N.npz or val_data.npz")
-    return Source(str(folder), parts, "by ImageNet's own shards (its validation set is the test set)")
+    note = " (its validation set is the test set)" if "test" in parts else ""
+    return Source(str(folder), parts, f"by ImageNet's own shards{note}")
 
 
 def _read_imagenet_shard(path: Path) -> UInt8:
@@ -209,7 +215,8 @@ def _read_image_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
         parts[split] = np.empty((len(members), *shape, channels), np.uint8)
         for row, image in zip(parts[split], members, strict=True):
             row[...] = image  # a grey image among coloured ones gives all three channels its value
-    return Source(str(folder), parts, f"by its folders {', '.join(parts)}")
+    how = "" if "all" in parts else f"by its folders {', '.join(parts)}"
+    return Source(str(folder), parts, how)
 
 
 def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:

@@ -62,16 +62,15 @@ def test_part(source: Source, digest: str, seed: int, valid_fraction: float, tes
     """Find what of a validated source a run may be tested on, and say in one line what it is.
 
     It is the source's own test part; else, if `digest` (`Splits.digest` of the fit) shows it to be the source that the
-    run was fitted on, the same test split as then; else all (of "train", if the source names its parts), because the
-    run was fitted on none of it. The other arguments are those of the fit.
+    run was fitted on, the same test split as then; else all (of "train", if the source names its parts), some of which
+    the run may have learned from: only a whole source is known again. The other arguments are those of the fit.
     """
     if "test" in source.parts:
         test = source.parts["test"]
         return test, f"test {noun(test)} of {source.name} {source.how}"
     pool = _pool(source)
     if digest_of(pool) != digest:
-        which = f"all {len(pool)} {noun(pool)} of {source.name}, which the run was not fitted on"
-        return np.ascontiguousarray(pool), which
+        return np.ascontiguousarray(pool), f"all {len(pool)} {noun(pool)} of {source.name}"
     splits = split_source(source, seed, valid_fraction, test_fraction)
     return splits.test, splits.how
 

@@ -47,22 +47,26 @@ def _is_number(field: str) -> bool:
 
 
 def is_debd_folder(folder: Path) -> bool:
-    """Whether the folder has a training set as DEBD names it, `NAME.train.data`."""
-    return any(folder.glob("*.train.data"))
+    """Whether the folder has a file as DEBD names them, such as `NAME.train.data`."""
+    return bool(_debd_files(folder))
 
 
 def read_debd_folder(folder: Path) -> tuple[dict[str, Array], str]:
-    """Read `NAME.train.data` and what there is of `NAME.valid.data` and `NAME.test.data`, integers (N, V) each.
+    """Read what there is of `NAME.train.data`, `NAME.valid.data` and `NAME.test.data`, integers (N, V) each.
 
     Returns them by split, and the files' names. Raises InputError where the folder has several tables, or a file is
     damaged.
     """
-    names = sorted(path.name.removesuffix(".train.data") for path in folder.glob("*.train.data"))
+    paths = _debd_files(folder)
+    names = sorted({path.name.rsplit(".", 2)[0] for path in paths})
     if len(names) > 1:
         raise InputError(f"{folder}: found the tables {', '.join(names)}, wanted one")
-    paths = {split: folder / f"{names[0]}.{split}.data" for split in _SPLITS}
-    paths = {split: path for split, path in paths.items() if path.exists()}
-    return {split: read_csv(path) for split, path in paths.items()}, ", ".join(path.name for path in paths.values())
+    parts = {path.name.rsplit(".", 2)[1]: read_csv(path) for path in paths}
+    return parts, ", ".join(path.name for path in paths)
+
+
+def _debd_files(folder: Path) -> list[Path]:
+    return [path for split in _SPLITS for path in folder.glob(f"*.{split}.data")]
 
 
 def tables_of(parts: dict[str, Array], name: str) -> dict[str, Array]:
@@ -71,14 +75,14 @@ def tables_of(parts: dict[str, Array], name: str) -> dict[str, Array]:
     Returns them as uint8 if every value fits, else as int32. Raises InputError whose line begins with `name`.
     """
     width = next(iter(parts.values())).shape[1:]
-    largest = 0
+    largest, limit = 0, np.iinfo(np.int32).max - 1
     for split, part in parts.items():
         of = name if split == "all" else f"{name} ({split})"
         if part.ndim != 2 or part.dtype.kind not in "iub" or part.shape[1:] != width or not part.size:
             wanted = f"integers (N, {width[0]})" if len(width) == 1 and width[0] else "integers (N, V)"
             raise InputError(f"{of}: found {part.dtype} {part.shape}, wanted {wanted}, at least one row")
-        if part.min() < 0 or part.max() > np.iinfo(np.int32).max - 1:
-            raise InputError(f"{of}: found values {part.min()}..{part.max()}, wanted categories from 0")
+        if part.min() < 0 or part.max() > limit:
+            raise InputError(f"{of}: found values {part.min()}..{part.max()}, wanted categories from 0 to {limit}")
         largest = max(largest, int(part.max()))
     dtype = np.uint8 if largest < 256 else np.int32
     return {split: np.ascontiguousarray(part, dtype) for split, part in parts.items()}

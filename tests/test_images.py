@@ -183,7 +183,7 @@ def test_another_source_without_split_is_tested_on_whole(tmp_path):
     fitted, other = random_images(40, 4, 4), random_images(7, 4, 4, seed=1)
     test, how = load_test_images(other, digest=load_images(fitted).digest)
     np.testing.assert_array_equal(test, other[..., None])
-    assert how == "all 7 images of array, which the run was not fitted on"
+    assert how == "all 7 images of array"
     test, _ = load_test_images(other[:1], digest="")
     assert len(test) == 1
 
@@ -289,6 +289,17 @@ def test_unknown_suffix_and_keys(tmp_path):
         load_images(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("keys", [("train", "x_test"), ("x_train", "x_test", "valid")])
+def test_keys_of_both_styles_are_refused(tmp_path, keys):
+    np.savez(tmp_path / "x.npz", **{key: random_images(9, 4, 4) for key in keys})
+    found = ", ".join(sorted(keys, key=lambda key: "_" in key))
+    with pytest.raises(InputError) as error:
+        load_images(tmp_path / "x.npz")
+    assert one_line(error) == (
+        f"{tmp_path / 'x.npz'}: found keys {found}; wanted train/valid/test or x_train/x_test, not both"
+    )
+
+
 # --- folders of image files -------------------------------------------------------------------------------------------
 
 
@@ -306,6 +317,7 @@ def test_a_folder_of_lossless_image_files_is_the_array(tmp_path, suffix, shape):
     (tmp_path / "README.txt").write_text("ignored")
     (tmp_path / ".hidden.png").write_text("ignored too")
     splits, wanted = load_images(tmp_path), load_images(images)
+    assert splits.how == wanted.how == "1 test and 1 valid of 12 images by seed 0, the rest train"
     for name in SPLITS:
         np.testing.assert_array_equal(getattr(splits, name), getattr(wanted, name))
 
@@ -498,7 +510,13 @@ def test_imagenet_shards(tmp_path):
     np.testing.assert_array_equal(splits.test, images[12:])
     order = np.random.default_rng(0).permutation(12)  # of the shards in the order 1, 2, 10
     np.testing.assert_array_equal(splits.train, images[order[1:]])
-    assert splits.how.startswith("train, test by ImageNet's own shards")
+    assert splits.how == (
+        "train, test by ImageNet's own shards (its validation set is the test set); "
+        "1 valid of 12 images by seed 0, the rest train"
+    )
+    (tmp_path / "val_data.npz").unlink()
+    without = load_images(tmp_path).how
+    assert without == "train by ImageNet's own shards; 1 test and 1 valid of 12 images by seed 0, the rest train"
 
 
 def test_imagenet_errors_name_the_shard(tmp_path):

@@ -54,7 +54,8 @@ def test_csv_with_and_without_a_header(tmp_path: Path, header: str) -> None:
         ("1,2\n3,4.5\n", "found no table of integers"),
         ("1,2\n3\n", "the number of columns changed from 2 to 1 at row 2"),
         ("1,2\n3,99999999999999999999\n", "found no table of integers"),
-        ("1,2\n3,-4\n5,6\n", "found values -4..6, wanted categories from 0"),
+        ("1,2\n3,-4\n5,6\n", "found values -4..6, wanted categories from 0 to 2147483646"),
+        ("1,2\n3,2147483647\n", "found values 1..2147483647, wanted categories from 0 to 2147483646"),
         ("a,b\n", "found no table of integers"),
         ("", "found no table of integers"),
     ],
@@ -91,6 +92,11 @@ def test_debd_folders(tmp_path: Path) -> None:
     assert splits.how == "train, valid, test by its files toy.train.data, toy.valid.data, toy.test.data"
     (tmp_path / "toy" / "toy.valid.data").unlink()
     assert len(load(tmp_path / "toy").valid) == 3
+    (tmp_path / "toy" / "toy.train.data").unlink()
+    assert message(tmp_path / "toy") == f"{tmp_path / 'toy'}: found test rows only, wanted training rows"
+    test, which = load_test_data(str(tmp_path / "toy"), HCLT, digest="")
+    np.testing.assert_array_equal(test, parts["test"])
+    assert which == f"test rows of {tmp_path / 'toy'} by its files toy.test.data"
     (tmp_path / "toy" / "more.train.data").write_text("1\n")
     assert "found the tables more, toy, wanted one" in message(tmp_path / "toy")
 
@@ -128,4 +134,4 @@ def test_a_run_is_tested_on_rows_that_it_did_not_learn_from(tmp_path: Path) -> N
     assert which == splits.how
     test, which = load_test_data(str(tmp_path / "y.npy"), HCLT, digest=splits.digest)
     assert len(test) == 50
-    assert "all 50 rows" in which
+    assert which == f"all 50 rows of {tmp_path / 'y.npy'}"
