@@ -244,7 +244,12 @@ def test_the_estimator(images: Path, tmp_path: Path) -> None:
     assert model.bpd(data[:50]) == pytest.approx(-scores.mean() / (np.log(2) * 192))
     assert model.score(data[:50]) == pytest.approx(scores.mean())
     model.save(tmp_path / "model")
-    np.testing.assert_array_equal(LVDPG.load(tmp_path / "model").score_samples(data[:50]), scores)
+    loaded = LVDPG.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.score_samples(data[:50]), scores)
+    assert loaded.n_features_in_ == model.n_features_in_ == 192
+    with pytest.raises(InputError, match="found a model of method lvd-pg, wanted lvd") as error:
+        LVD.load(tmp_path / "model")
+    assert str(error.value).startswith(f"{tmp_path / 'model'}: ")
     hidden = np.arange(8) >= 4 + np.zeros((8, 1))
     painted = model.inpaint(data[:3], hidden, n_samples=2, random_state=5)
     assert (painted.shape, painted.dtype) == ((2, 3, 8, 8, 3), np.uint8)
@@ -255,6 +260,10 @@ def test_the_estimator(images: Path, tmp_path: Path) -> None:
     assert model.sample(4, random_state=1).shape == model.sample(4, biased_modes=True).shape == (4, 8, 8, 3)
     again = LVDPG(config=config, random_state=1).fit(data)
     np.testing.assert_array_equal(again.score_samples(data[:50]), scores)
-    assert LVD(config=config, random_state=1).fit(data).settings_.method == "lvd"
+    one_shot = LVD(config=config, random_state=1).fit(data)
+    assert one_shot.settings_.method == "lvd"
+    one_shot.save(tmp_path / "lvd")
+    with pytest.raises(InputError, match="found a model of method lvd, wanted lvd-pg"):
+        LVDPG.load(tmp_path / "lvd")
     with pytest.raises(InputError, match="X: found dtype float64"):
         model.score_samples(data / 255)

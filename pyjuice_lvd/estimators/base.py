@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,21 @@ from sklearn.utils.validation import check_is_fitted
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.images import as_images, crop_images, parse_crop
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.settings import Settings
 
 Array = npt.NDArray[Any]
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
-    """A density model behind scikit-learn's interface; a subclass fits `model_` by `settings_`."""
+    """A density model behind scikit-learn's interface; a subclass names its method and fits `model_` by `settings_`."""
+
+    _method: ClassVar[str]
 
     progress: Progress | None
     settings_: Settings
     model_: Any
+    n_features_in_: int
 
     def score_samples(self, X: Array, *, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
         """log p(x) of every entry of X, or of what is not hidden of it: float64 (N,), in nats, exact.
@@ -91,6 +96,14 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         data, hidden = self._question(X, mask)
         means: npt.NDArray[np.float64] = self.model_.posterior_mean(data, hidden, progress=self._shown)
         return means
+
+    @classmethod
+    def _kept_settings(cls, folder: Path) -> Settings:
+        """Read the settings of a saved model; raises InputError where they are missing, or of another method."""
+        settings = Settings.from_dict(read_toml(folder / "settings.toml"))
+        if settings.method != cls._method:
+            raise InputError(f"{folder}: found a model of method {settings.method}, wanted {cls._method}")
+        return settings
 
     def _check_fitted(self) -> None:
         check_is_fitted(self, "model_")

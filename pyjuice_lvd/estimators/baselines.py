@@ -15,7 +15,7 @@ from pyjuice_lvd.data import IMAGE_CATEGORIES
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.estimators.base import Array, DensityEstimator
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.runs import read_toml, write_toml
+from pyjuice_lvd.runs import write_toml
 from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.tables import as_table
 
@@ -23,7 +23,6 @@ from pyjuice_lvd.tables import as_table
 class _Baseline(DensityEstimator):
     """Learns by EM, from images or tables; a subclass names its method, and its parameters' settings."""
 
-    _method: ClassVar[str]
     _section: ClassVar[str]
     _settings_of: ClassVar[dict[str, str]]
     """Names of the parameters that are settings of the section, and their names there."""
@@ -60,9 +59,7 @@ class _Baseline(DensityEstimator):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
         folder = Path(path)
-        settings = Settings.from_dict(read_toml(folder / "settings.toml"))
-        if settings.method != cls._method:
-            raise InputError(f"{path}: found a model of method {settings.method}, wanted {cls._method}")
+        settings = cls._kept_settings(folder)
         estimator = cls(config=settings.to_dict(), random_state=settings.seed)
         estimator.model_ = CircuitModel.load(folder)
         estimator.settings_ = settings

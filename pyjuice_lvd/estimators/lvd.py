@@ -14,7 +14,7 @@ from pyjuice_lvd.distill import distill
 from pyjuice_lvd.estimators.base import DensityEstimator
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.runs import read_toml, write_toml
+from pyjuice_lvd.runs import write_toml
 from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.teacher import Teacher
 
@@ -40,6 +40,8 @@ class LVDPG(DensityEstimator):
     model_ : JointModel
     teacher_ : Teacher
     settings_ : Settings
+    n_features_in_ : int
+        Dimensions of an image, H W C.
 
     """
 
@@ -72,6 +74,7 @@ class LVDPG(DensityEstimator):
         learned = distill(train, valid, self.settings_, progress=self._shown)
         self.model_: JointModel = learned.model
         self.teacher_: Teacher = learned.teacher
+        self.n_features_in_ = self.model_.dims
         return self
 
     def sample(self, n: int = 1, *, random_state: int = 0, biased_modes: bool = False) -> npt.NDArray[np.uint8]:
@@ -124,13 +127,14 @@ class LVDPG(DensityEstimator):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; raises InputError where a file is missing or damaged."""
+        """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
         folder = Path(path)
-        settings = Settings.from_dict(read_toml(folder / "settings.toml"))
+        settings = cls._kept_settings(folder)
         estimator = cls(config=settings.to_dict(), random_state=settings.seed, device=settings.device)
         estimator.model_ = JointModel.load(folder)
         estimator.teacher_ = Teacher.load(folder / "teacher.safetensors", device=settings.device)
         estimator.settings_ = settings
+        estimator.n_features_in_ = estimator.model_.dims
         return estimator
 
 
