@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.data import load_test_data
 from pyjuice_lvd.evaluation import figures_of_merit, protocol
 from pyjuice_lvd.progress import make_progress
@@ -15,7 +14,7 @@ from pyjuice_lvd.runs import RunDirectory, read_json
 from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.splits import noun
 
-from .models import load_model, start_julia
+from .models import check_data, load_model, start_julia
 from .options import emit, json_option, quiet_option, threads_option
 
 
@@ -36,8 +35,7 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     rows, which = load_test_data(data, settings, digest=read_json(directory / "data.json")["digest"])
     start_julia(settings, threads)
     model = load_model(directory, settings)
-    if isinstance(model, CircuitModel):
-        model.rows(rows, data)  # names the data where they do not fit
+    check_data(model, rows, data)
     scores = model.score_samples(rows, progress=make_progress(quiet))
     emit(
         {

@@ -16,7 +16,7 @@ from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.joint_circuit import num_params_written_out, written_out
 from pyjuice_lvd.patches import position_grid
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.runs import RunDirectory
+from pyjuice_lvd.runs import RunDirectory, check_writable
 from pyjuice_lvd.settings import BASELINES, Settings
 
 from .models import load_model
@@ -57,6 +57,7 @@ def export(run: Path, output: Path, part: str, max_params: int, as_json: bool, q
     method = settings.method
     if method in BASELINES and part != "joint":
         raise InputError(f"--part: found {part!r} for a run of {method}, which has one circuit; wanted 'joint'")
+    check_writable(output)
     model = load_model(directory, settings)
     circuits = [_whole(model)] if isinstance(model, CircuitModel) else _part(model, part, run, max_params)
     stem = output.name.removesuffix(suffix)

@@ -14,11 +14,12 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluation import protocol, protocol_text
 from pyjuice_lvd.figures import plot_gap
 from pyjuice_lvd.progress import Progress, make_progress
-from pyjuice_lvd.runs import RunDirectory, json_text, read_arrays, read_json, write_json
+from pyjuice_lvd.runs import RunDirectory, check_writable, json_text, read_arrays, read_json, write_json
 from pyjuice_lvd.settings import BASELINES, Settings
 from pyjuice_lvd.splits import digest_of
 
 from .fit import prepare
+from .models import check_data
 from .options import device_option, json_option, quiet_option, threads_option
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ def gap(
     progress = make_progress(quiet)
     directory = RunDirectory.open_existing(run)
     settings = Settings.from_dict(directory.settings)
+    picture = directory / "gap.png" if output is None else output
     if settings.method in BASELINES:
         raise InputError(f"{run}: a run of method {settings.method}, which has no teacher; wanted one of lvd-pg or lvd")
+    for file in (picture, directory / "gap.json"):
+        check_writable(file)
     about = read_json(directory / "data.json")
     images, which = load_test_data(data, settings, digest=about["digest"])
     prepare(settings.method, settings.threads if threads is None else threads)
@@ -60,6 +64,7 @@ def gap(
 
     folder = directory / "model"
     model = JointModel.load(folder)
+    check_data(model, images, data)
     teacher = Teacher.load(folder / "teacher.safetensors", device=device or settings.device)
     if Bounds.kept(folder):
         bounds = Bounds.load(folder)
@@ -67,7 +72,6 @@ def gap(
         bounds = _learn_bounds(teacher, folder, data, settings, about["train_digest"], progress)
     measured = measure_gap(model, teacher, bounds, images, progress=progress)
     of = protocol(settings.data.color, settings.data.crop, images)
-    picture = directory / "gap.png" if output is None else output
     plot_gap(picture, measured, protocol_text(of))
     result = {
         "method": settings.method,

@@ -18,7 +18,7 @@ from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.runs import RunDirectory, read_json
 from pyjuice_lvd.settings import Settings
 
-from .models import check_modes, load_model, modes_option, output_option, start_julia, write_npy
+from .models import check_data, check_modes, load_model, modes_option, output_option, start_julia, write_npy
 from .options import emit, json_option, quiet_option, seed_option, threads_option
 
 
@@ -76,8 +76,7 @@ def inpaint(
     model, progress = load_model(directory, settings), make_progress(quiet)
     if model.image_shape is None:
         raise InputError(f"{run}: found a model of tables, wanted one of images")
-    if test.shape[1:] != model.image_shape:
-        raise InputError(f"{data}: found images of {test.shape[1:]}, wanted {model.image_shape} as the run's")
+    check_data(model, test, data)
     chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
     images, seed = test[chosen], 0 if seed is None else seed
     if isinstance(model, CircuitModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -12,7 +13,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.runs import RunDirectory, atomic_write
+from pyjuice_lvd.runs import RunDirectory, atomic_write, check_writable
 from pyjuice_lvd.settings import BASELINES, Settings
 
 
@@ -27,12 +28,20 @@ def start_julia(settings: Settings, threads: int | None) -> None:
     julia.start(threads=(settings.threads if threads is None else threads) or None)
 
 
+def check_data(model: JointModel | CircuitModel, data: npt.NDArray[Any], name: str) -> None:
+    """Raise InputError, whose line begins with `name`, where images or rows do not fit the model."""
+    if isinstance(model, CircuitModel):
+        model.rows(data, name)
+    elif data.shape[1:] != model.image_shape:
+        found = data.shape[1:]
+        raise InputError(f"{name}: found images of {found}, wanted {model.image_shape} (height, width, channels)")
+
+
 def _check_output(_: click.Context, __: click.Parameter, value: Path) -> Path:
     """Refuse, before any work is done, a file that could not be written in the end."""
     if value.suffix.lower() not in (".png", ".npy"):
         raise InputError(f"{value}: wanted a file named .png (a picture) or .npy (an array)")
-    if not value.parent.is_dir():
-        raise InputError(f"{value}: there is no folder {value.parent} to write it to")
+    check_writable(value)
     return value
 
 
@@ -57,5 +66,8 @@ def check_modes(biased_modes: bool, settings: Settings) -> None:
 
 def write_npy(path: Path, array: npt.NDArray[np.generic]) -> None:
     """Write an array to a `.npy` file, aside and renamed."""
+    array = np.ascontiguousarray(array)
     with atomic_write(path) as file:
-        np.save(file, array, allow_pickle=False)
+        # Not np.save: where the disk is full, it says how many values were written and not why no more were.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)

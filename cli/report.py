@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pyjuice_lvd.report import write_report
-from pyjuice_lvd.runs import RunDirectory
+from pyjuice_lvd.runs import RunDirectory, check_writable
 
 from .options import emit, json_option
 
@@ -25,5 +25,6 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
     """
     directory = RunDirectory.open_existing(run)
     page = directory / "report.html" if output is None else output
+    check_writable(page)
     pictures = write_report(directory, page)
     emit({"report": str(page), "pictures": pictures, "bytes": page.stat().st_size}, as_json)

@@ -61,16 +61,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         The disk is full or failing.
 
     """
-    target = Path(os.path.realpath(path))  # a symbolic link stays one
-    aside = target.with_name(f"{_ASIDE}{secrets.token_hex(4)}-{target.name}")
-    try:
-        if target.is_dir():
-            raise InputError(f"{path}: is a folder, wanted a file to write")
-        file = aside.open("xb")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a file in a writable folder") from error
+    target, aside, file = _open_aside(path)
     try:
         with _naming(path), file:
             yield file
@@ -83,12 +74,35 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _fsync_folder(target.parent)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise what `atomic_write` would where `path` cannot be written: before the work, in place of after it."""
+    _, aside, file = _open_aside(path)
+    file.close()
+    aside.unlink()
+
+
+def _open_aside(path: str | os.PathLike[str]) -> tuple[Path, Path, BinaryIO]:
+    """Open a new file beside `path`: returns where the contents belong in the end, the new file's path, and it."""
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
+    aside = target.with_name(f"{_ASIDE}{secrets.token_hex(4)}-{target.name}")
+    try:
+        if target.is_dir():
+            raise InputError(f"{path}: is a folder, wanted a file to write")
+        return target, aside, aside.open("xb")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a file in a writable folder") from error
+
+
 @contextlib.contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Give the errors of writing to an open file the file's name: a full disk is reported without one."""
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # raised by a library, which says what went wrong in words of its own
+            raise OSError(errno.EIO, str(error), str(path)) from error
         if error.filename is None:
             error.filename = str(path)
         raise
@@ -135,8 +149,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; raises InputError when it is missing or damaged."""
+    contents = _read_bytes(path)
     try:
-        return json.loads(_read_bytes(path))
+        return json.loads(contents)
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}), wanted JSON") from error
 
@@ -149,8 +164,9 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a TOML file; raises InputError when it is missing or is not TOML."""
+    contents = _read_bytes(path)
     try:
-        return tomllib.loads(_read_bytes(path).decode())
+        return tomllib.loads(contents.decode())
     except ValueError as error:
         raise InputError(f"{path}: {_one_line(error)}, wanted TOML") from error
 

@@ -122,6 +122,17 @@ def test_bad_requests_are_refused(digits: Path, tmp_path: Path, capsys: pytest.C
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with RunDirectory.create(run, settings=resolve(method="hclt").to_dict()) as directory:
+        directory.finish({})  # without a model, which would be missed otherwise
+    assert "model.jpc: cannot be written (No such file" in refused(capsys, run, tmp_path / "nowhere" / "model.jpc")
+    (tmp_path / "folder.jpc").mkdir()
+    assert "folder.jpc: is a folder, wanted a file to write" in refused(capsys, run, tmp_path / "folder.jpc")
+
+
 def finished_run(path: Path, model: CircuitModel | JointModel, settings: Settings) -> Path:
     with RunDirectory.create(path, settings=settings.to_dict()) as run:
         model.save(run / "model")

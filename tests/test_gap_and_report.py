@@ -179,6 +179,33 @@ def test_a_report_without_pictures_or_gap(tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
+def test_images_of_another_shape_are_named(run: Path, gap: dict[str, Any], tmp_path: Path) -> None:
+    np.save(tmp_path / "grey.npy", np.zeros((3, 8, 8), np.uint8))
+    for command in ("eval", "gap"):
+        ran = lvd_juice(command, run, tmp_path / "grey.npy", "--quiet", check=False)
+        assert (ran.status, ran.stdout) == (2, "")
+        assert ran.stderr == (
+            f"lvd-juice: error: {tmp_path / 'grey.npy'}: found images of (8, 4, 1), wanted (8, 4, 3) "
+            "(height, width, channels)\n"
+        )
+
+
+def test_a_page_or_picture_that_cannot_be_written_is_refused_before_the_work(
+    run: Path, images: Path, gap: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("pyjuice_lvd.cli.gap.load_test_data", work)
+    monkeypatch.setattr("pyjuice_lvd.cli.report.write_report", work)
+    monkeypatch.chdir(run.parent)
+    for command, options in (("gap", [images, "-o", "none/x"]), ("report", ["-o", "none/x"])):
+        ran = lvd_juice(command, run, *options, check=False)
+        assert (ran.status, ran.stdout) == (2, "")
+        (line,) = ran.stderr.splitlines()
+        assert line.startswith("lvd-juice: error: none/x: cannot be written (No such file or directory)")
+
+
 @pytest.fixture(scope="module")
 def places(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs that have no prior over codes yet, and other data."""

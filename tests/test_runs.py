@@ -20,6 +20,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.runs import (
     RunDirectory,
     atomic_write,
+    check_writable,
     json_text,
     read_arrays,
     read_json,
@@ -137,6 +138,13 @@ def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path):
     assert names(tmp_path) == [path.name]
 
 
+def test_an_error_without_a_number_keeps_its_words_and_gets_the_files_name(tmp_path):
+    with pytest.raises(OSError, match="100 requested and 10 written") as error, atomic_write(tmp_path / "x.npy"):
+        raise OSError("100 requested and 10 written")  # as numpy's tofile does
+    assert error.value.filename == str(tmp_path / "x.npy")
+    assert names(tmp_path) == []
+
+
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
@@ -159,18 +167,28 @@ def test_files_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "missing" / "x.png", tmp_path / "file" / "x.png", tmp_path / "folder"):
-        with pytest.raises(InputError) as error:
-            write_json(path, 1)
-        one_line(error, path, "wanted a file")
+        for write in (check_writable, lambda path: write_json(path, 1)):
+            with pytest.raises(InputError) as error:
+                write(path)
+            one_line(error, path, "wanted a file")
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
+    check_writable(tmp_path / "x")
+    assert names(tmp_path) == []
+    (tmp_path / "x").write_bytes(b"old")
+    check_writable(tmp_path / "x")
+    assert (names(tmp_path), (tmp_path / "x").read_bytes()) == (["x"], b"old")
 
 
 def test_a_file_in_an_unwritable_folder_is_named(reachable):
     with unprivileged():
         write_json(reachable / "x", 1)
     reachable.chmod(0o555)
-    with unprivileged(), pytest.raises(InputError) as error:
-        write_json(reachable / "y", 1)
-    one_line(error, reachable / "y", "ermission denied")
+    for write in (check_writable, lambda path: write_json(path, 1)):
+        with unprivileged(), pytest.raises(InputError) as error:
+            write(reachable / "y")
+        one_line(error, reachable / "y", "ermission denied")
     reachable.chmod(0o777)
 
 
@@ -193,7 +211,7 @@ def test_damaged_json_and_toml_are_named(tmp_path):
     for read in (read_json, read_toml):
         with pytest.raises(InputError) as error:
             read(path)
-        one_line(error, path, "No such file")
+        assert str(error.value) == f"{path}: cannot be read (No such file or directory)"
     for contents in (b"{", b"\xff\xfe = 1", b"a = \n1"):
         path.write_bytes(contents)
         for read in (read_json, read_toml):

@@ -1,6 +1,7 @@
 """`lvd-juice sample` and `inpaint`, on runs made without training: arrays, pictures, masks, errors."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_samples_as_an_array_and_as_a_picture(lvd_juice: Any) -> None:
     assert len(np.unique(np.load("b.npy").reshape(5, 2, 3, 4, 2, 3).swapaxes(2, 3).reshape(-1, 18), axis=0)) <= 3
 
 
+@pytest.mark.parametrize("name", ["full.npy", "full.png"])
+def test_a_full_disk_is_given_as_the_reason_and_leaves_no_file(lvd_juice: Any, name: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # writes past it fail half-way, as on a full disk
+    try:
+        said = lvd_juice("sample", "joint", "-n", "500", "-o", name, "--quiet", status=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert said == f"lvd-juice: error: {name}: File too large\n"
+    assert not [path for path in Path().iterdir() if "full" in path.name]
+
+
 def test_inpainting_as_an_array_and_as_a_picture(lvd_juice: Any, images: np.ndarray) -> None:
     question = ("inpaint", "joint", "images.npz", "--mask", "right", "-n", "3", "--images", "4")
     said = lvd_juice(*question, "-o", "i.npy", "--json")
@@ -192,7 +205,7 @@ def test_bad_masks_are_named(tmp_path: Path) -> None:
     ("command", "message"),
     [
         (("sample", "joint", "-o", "x.jpg"), "x.jpg: wanted a file named .png"),
-        (("sample", "joint", "-o", "nowhere/x.png"), "nowhere/x.png: there is no folder nowhere"),
+        (("sample", "joint", "-o", "nowhere/x.png"), "nowhere/x.png: cannot be written (No such file or directory)"),
         (("sample", "missing", "-o", "x.png"), "missing: "),
         (("sample", "table", "-o", "x.png"), "x.png: found a model of tables in table, wanted a file named .npy"),
         (
