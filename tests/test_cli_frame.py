@@ -204,6 +204,17 @@ def test_ctrl_c_in_a_run(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "settings.toml"]
 
 
+def test_ctrl_c_while_modules_load(tmp_path):
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pyjuice_lvd.cli", "--help"],
+        env=environment, capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "lvd-juice: interrupted: no file was left half written\n"
+
+
 def test_an_unexpected_error_in_a_process():
     with fake("try", "fail") as process:
         out, err = process.communicate()
