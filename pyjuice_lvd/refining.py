@@ -72,14 +72,15 @@ def refine(
     seen = some_rows(len(x), settings.patches * clusters, seed)
     rows, own = x[seen], labels[seen]
     own = np.unique(own, return_inverse=True)[1].astype(np.int32)
-    circuits = [
-        Circuit.hclt(
-            rows[own == cluster], num_latents=settings.latents, num_cats=num_cats, start="clusters", seed=seed + cluster
-        )
-        for cluster in range(int(own.max()) + 1)
-    ]
+    circuits: list[Circuit] = []
     steps = np.linspace(*settings.step_size, settings.rounds)
-    with progress.stage(name, total=settings.rounds * len(rows) + len(x), unit="patches") as stage:
+    with progress.stage(name, total=(1 + settings.rounds) * len(rows) + len(x), unit="patches") as stage:
+        for cluster in range(int(own.max()) + 1):
+            members, own_seed = rows[own == cluster], seed + cluster
+            circuits.append(
+                Circuit.hclt(members, num_latents=settings.latents, num_cats=num_cats, start="clusters", seed=own_seed)
+            )
+            stage.advance(len(members))
         for number, step in enumerate(steps):
             started = time.monotonic()
             for cluster, circuit in enumerate(circuits):
@@ -113,7 +114,7 @@ def refine(
         ranked, _ = _ranked(x, circuits, counts, candidates, stage)
         used = np.unique(ranked[:, 0])
         if len(used) < len(circuits):  # what is dropped must not be named as a candidate either
-            stage.update(completed=settings.rounds * len(rows))
+            stage.update(completed=(1 + settings.rounds) * len(rows))
             ranked, _ = _ranked(x, [circuits[cluster] for cluster in used], counts[used], candidates, stage)
     if len(used) < clusters:
         progress.log(f"{name}: {clusters - len(used)} of {clusters} clusters had no patch left, and were dropped")
