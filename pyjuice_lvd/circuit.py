@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, integers, number
 from pyjuice_lvd.circuit_files import read_circuit, write_circuit
 from pyjuice_lvd.em import train
 from pyjuice_lvd.engine import Engine, Evidence
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.hclt import hclt
+from pyjuice_lvd.hclt import hclt, hclt_over
 from pyjuice_lvd.learning import Flows, History, Statistics
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.structure import grow, prune
-from pyjuice_lvd.tables import Table, as_heads, as_shares, as_weights, for_engine
+from pyjuice_lvd.tables import Table, as_heads, as_shares, as_weights, for_engine, given_heads, which_head
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
@@ -133,13 +134,16 @@ class Circuit:
         one that is not cut `num_inputs` factorised distributions; the whole has `heads` sums. Parameters start in
         proportion to U(1 - perturbation, 1 + perturbation). Raises InputError where a parameter is out of range.
         """
-        sizes = num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads
-        return cls(julia.call("rat_spn_circuit", *sizes, float(perturbation), seed))
+        *sizes, seed = integers(
+            num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs,
+            num_cats=num_cats, heads=heads, seed=seed,
+        )  # fmt: skip
+        return cls(julia.call("rat_spn_circuit", *sizes, number("perturbation", perturbation), seed))
 
     @classmethod
     def fully_factorized(cls, *, num_vars: int, num_cats: int, heads: int = 1) -> Self:
         """Make the product of independent variables, each uniform; one for each head."""
-        return cls(julia.call("factorized_circuit", num_vars, num_cats, heads))
+        return cls(julia.call("factorized_circuit", *integers(num_vars=num_vars, num_cats=num_cats, heads=heads)))
 
     @classmethod
     def from_tree(
@@ -156,11 +160,7 @@ class Circuit:
 
         The other parameters are those of `hclt`. Raises InputError where `parent` is no tree.
         """
-        tree = np.asarray(parent)
-        if tree.ndim != 1 or tree.dtype.kind not in "iu":
-            raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
-        tree = np.ascontiguousarray(tree, np.int64)
-        return cls(julia.call("tree_circuit", tree, num_latents, num_cats, heads, float(perturbation), seed))
+        return cls(hclt_over(parent, num_latents, num_cats, heads, perturbation, seed))
 
     @classmethod
     def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:
@@ -185,7 +185,7 @@ class Circuit:
 
         Raises InputError where a head is not one of the circuit's.
         """
-        chosen = as_heads(heads, np.size(heads), self.num_heads)
+        chosen = given_heads(heads, np.size(heads), self.num_heads, "heads")
         return type(self)(julia.call("circuit_with_heads", self.engine.circuit, chosen))
 
     def log_likelihood(
@@ -207,7 +207,7 @@ class Circuit:
         float64 (N,), or (N, num_heads) for "all". -inf where p(x) is 0.
 
         """
-        which = -1 if head == "all" else int(as_heads(head, 1, self.num_heads, "head")[0])
+        which = which_head(head, self.num_heads)
         rows, hidden = self.engine.rows(X, mask)
         plan = self.engine.plan(soft=isinstance(rows, Evidence))
         out = np.empty((len(rows), self.num_heads if which < 0 else 1))
@@ -253,7 +253,7 @@ class Circuit:
         step_size : (float, float) or float
             In the first and the last epoch; linear in between.
         pseudocount : float
-            Shared by the children of a sum, and by the categories of an input.
+            Shared by the children of a sum, and by the categories of an input: 0, or 1e-30 to 1e20.
         shuffle : bool
             Take the rows in another order in each epoch.
         seed : int
@@ -281,7 +281,6 @@ class Circuit:
 
         """
         rows, _ = self.engine.rows(X)
-        first, last = (step_size, step_size) if isinstance(step_size, float | int) else step_size
 
         def score() -> float:
             assert valid is not None
@@ -289,9 +288,9 @@ class Circuit:
 
         return train(
             self.engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
-            epochs=epochs, batch_size=batch_size, step_size=(float(first), float(last)),
-            pseudocount=float(pseudocount), shuffle=shuffle, seed=seed, score=None if valid is None else score,
-            patience=patience, checkpoint=checkpoint, on_epoch=on_epoch, progress=progress,
+            epochs=epochs, batch_size=batch_size, step_size=step_size, pseudocount=pseudocount, shuffle=shuffle,
+            seed=seed, score=None if valid is None else score, patience=patience, checkpoint=checkpoint,
+            on_epoch=on_epoch, progress=progress,
         )  # fmt: skip
 
     def _mean_score(self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None) -> float:
@@ -341,8 +340,8 @@ class Circuit:
         """
         if stats.structure != self.engine.structure:
             raise InputError("statistics: found those of another circuit, wanted this one's")
-        plan = self.engine.plan(soft=False)
-        julia.call("apply_statistics!", plan, stats.edges, stats.inputs, float(step_size), float(pseudocount))
+        step, added = number("step_size", step_size), number("pseudocount", pseudocount)
+        julia.call("apply_statistics!", self.engine.plan(soft=False), stats.edges, stats.inputs, step, added)
 
     def prune(
         self,
@@ -431,15 +430,14 @@ class Circuit:
         Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
 
         """
-        if n < 0:
-            raise InputError(f"n: found {n}, wanted at least 0")
+        n, seed = integer("n", n, least=0), integer("seed", seed)
         if X is None and mask is not None:
             raise InputError("mask: found without X, wanted together with it")
         engine = self.engine
         rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
         count = np.size(head) if rows is None else len(rows)
         out = np.empty((count, n, self.num_vars), engine.category_type)
-        heads = as_heads(head, count, self.num_heads, "head")
+        heads = given_heads(head, count, self.num_heads)
         engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
         return out[0] if rows is None and np.ndim(head) == 0 else out.swapaxes(0, 1)
 
@@ -473,7 +471,7 @@ class Circuit:
 
         """
         rows, hidden = self.engine.rows(X, mask, hides=True)
-        n, heads = len(rows), as_heads(head, len(rows), self.num_heads, "head")
+        n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
         out = np.zeros((n, self.num_vars, self.engine.categories))
         self.engine.run("marginals_job", rows, hidden, heads, out, stage="marginals", total=n, progress=progress)
         return out
@@ -496,7 +494,7 @@ class Circuit:
         where the evidence of a row has probability 0.
         """
         rows, hidden = self.engine.rows(X, mask, hides=True)
-        n, heads = len(rows), as_heads(head, len(rows), self.num_heads, "head")
+        n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
         out = np.empty((n, self.num_vars), self.engine.category_type)
         self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
         return out

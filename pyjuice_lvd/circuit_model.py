@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
@@ -134,6 +135,7 @@ class CircuitModel:
         Raises InputError where X or the mask does not fit the model, or p is 0 for what is known.
 
         """
+        n_samples = integer("n_samples", n_samples, least=0)
         rows = self.rows(X)
         hidden = self._hidden_rows(mask, len(rows))
         drawn = self._pixels(self.circuit.sample(n_samples, X=rows, mask=hidden, seed=seed, progress=progress))

@@ -106,7 +106,7 @@ def _nearest(
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    seen = h
+    seen, seed = h, seed % 2**32  # scikit-learn knows no others
     if len(h) > limit:
         seen = h[np.sort(np.random.default_rng(seed).choice(len(h), limit, replace=False))]
     with warnings.catch_warnings():

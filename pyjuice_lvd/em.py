@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checkpoints import Checkpoint
+from pyjuice_lvd.checks import integers, number, step_sizes, typed
 from pyjuice_lvd.engine import PIECE, Engine, Rows, for_julia
 from pyjuice_lvd.learning import History, Validation
 from pyjuice_lvd.progress import Progress
@@ -23,7 +24,7 @@ def train(
     *,
     epochs: int,
     batch_size: int,
-    step_size: tuple[float, float],
+    step_size: tuple[float, float] | float,
     pseudocount: float,
     shuffle: bool,
     seed: int,
@@ -34,18 +35,21 @@ def train(
     progress: Progress,
 ) -> History:
     """See `Circuit.fit_em`; `score` gives the validation set's mean log-likelihood in nats."""
+    epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
+    steps, pseudocount = step_sizes(step_size), number("pseudocount", pseudocount)
+    shuffle = typed("shuffle", shuffle, bool)
     n, learned, borrowed = len(rows), engine.learned(), for_julia(rows)
     watch = None if score is None else Validation(score, learned, patience)
     history, state = History(), None
     if checkpoint is not None:
         about = {
             "structure": engine.structure, "rows": n, "epochs": epochs, "batch_size": batch_size,
-            "step_size": step_size, "pseudocount": pseudocount, "shuffle": shuffle, "seed": seed,
+            "step_size": steps, "pseudocount": pseudocount, "shuffle": shuffle, "seed": seed,
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about)
         state.restore(history, watch)
     job = julia.call(
-        "em_job", engine.circuit, borrowed, heads, weights, epochs, batch_size, *step_size, pseudocount, shuffle, seed,
+        "em_job", engine.circuit, borrowed, heads, weights, epochs, batch_size, *steps, pseudocount, shuffle, seed,
         len(history),
     )  # fmt: skip
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
@@ -152,8 +153,7 @@ def _checked(x: npt.ArrayLike, h: npt.ArrayLike, num_heads: int) -> tuple[Table,
         raise InputError(f"h: found {features.dtype} {features.shape}, wanted floats ({len(patches)}, D)")
     if not np.isfinite(features).all():
         raise InputError("h: found values that are not finite")
-    if num_heads < 1:
-        raise InputError(f"num_heads: found {num_heads}, wanted at least 1")
+    integer("num_heads", num_heads, least=1)
     return patches, np.ascontiguousarray(features, np.float32)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, integers, number
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.engine import PIECE
 from pyjuice_lvd.errors import InputError
@@ -41,15 +42,17 @@ def hclt(
     data = as_table(X)
     if not len(data):
         raise InputError("X: found no rows, wanted at least 1")
-    for name, value in (("num_latents", num_latents), ("heads", heads)):
+    num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
+    cats = int(data.max(initial=0)) + 1 if num_cats is None else integer("num_cats", num_cats)
+    for name, value in (("num_latents", num_latents), ("num_cats", cats), ("heads", heads)):
         if value < 1:
             raise InputError(f"{name} = {value}: want at least 1")
+    perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     if start not in STARTS:
         raise InputError(f"start: found {start!r}, wanted one of {', '.join(STARTS)}")
     head_of = as_heads(labels, len(data), heads, "labels")
-    cats = int(data.max(initial=0)) + 1 if num_cats is None else num_cats
     parent = chow_liu_parents(data, cats, pseudocount, progress)
-    sizes = num_latents, cats, heads, float(perturbation), seed
+    sizes = num_latents, cats, heads, perturbation, seed
     circuit: julia.Handle
     if start == "random":
         circuit = julia.call("tree_circuit", parent, *sizes)
@@ -58,6 +61,19 @@ def hclt(
         data = for_engine(data[seen])
         states = hidden_states(data, parent, num_latents, seed, progress)
         circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen])
+    return circuit
+
+
+def hclt_over(
+    parent: npt.ArrayLike, num_latents: int, num_cats: int, heads: int, perturbation: float, seed: int
+) -> julia.Handle:
+    """See `Circuit.from_tree`."""
+    tree = np.asarray(parent)
+    if tree.ndim != 1 or tree.dtype.kind not in "iu":
+        raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
+    *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)
+    spread = number("perturbation", perturbation)
+    circuit: julia.Handle = julia.call("tree_circuit", np.ascontiguousarray(tree, np.int64), *sizes, spread, seed)
     return circuit
 
 

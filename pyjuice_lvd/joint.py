@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.color import ColorTransform, color_transform
 from pyjuice_lvd.errors import InputError
@@ -161,9 +162,7 @@ class JointModel:
         model: z is drawn as ever, but each patch is the most probable one of its head, found by max-product
         (`Circuit.mpe`). That leaves out the noise within patches, and with it the model's variety.
         """
-        if n < 0:
-            raise InputError(f"n: found {n}, wanted at least 0")
-        rng = np.random.default_rng(seed)
+        n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
         images = np.empty((n, *self.image_shape), np.uint8)
         with progress.stage("sampling", total=n, unit="images") as stage:
             z = self.prior.sample(n, seed=derive_seed(rng))
@@ -207,8 +206,7 @@ class JointModel:
         Raises InputError where the images or the mask do not fit the model, or p is 0 for what is known.
 
         """
-        if n_samples < 0:
-            raise InputError(f"n_samples: found {n_samples}, wanted at least 0")
+        n_samples, seed = integer("n_samples", n_samples, least=0), integer("seed", seed, least=0)
         images, hidden = self._checked(images, mask)
         rng = np.random.default_rng(seed)
         drawn = np.empty((n_samples, *images.shape), np.uint8)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checkpoints import Checkpoint
+from pyjuice_lvd.checks import integer, integers, nonnegative, number, step_sizes
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.engine import PIECE
 from pyjuice_lvd.errors import InputError
@@ -44,7 +45,9 @@ def fit_prior(
     Returns the mean log-likelihood of each epoch run, in nats, before each batch's step; in `.valid` that of the
     validation images after each.
     """
-    history, steps = History(), np.linspace(*step_size, epochs)
+    epochs, seed = integer("epochs", epochs, least=0), integer("seed", seed, least=0)
+    history, steps = History(), np.linspace(*step_sizes(step_size), epochs)
+    nonnegative("memory", number("memory", memory))
     with progress.stage("p(z) on p(x)", total=epochs * len(train), unit="images") as stage:
         learned_from, held_out = (_Shares(model, images, int(memory * 2**30)) for images in (train, valid))
         watch = Validation(held_out.mean_score, model.prior.parameters(), patience)
@@ -151,6 +154,9 @@ def fit_end_to_end(
     model has the best parameters so far.
 
     """
+    epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
+    pseudocounts = number("pseudocount", pseudocount), number("prior_pseudocount", prior_pseudocount)
+    first_step, last_step = step_sizes(step_size)
     n, patches = len(train), model.patches(train)
     if candidates is not None:
         candidates = _checked(candidates, patches.shape[:2], len(model.circuits))
@@ -161,14 +167,14 @@ def fit_end_to_end(
     if checkpoint is not None:
         about = {
             "structure": [part.structure for part in parts], "images": n, "epochs": epochs, "batch_size": batch_size,
-            "step_size": step_size, "pseudocount": [pseudocount, prior_pseudocount], "seed": seed,
+            "step_size": (first_step, last_step), "pseudocount": pseudocounts, "seed": seed,
             "candidates": 0 if candidates is None else candidates.shape[2],
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about)
         position, total = state.restore(history, watch)
     job = julia.call(
-        "joint_em_job", patches, candidates, epochs, batch_size, float(step_size[0]), float(step_size[1]),
-        float(pseudocount), float(prior_pseudocount), seed, model.tied, *(part.circuit for part in parts),
+        "joint_em_job", patches, candidates, epochs, batch_size, first_step, last_step, *pseudocounts, seed, model.tied,
+        *(part.circuit for part in parts),
     )  # fmt: skip
     julia.call("continue_from!", job, len(history), position, total)
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.checks import integer
 from pyjuice_lvd.errors import InputError
 
 
@@ -31,11 +32,9 @@ class Validation:
     """
 
     def __init__(self, score: Callable[[], float], learned: Sequence[npt.NDArray[np.float32]], patience: int) -> None:
-        if patience < 1:
-            raise InputError(f"patience: found {patience}, wanted at least 1")
         self._score = score
         self._learned = learned
-        self._patience = patience
+        self._patience = integer("patience", patience, least=1)
         self._keep(score())
 
     def _keep(self, score: float) -> None:

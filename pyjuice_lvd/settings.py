@@ -10,8 +10,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_type_hints
 
+from pyjuice_lvd.checks import at_least, check_pseudocount, nonnegative, one_of, require, type_fields, typed
 from pyjuice_lvd.color import COLORS
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.hclt import STARTS
@@ -50,15 +51,16 @@ class DataSettings:
     """Whether clusters, circuits and p(z) also learn from each training image mirrored left to right."""
 
     def __post_init__(self) -> None:
-        _one_of("data.size", self.size, PHOTO_SIZES)
-        _one_of("data.color", self.color, tuple(COLORS))
+        type_fields(self, "data.")
+        one_of("data.size", self.size, PHOTO_SIZES)
+        one_of("data.color", self.color, tuple(COLORS))
         if self.crop:
             parse_crop(self.crop)
         for name in ("valid_fraction", "test_fraction"):
             value = getattr(self, name)
-            _require(0 < value < 1, f"data.{name}", value, "a number above 0 and below 1")
+            require(0 < value < 1, f"data.{name}", value, "a number above 0 and below 1")
         both = self.valid_fraction + self.test_fraction
-        _require(both < 1, "data.valid_fraction + data.test_fraction", both, "a sum below 1: the rest is for training")
+        require(both < 1, "data.valid_fraction + data.test_fraction", both, "a sum below 1: the rest is for training")
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ class ClusterSettings:
     """Whether all positions share clusters and circuits; false: each has as many of its own."""
 
     def __post_init__(self) -> None:
-        _at_least("clusters.outer", self.outer, 1)
-        _at_least("clusters.inner", self.inner, 1)
+        type_fields(self, "clusters.")
+        at_least("clusters.outer", self.outer, 1)
+        at_least("clusters.inner", self.inner, 1)
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,13 @@ class RefiningSettings:
     pseudocount: float = 0.1
 
     def __post_init__(self) -> None:
-        _at_least("refining.rounds", self.rounds, 0)
-        _at_least("refining.latents", self.latents, 1)
-        _at_least("refining.patches", self.patches, 1)
-        _at_least("refining.batch_size", self.batch_size, 1)
+        type_fields(self, "refining.")
+        at_least("refining.rounds", self.rounds, 0)
+        at_least("refining.latents", self.latents, 1)
+        at_least("refining.patches", self.patches, 1)
+        at_least("refining.batch_size", self.batch_size, 1)
         _steps("refining.step_size", self.step_size)
-        _nonnegative("refining.pseudocount", self.pseudocount)
+        check_pseudocount("refining.pseudocount", self.pseudocount)
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,13 @@ class CircuitSettings:
     pseudocount: float = 0.1
 
     def __post_init__(self) -> None:
-        _one_of("circuit.start", self.start, STARTS)
-        _at_least("circuit.latents", self.latents, 1)
-        _at_least("circuit.epochs", self.epochs, 1)
-        _at_least("circuit.batch_size", self.batch_size, 1)
+        type_fields(self, "circuit.")
+        one_of("circuit.start", self.start, STARTS)
+        at_least("circuit.latents", self.latents, 1)
+        at_least("circuit.epochs", self.epochs, 1)
+        at_least("circuit.batch_size", self.batch_size, 1)
         _steps("circuit.step_size", self.step_size)
-        _nonnegative("circuit.pseudocount", self.pseudocount)
+        check_pseudocount("circuit.pseudocount", self.pseudocount)
 
 
 @dataclass(frozen=True)
@@ -151,15 +156,16 @@ class GrowingSettings:
     """Standard deviation of the factor that parameters are multiplied by as they are copied."""
 
     def __post_init__(self) -> None:
-        _one_of("growing.variant", self.variant, tuple(VARIANTS))
-        _at_least("growing.start", self.start, 1)
-        _at_least("growing.epochs", self.epochs, 1)
-        _nonnegative("growing.min_flow", self.min_flow)
-        _nonnegative("growing.stickiness", self.stickiness)
-        _require(0 < self.share <= 1, "growing.share", self.share, "a number above 0 and at most 1")
-        _one_of("growing.new_heads", self.new_heads, NEW_HEADS)
-        _nonnegative("growing.threshold", self.threshold)
-        _nonnegative("growing.noise", self.noise)
+        type_fields(self, "growing.")
+        one_of("growing.variant", self.variant, tuple(VARIANTS))
+        at_least("growing.start", self.start, 1)
+        at_least("growing.epochs", self.epochs, 1)
+        nonnegative("growing.min_flow", self.min_flow)
+        nonnegative("growing.stickiness", self.stickiness)
+        require(0 < self.share <= 1, "growing.share", self.share, "a number above 0 and at most 1")
+        one_of("growing.new_heads", self.new_heads, NEW_HEADS)
+        nonnegative("growing.threshold", self.threshold)
+        nonnegative("growing.noise", self.noise)
 
 
 @dataclass(frozen=True)
@@ -181,15 +187,16 @@ class PriorSettings:
     """EM on p(x) ends after so many epochs without a better validation likelihood."""
 
     def __post_init__(self) -> None:
-        _at_least("prior.latents", self.latents, 1)
-        _at_least("prior.epochs", self.epochs, 1)
-        _at_least("prior.soft_epochs", self.soft_epochs, 0)
-        _at_least("prior.batch_size", self.batch_size, 1)
+        type_fields(self, "prior.")
+        at_least("prior.latents", self.latents, 1)
+        at_least("prior.epochs", self.epochs, 1)
+        at_least("prior.soft_epochs", self.soft_epochs, 0)
+        at_least("prior.batch_size", self.batch_size, 1)
         _steps("prior.step_size", self.step_size)
         _steps("prior.soft_step_size", self.soft_step_size)
-        _nonnegative("prior.pseudocount", self.pseudocount)
-        _require(self.memory > 0, "prior.memory", self.memory, "a number above 0")
-        _at_least("prior.patience", self.patience, 1)
+        check_pseudocount("prior.pseudocount", self.pseudocount)
+        require(0 < self.memory < math.inf, "prior.memory", self.memory, "a finite number above 0")
+        at_least("prior.patience", self.patience, 1)
 
 
 @dataclass(frozen=True)
@@ -209,12 +216,13 @@ class FinetuningSettings:
     """Ends after so many epochs without a better validation likelihood; the best parameters are kept."""
 
     def __post_init__(self) -> None:
-        _at_least("finetuning.epochs", self.epochs, 0)
-        _at_least("finetuning.batch_size", self.batch_size, 1)
-        _at_least("finetuning.candidates", self.candidates, 0)
+        type_fields(self, "finetuning.")
+        at_least("finetuning.epochs", self.epochs, 0)
+        at_least("finetuning.batch_size", self.batch_size, 1)
+        at_least("finetuning.candidates", self.candidates, 0)
         _steps("finetuning.step_size", self.step_size)
-        _nonnegative("finetuning.pseudocount", self.pseudocount)
-        _at_least("finetuning.patience", self.patience, 1)
+        check_pseudocount("finetuning.pseudocount", self.pseudocount)
+        at_least("finetuning.patience", self.patience, 1)
 
 
 @dataclass(frozen=True)
@@ -232,8 +240,9 @@ class HCLTSettings:
     """EM ends after so many epochs without a better validation likelihood."""
 
     def __post_init__(self) -> None:
-        _at_least("hclt.latents", self.latents, 1)
-        _at_least("hclt.trees", self.trees, 1)
+        type_fields(self, "hclt.")
+        at_least("hclt.latents", self.latents, 1)
+        at_least("hclt.trees", self.trees, 1)
         _em("hclt", self)
 
 
@@ -253,8 +262,9 @@ class RatSpnSettings:
     patience: int = 20
 
     def __post_init__(self) -> None:
+        type_fields(self, "rat_spn.")
         for name in ("depth", "replicas", "sums", "inputs"):
-            _at_least(f"rat_spn.{name}", getattr(self, name), 1)
+            at_least(f"rat_spn.{name}", getattr(self, name), 1)
         _em("rat_spn", self)
 
 
@@ -282,10 +292,11 @@ class Settings:
     rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
-        _at_least("threads", self.threads, 0)
-        _one_of("device", self.device, DEVICES)
+        type_fields(self, "")
+        one_of("method", self.method, METHODS)
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        at_least("threads", self.threads, 0)
+        one_of("device", self.device, DEVICES)
         if self.finetuning.candidates and not self.refining.rounds:
             raise InputError(
                 f"finetuning.candidates: found {self.finetuning.candidates} with refining.rounds = 0, "
@@ -343,8 +354,10 @@ def resolve(
         layers.append((f"preset {preset}: ", tomllib.loads(text)))
     if isinstance(config, Mapping):
         layers.append(("", dict(config)))
-    elif config is not None:
+    elif isinstance(config, str | os.PathLike):
         layers.append((f"{os.fspath(config)}: ", read_toml(config)))
+    elif config is not None:
+        raise InputError(f"config: found {config!r}, wanted the path of a TOML file, or nested tables")
     layers += [(f"--set {text}: ", _assignment(text)) for text in assignments]
     options = {"method": method, "seed": seed, "threads": threads, "device": device}
     data = {"color": color, "crop": crop}
@@ -403,18 +416,18 @@ def _construct(cls: type[_T], table: Mapping[str, Any]) -> _T:
 def _typed(cls: type, table: Mapping[str, Any], section: str, source: str) -> dict[str, Any]:
     """Check the names and types of nested tables against a settings class; `source` begins every message."""
     hints = get_type_hints(cls)
-    typed: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key, value in table.items():
-        name = f"{section}.{key}" if section else key
+        name = f"{section}.{key}" if section else str(key)
         if key not in hints:
             raise InputError(f"{source}unknown setting {name}; {_nearest(name, list(hints), section)}")
         if is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise InputError(f"{source}{name}: found {value!r}, wanted a table [{name}]")
-            typed[key] = _typed(hints[key], value, name, source)
+            checked[key] = _typed(hints[key], value, name, source)
         else:
-            typed[key] = _typed_value(value, hints[key], f"{source}{name}")
-    return typed
+            checked[key] = typed(f"{source}{name}", value, hints[key])
+    return checked
 
 
 def _nearest(name: str, keys: list[str], section: str) -> str:
@@ -439,23 +452,6 @@ def setting_names() -> list[str]:
     ]
 
 
-_WORDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-
-
-def _typed_value(value: Any, wanted: Any, name: str) -> Any:
-    if get_origin(wanted) is tuple:
-        kinds = get_args(wanted)
-        if not isinstance(value, list | tuple) or len(value) != len(kinds):
-            raise InputError(f"{name}: found {value!r}, wanted a list of {len(kinds)} values")
-        return tuple(_typed_value(item, kind, name) for item, kind in zip(value, kinds, strict=True))
-    found = type(value)
-    if found is wanted:
-        return value
-    if wanted is float and found is int:
-        return float(value)
-    raise InputError(f"{name}: found {value!r} ({_WORDS.get(found, found.__name__)}), wanted {_WORDS[wanted]}")
-
-
 def _lists(value: Any) -> Any:
     """Turn tuples into lists, which TOML and JSON have."""
     if isinstance(value, dict):
@@ -463,30 +459,13 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _require(ok: bool, name: str, value: object, wanted: str) -> None:
-    if not ok:
-        raise InputError(f"{name}: found {value!r}, wanted {wanted}")
-
-
-def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
-    _require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    _require(value >= least, name, value, f"at least {least}")
-
-
-def _nonnegative(name: str, value: float) -> None:
-    _require(0 <= value < math.inf, name, value, "a finite number, 0 or above")
-
-
 def _em(section: str, settings: HCLTSettings | RatSpnSettings) -> None:
-    _at_least(f"{section}.epochs", settings.epochs, 1)
-    _at_least(f"{section}.batch_size", settings.batch_size, 1)
+    at_least(f"{section}.epochs", settings.epochs, 1)
+    at_least(f"{section}.batch_size", settings.batch_size, 1)
     _steps(f"{section}.step_size", settings.step_size)
-    _nonnegative(f"{section}.pseudocount", settings.pseudocount)
-    _at_least(f"{section}.patience", settings.patience, 1)
+    check_pseudocount(f"{section}.pseudocount", settings.pseudocount)
+    at_least(f"{section}.patience", settings.patience, 1)
 
 
 def _steps(name: str, value: tuple[float, float]) -> None:
-    _require(all(0 < step <= 1 for step in value), name, value, "two numbers above 0 and at most 1")
+    require(all(0 < step <= 1 for step in value), name, value, "two numbers above 0 and at most 1")

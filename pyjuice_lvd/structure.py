@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, number
 from pyjuice_lvd.engine import Engine, Evidence
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -27,12 +28,13 @@ def prune(
     """See `Circuit.prune`."""
     if min_flow is not None and keep is not None:
         raise InputError(f"keep: found {keep} together with min_flow = {min_flow}, wanted one of them")
-    least = float(MIN_FLOW if min_flow is None else min_flow)
-    julia.call("check_pruning", least, None if keep is None else float(keep))
+    least = number("min_flow", MIN_FLOW if min_flow is None else min_flow)
+    keep = None if keep is None else number("keep", keep)
+    julia.call("check_pruning", least, keep)
     job = engine.flow_job(X, heads, weights, progress)
     pruned: julia.Handle
     if keep is not None:
-        pruned = julia.call("prune_to_fraction", job, float(keep))
+        pruned = julia.call("prune_to_fraction", job, keep)
     elif julia.call("has_silent_edges", job, least):
         rows, _ = engine.rows(X)
         n = len(rows)
@@ -60,7 +62,7 @@ def grow(
     if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
         raise InputError(f"select: found {chosen.dtype} {chosen.shape}, wanted integers (m,)")
     chosen = np.ascontiguousarray(chosen, np.int64)
-    parameters = chosen, float(threshold), float(noise)
+    parameters, seed = (chosen, number("threshold", threshold), number("noise", noise)), integer("seed", seed)
     julia.call("check_selection", engine.circuit, *parameters)
     rows, _ = engine.rows(X)
     n = len(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,24 @@ def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "h
     return np.ascontiguousarray(np.broadcast_to(array, (n,)), np.int32)
 
 
+def given_heads(heads: npt.ArrayLike, n: int, num_heads: int, name: str = "head") -> npt.NDArray[np.int32]:
+    """As `as_heads`, of heads that must be named: None is refused."""
+    if heads is None:
+        raise InputError(f"{name}: found None, wanted 0..{num_heads - 1}")
+    return as_heads(heads, n, num_heads, name)
+
+
+def which_head(head: int | Literal["all"], num_heads: int) -> int:
+    """Check that `head` is one head, or "all": that is -1."""
+    array = np.asarray(head)
+    if array.ndim == 0 and array == "all":
+        return -1
+    if array.size != 1 or array.dtype.kind not in "iu":
+        found = f"{array.dtype} {array.shape}" if array.ndim else repr(head)
+        raise InputError(f"head: found {found}, wanted an integer or 'all'")
+    return int(as_heads(array.item(), 1, num_heads, "head")[0])
+
+
 def as_weights(weights: npt.ArrayLike | None, n: int, name: str = "weights") -> npt.NDArray[np.float32]:
     """Check that `weights` are finite numbers (n,), at least 0; None is 1 for each row."""
     array = np.ones(n, np.float32) if weights is None else np.asarray(weights)
@@ -84,7 +102,10 @@ def for_engine(table: Table, *, masked: bool = False) -> Table:
 
 def some_rows(n: int, wanted: int, seed: int) -> npt.NDArray[np.int64] | slice:
     """Choose at most `wanted` of n rows, in order: int64 (wanted,), or all, as they are."""
-    return slice(None) if n <= wanted else np.sort(np.random.default_rng(seed).choice(n, wanted, replace=False))
+    if n <= wanted:
+        return slice(None)
+    rng = np.random.default_rng(seed % 2**64)  # numpy knows no negative seeds
+    return np.sort(rng.choice(n, wanted, replace=False))
 
 
 def shares(n: int, size: int) -> Iterator[slice]:

@@ -27,6 +27,7 @@ function MutualInformationJob(X::AbstractMatrix{<:Integer}; categories::Integer,
     V, N = size(X)
     check_data(X, fill(Int32(categories), V))
     N >= 1 || throw(ArgumentError("X has no samples"))
+    check_pseudocount(pseudocount)
     columns = Matrix{UInt32}(undef, N, V)
     Threads.@threads for i in 1:V
         for n in 1:N

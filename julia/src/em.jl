@@ -276,7 +276,7 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
     epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
     batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
     all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
-    pseudocount >= 0 || throw(ArgumentError("pseudocount = $pseudocount: want 0 or more"))
+    check_pseudocount(pseudocount)
     plan = Plan(c; soft=X isa SoftEvidence)
     check_data(X, plan.limits)
     threads, batch_size = Threads.nthreads(), Int(min(batch_size, N))
@@ -288,6 +288,10 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
                  batch_size > SINGLE_PRECISION_SAMPLES ? ExpectedCounts(c) : ExpectedCounts(Float64[], Float64[]), 0, 0, 0.0,
                  0.0)
 end
+
+"Throws an `ArgumentError` unless single precision can divide by the pseudocount, and multiply it (pyjuice_lvd/checks.py)."
+check_pseudocount(value::Real, name="pseudocount") =
+    value == 0 || 1e-30 <= value <= 1e20 || throw(ArgumentError("$name = $value: want 0, or 1e-30 to 1e20"))
 
 step_of(job::EMJob) = linear_step(job.step_size, job.epoch, job.epochs)
 

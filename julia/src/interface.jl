@@ -84,7 +84,7 @@ statistics(job::FlowJob) = (job.counts.weight, job.counts.leaf, job.total, sum(F
 
 function apply_statistics!(plan::Plan, edge_flows, category_flows, step, pseudocount)
     0 < step <= 1 || throw(ArgumentError("step_size = $step: want a number in (0, 1]"))
-    0 <= pseudocount < Inf || throw(ArgumentError("pseudocount = $pseudocount: want 0 or more"))
+    check_pseudocount(pseudocount)
     apply!(plan, ExpectedCounts(edge_flows, category_flows), [Statistics(plan.circuit)], step, pseudocount)
     return nothing
 end

@@ -54,7 +54,8 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
     epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
     batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
     all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
-    min(pseudocount, prior_pseudocount) >= 0 || throw(ArgumentError("pseudocount: want 0 or more"))
+    check_pseudocount(pseudocount)
+    check_pseudocount(prior_pseudocount, "prior_pseudocount")
     candidates === nothing || size(candidates)[2:3] == (P, N) ||
         throw(ArgumentError("candidates: found $(size(candidates)), wanted (.., $P, $N)"))
     plans = [Plan(c) for c in circuits]

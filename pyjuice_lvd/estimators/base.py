@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from pyjuice_lvd.checks import integer
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.images import as_images, crop_images, parse_crop
 from pyjuice_lvd.progress import SILENT, Progress
@@ -17,6 +19,14 @@ from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.settings import Settings
 
 Array = npt.NDArray[Any]
+RandomState = int | np.random.RandomState | None
+
+
+def seed_of(random_state: RandomState) -> int:
+    """Give the seed that `random_state` is, or that scikit-learn's convention draws from it."""
+    if random_state is None or isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31))
+    return integer("random_state", random_state)
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
@@ -46,13 +56,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""
         return float(-self.score(X) / (np.log(2) * self.model_.dims))
 
-    def sample(self, n: int = 1, *, random_state: int = 0) -> Array:
+    def sample(self, n: int = 1, *, random_state: RandomState = 0) -> Array:
         """Draw exact samples: uint8 (n, H, W, C), or integers (n, V) of a table."""
         self._check_fitted()
-        drawn: Array = self.model_.sample(n, seed=random_state, progress=self._shown)
+        drawn: Array = self.model_.sample(n, seed=seed_of(random_state), progress=self._shown)
         return drawn
 
-    def inpaint(self, X: Array, mask: npt.ArrayLike, *, n_samples: int = 8, random_state: int = 0) -> Array:
+    def inpaint(self, X: Array, mask: npt.ArrayLike, *, n_samples: int = 8, random_state: RandomState = 0) -> Array:
         """Draw exact samples of what is hidden, given the rest.
 
         Parameters
@@ -63,8 +73,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             True where a value is hidden. With a colour transform, which mixes channels, whole pixels only.
         n_samples : int
             For each image or row.
-        random_state : int
-            Seed of the sampling.
+        random_state : int, RandomState or None
+            Seed of the sampling, as scikit-learn has it.
 
         Returns
         -------
@@ -74,7 +84,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
         """
         data, hidden = self._question(X, mask)
-        drawn: Array = self.model_.inpaint(data, hidden, n_samples=n_samples, seed=random_state, progress=self._shown)
+        drawn: Array = self.model_.inpaint(
+            data, hidden, n_samples=n_samples, seed=seed_of(random_state), progress=self._shown
+        )
         return drawn
 
     def marginals(self, X: Array, mask: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pyjuice_lvd.baselines import learn_circuit
+from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.data import IMAGE_CATEGORIES
 from pyjuice_lvd.errors import InputError
@@ -74,7 +75,7 @@ class _Baseline(DensityEstimator):
             raise InputError(f"X: found shape {table.shape}, wanted at least one row and one variable")
         if table.min() < 0:
             raise InputError(f"X: found {table.min()}, wanted categories from 0")
-        cats = int(table.max()) + 1 if self.num_cats is None else self.num_cats
+        cats = int(table.max()) + 1 if self.num_cats is None else integer("num_cats", self.num_cats)
         if table.max() >= cats:
             raise InputError(f"X: found {table.max()}, wanted 0..{cats - 1} for num_cats = {cats}")
         return cats

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.distill import distill
-from pyjuice_lvd.estimators.base import DensityEstimator
+from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
 from pyjuice_lvd.joint import JointModel
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.runs import write_toml
@@ -77,14 +77,14 @@ class LVDPG(DensityEstimator):
         self.n_features_in_ = self.model_.dims
         return self
 
-    def sample(self, n: int = 1, *, random_state: int = 0, biased_modes: bool = False) -> npt.NDArray[np.uint8]:
+    def sample(self, n: int = 1, *, random_state: RandomState = 0, biased_modes: bool = False) -> npt.NDArray[np.uint8]:
         """Draw exact samples: uint8 (n, H, W, C).
 
         With `biased_modes` they are no samples of the model: z is drawn, each patch is then the most probable one of
         its head (`JointModel.sample`).
         """
         self._check_fitted()
-        return self.model_.sample(n, seed=random_state, biased_modes=biased_modes, progress=self._shown)
+        return self.model_.sample(n, seed=seed_of(random_state), biased_modes=biased_modes, progress=self._shown)
 
     def inpaint(
         self,
@@ -92,7 +92,7 @@ class LVDPG(DensityEstimator):
         mask: npt.ArrayLike,
         *,
         n_samples: int = 8,
-        random_state: int = 0,
+        random_state: RandomState = 0,
         biased_modes: bool = False,
     ) -> npt.NDArray[np.uint8]:
         """Draw exact samples of what is hidden, given the rest: uint8 (n_samples, N, H, W, C).
@@ -103,8 +103,9 @@ class LVDPG(DensityEstimator):
         p is 0 for what is known.
         """
         data, hidden = self._question(X, mask)
+        seed = seed_of(random_state)
         return self.model_.inpaint(
-            data, hidden, n_samples=n_samples, seed=random_state, biased_modes=biased_modes, progress=self._shown
+            data, hidden, n_samples=n_samples, seed=seed, biased_modes=biased_modes, progress=self._shown
         )
 
     def posterior(self, X: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:

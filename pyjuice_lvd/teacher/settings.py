@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.checks import at_least, nonnegative, one_of, require, type_fields
 
 DECODERS = ("independent", "convolutional")
 
@@ -39,12 +39,9 @@ class TeacherSettings:
     """Whether training images are mirrored left to right at random."""
 
     def __post_init__(self) -> None:
-        sides = tuple(self.patch) if isinstance(self.patch, list | tuple) else ()
-        if len(sides) != 2 or not all(_is_int(side) and side >= 1 for side in sides):
-            raise InputError(f"teacher.patch: found {self.patch!r}, wanted height and width, integers of at least 1")
-        object.__setattr__(self, "patch", sides)  # TOML and JSON know lists only
-        if self.decoder not in DECODERS:
-            raise InputError(f"teacher.decoder: found {self.decoder!r}, wanted {' or '.join(DECODERS)}")
+        type_fields(self, "teacher.")
+        require(min(self.patch) >= 1, "teacher.patch", self.patch, "height and width, integers of at least 1")
+        one_of("teacher.decoder", self.decoder, DECODERS)
         for name, least in (
             ("channels", 1),
             ("blocks", 0),
@@ -54,17 +51,7 @@ class TeacherSettings:
             ("epochs", 1),
             ("batch_size", 1),
         ):
-            value = getattr(self, name)
-            if not _is_int(value) or value < least:
-                raise InputError(f"teacher.{name}: found {value!r}, wanted an integer of at least {least}")
-        for name, wanted in (("learning_rate", "above 0"), ("commitment", "of at least 0")):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (name == "learning_rate" and value == 0):
-                raise InputError(f"teacher.{name}: found {value!r}, wanted a finite number {wanted}")
-        if not isinstance(self.flip, bool):
-            raise InputError(f"teacher.flip: found {self.flip!r}, wanted true or false")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+            at_least(f"teacher.{name}", getattr(self, name), least)
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "teacher.learning_rate", rate, "a finite number above 0")
+        nonnegative("teacher.commitment", self.commitment)

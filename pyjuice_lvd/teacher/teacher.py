@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyjuice_lvd.checks import integer, one_of
 from pyjuice_lvd.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.images import as_images
@@ -99,8 +100,7 @@ class Teacher:
         images = self._checked(images, "images")
         if valid is not None:
             valid = self._checked(valid, "valid", images.shape[3])
-        if seed < 0:
-            raise InputError(f"seed: found {seed}, wanted 0 or above")
+        seed = integer("seed", seed, least=0)
         place = resolve_device(device)
         network = new_network(self.settings, images, seed).to(place)
         history = train(
@@ -191,15 +191,13 @@ class Teacher:
         return np.require(seen, requirements=["C", "W"])  # PyTorch shares memory with writable arrays only
 
     def _over(self, images: UInt8, function: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
-        if batch_size < 1:
-            raise InputError(f"batch_size: found {batch_size}, wanted at least 1")
+        batch_size = integer("batch_size", batch_size, least=1)
         return self.network.over(self._checked(images, "images", self.network.channels), function, batch_size)
 
 
 def resolve_device(name: str) -> torch.device:
     """Choose the device that "auto", "cpu" or "cuda" stands for; raises InputError if it is not there."""
-    if name not in DEVICES:
-        raise InputError(f"device: found {name!r}, wanted one of {', '.join(DEVICES)}")
+    one_of("device", name, DEVICES)
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device: found 'cuda', but PyTorch sees no CUDA device; wanted auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
