@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils import estimator_checks
 
 from pyjuice_lvd import HCLT, LVD, RATSPN
@@ -219,6 +219,44 @@ def test_scikit_learns_checks_that_need_no_real_valued_data(estimator: object) -
 
 def test_cross_validation(table: np.ndarray) -> None:
     assert np.isfinite(cross_val_score(SMALL[HCLT], table[:200], cv=2)).all()
+
+
+def test_numpys_numbers_are_as_good_as_pythons(table: np.ndarray, tmp_path: Path) -> None:
+    names = {"num_latents": 2, "num_trees": 1, "epochs": 2, "batch_size": 32, "patience": 2, "num_cats": 3}
+    given = {name: np.int64(value) for name, value in names.items()}
+    numbers = {"pseudocount": 0.25, "step_size": (0.5, 0.25)}
+    model = HCLT(**given, pseudocount=np.float32(0.25), step_size=np.array([0.5, 0.25]), random_state=np.int64(3))
+    model.fit(table).save(tmp_path / "model")
+    expected = HCLT(**names, **numbers, random_state=3).fit(table)
+    np.testing.assert_array_equal(model.score_samples(table), expected.score_samples(table))
+    np.testing.assert_array_equal(HCLT.load(tmp_path / "model").sample(9), expected.sample(np.int64(9)))
+    search = GridSearchCV(HCLT(epochs=1), {"num_latents": np.array([1, 2])}, cv=2, error_score="raise")
+    assert search.fit(table[:100]).best_params_["num_latents"] in (1, 2)
+
+
+def test_random_state_is_as_scikit_learn_has_it(table: np.ndarray) -> None:
+    model, hidden = clone(SMALL[HCLT]).set_params(epochs=1).fit(table), np.arange(6) >= 3
+    draw = [
+        lambda random_state: model.sample(20, random_state=random_state),
+        lambda random_state: model.inpaint(table[:5], hidden, random_state=random_state),
+    ]
+    for drawn in draw:
+        np.testing.assert_array_equal(drawn(np.int64(5)), drawn(5))
+        state = np.random.RandomState(5)
+        first, second = drawn(state), drawn(state)
+        assert not np.array_equal(first, second)
+        np.testing.assert_array_equal(first, drawn(np.random.RandomState(5)))
+        assert not np.array_equal(drawn(None), drawn(None))
+        with pytest.raises(InputError, match=r"random_state: found 'a' \(a string\), wanted an integer"):
+            drawn("a")
+    with pytest.raises(InputError, match=r"n: found 2\.5 \(a number\), wanted an integer"):
+        model.sample(2.5)
+    with pytest.raises(InputError, match="n_samples: found -1, wanted at least 0"):
+        model.inpaint(table[:5], hidden, n_samples=-1)
+    with pytest.raises(InputError, match="num_cats: found 'a'"):
+        clone(model).set_params(num_cats="a").fit(table)
+    with pytest.raises(InputError, match="config: found 5, wanted the path of a TOML file"):
+        LVD(config=5).fit(np.zeros((4, 4, 4), np.uint8))
 
 
 def test_learning_goes_on_where_it_stopped(table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

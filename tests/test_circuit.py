@@ -266,6 +266,102 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         pc.save(tmp_path / "model.bin")
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda pc, X: pc.fit_em(X, step_size=(0.1,)), "step_size: found (0.1,), wanted a list of 2 values"),
+        (lambda pc, X: pc.fit_em(X, step_size=(0.1, 0.2, 0.3)), "step_size: found (0.1, 0.2, 0.3), wanted a list of 2"),
+        (lambda pc, X: pc.fit_em(X, step_size="a"), "step_size: found 'a' (a string), wanted a number"),
+        (lambda pc, X: pc.fit_em(X, step_size=(0.1, None)), "step_size: found None (NoneType), wanted a number"),
+        (lambda pc, X: pc.fit_em(X, step_size=(0.1, np.nan)), "step_size = (0.1, NaN): want numbers in (0, 1]"),
+        (lambda pc, X: pc.fit_em(X, epochs=2.5), "epochs: found 2.5 (a number), wanted an integer"),
+        (lambda pc, X: pc.fit_em(X, epochs=-1), "epochs = -1: want 0 or more"),
+        (lambda pc, X: pc.fit_em(X, batch_size=2.0), "batch_size: found 2.0 (a number), wanted an integer"),
+        (lambda pc, X: pc.fit_em(X, batch_size=None), "batch_size: found None (NoneType), wanted an integer"),
+        (lambda pc, X: pc.fit_em(X, seed=None), "seed: found None (NoneType), wanted an integer"),
+        (lambda pc, X: pc.fit_em(X, seed=2**63), "seed: found 9223372036854775808, wanted an integer of 64 bits"),
+        (lambda pc, X: pc.fit_em(X, shuffle=None), "shuffle: found None (NoneType), wanted true or false"),
+        (lambda pc, X: pc.fit_em(X, valid=X, patience=1.5), "patience: found 1.5 (a number), wanted an integer"),
+        (lambda pc, X: pc.fit_em(X, pseudocount="a"), "pseudocount: found 'a' (a string), wanted a number"),
+        (lambda pc, X: pc.fit_em(X, pseudocount=np.inf), "pseudocount = Inf: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: pc.fit_em(X, pseudocount=np.nan), "pseudocount = NaN: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: pc.fit_em(X, pseudocount=-1), "pseudocount = -1.0: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: pc.fit_em(X, pseudocount=1e39), "pseudocount = 1.0e39: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: pc.fit_em(X, pseudocount=1e-40), "pseudocount = 1.0e-40: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: pc.apply(pc.accumulate(X), pseudocount=np.inf), "pseudocount = Inf: want 0, or"),
+        (lambda pc, X: pc.apply(pc.accumulate(X), step_size=None), "step_size: found None (NoneType), wanted a number"),
+        (lambda pc, X: Circuit.hclt(X, pseudocount=-1), "pseudocount = -1.0: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: Circuit.hclt(X, pseudocount=np.nan), "pseudocount = NaN: want 0, or 1e-30 to 1e20"),
+        (lambda pc, X: Circuit.hclt(X, num_latents=2.0), "num_latents: found 2.0 (a number), wanted an integer"),
+        (lambda pc, X: Circuit.hclt(X, num_cats=0), "num_cats = 0: want at least 1"),
+        (lambda pc, X: Circuit.hclt(X, heads=True), "heads: found True (true or false), wanted an integer"),
+        (lambda pc, X: Circuit.hclt(X, perturbation="a"), "perturbation: found 'a' (a string), wanted a number"),
+        (lambda pc, X: Circuit.hclt(X, seed=None), "seed: found None (NoneType), wanted an integer"),
+        (
+            lambda pc, X: Circuit.from_tree([-1], num_cats=2, num_latents=2.5),
+            "num_latents: found 2.5 (a number), wanted",
+        ),
+        (lambda pc, X: Circuit.from_tree([-1], num_cats=2, seed="a"), "seed: found 'a' (a string), wanted an integer"),
+        (lambda pc, X: Circuit.fully_factorized(num_vars=2, num_cats=None), "num_cats: found None (NoneType), wanted"),
+        (
+            lambda pc, X: Circuit.rat_spn(num_vars=4, depth=1.5, replicas=1, num_sums=1, num_inputs=1, num_cats=2),
+            "depth: found 1.5 (a number), wanted an integer",
+        ),
+        (lambda pc, X: pc.log_likelihood(X, head=np.zeros(60, int)), "head: found int64 (60,), wanted an integer or"),
+        (lambda pc, X: pc.log_likelihood(X, head=None), "head: found None, wanted an integer or 'all'"),
+        (lambda pc, X: pc.log_likelihood(X, head="each"), "head: found 'each', wanted an integer or 'all'"),
+        (lambda pc, X: pc.log_likelihood(X, head=-1), "head: found -1, wanted 0..0"),
+        (lambda pc, X: pc.with_heads(None), "heads: found None, wanted 0..0"),
+        (lambda pc, X: pc.sample(2.5), "n: found 2.5 (a number), wanted an integer"),
+        (lambda pc, X: pc.sample(None), "n: found None (NoneType), wanted an integer"),
+        (lambda pc, X: pc.sample(-1), "n: found -1, wanted at least 0"),
+        (lambda pc, X: pc.sample(1, seed=None), "seed: found None (NoneType), wanted an integer"),
+        (lambda pc, X: pc.sample(1, head=None), "head: found None, wanted 0..0"),
+    ],
+)
+def test_parameters_that_are_not_what_is_wanted_are_named(
+    data: np.ndarray, call: Callable[[Circuit, np.ndarray], object], message: str
+) -> None:
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3)
+    before = [array.copy() for array in pc.parameters()]
+    with pytest.raises(InputError) as caught:
+        call(pc, data)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    for array, values in zip(pc.parameters(), before, strict=True):
+        np.testing.assert_array_equal(array, values)
+
+
+def test_numpys_numbers_are_as_good_as_pythons(data: np.ndarray, tmp_path: Path) -> None:
+    def trained(integer: Callable, number: Callable, step_size: object, shuffle: object) -> Circuit:
+        pc = Circuit.hclt(
+            data, num_latents=integer(2), num_cats=integer(3), heads=integer(2), perturbation=number(0.25),
+            pseudocount=number(0.5), seed=integer(3),
+        )  # fmt: skip
+        pc.fit_em(
+            data, epochs=integer(3), batch_size=integer(50), step_size=step_size, pseudocount=number(0.5),
+            shuffle=shuffle, seed=integer(4), valid=data, patience=integer(2),
+            checkpoint=tmp_path / "em.safetensors",
+        )  # fmt: skip
+        pc.apply(pc.accumulate(data), step_size=number(0.5), pseudocount=number(0.5))
+        heads, options = data[:, 0] % 2, {"threshold": number(0.25), "noise": number(0.125), "seed": integer(5)}
+        return pc.prune(data, heads=heads, keep=number(0.75)).grow(data, heads=heads, select=[0], **options)
+
+    expected = trained(int, float, (0.5, 0.5), True)
+    for kinds in ((np.int64, np.float32), (np.uint8, np.float16), (np.array, np.array)):
+        for step_size in (np.float32(0.5), np.array([0.5, 0.5]), [np.float64(0.5), 0.5]):
+            pc = trained(*kinds, step_size, np.True_)
+            for array, values in zip(pc.parameters(), expected.parameters(), strict=True):
+                np.testing.assert_array_equal(array, values)
+    draws = [expected.sample(n, head=head, seed=seed) for n, head, seed in ((4, 1, 2), np.uint8([4, 1, 2]))]
+    np.testing.assert_array_equal(*draws)
+    scores = [expected.log_likelihood(data, head=head) for head in (1, np.int64(1), np.array(1))]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_array_equal(scores[0], scores[2])
+    every = [expected.log_likelihood(data, head=head) for head in ("all", np.str_("all"))]
+    np.testing.assert_array_equal(*every)
+
+
 def test_a_validation_set_stops_training_and_the_best_parameters_are_kept(data: np.ndarray) -> None:
     train, valid = data[:40], data[200:]  # few rows, many latents: EM overfits
     pc = Circuit.hclt(train, num_latents=16, num_cats=3, heads=2)

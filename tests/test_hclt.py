@@ -91,6 +91,13 @@ def test_the_setting_reaches_the_circuit(digits: np.ndarray) -> None:
         CircuitSettings(start="nowhere")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**40])
+def test_any_seed(digits: np.ndarray, seed: int) -> None:
+    pc = Circuit.hclt(digits[:, 20:24], num_latents=2, num_cats=17, start="clusters", seed=seed)
+    assert np.isfinite(pc.log_likelihood(digits[:, 20:24])).all()
+    assert len(rows_for_states(3000, 2, seed)) == 2000
+
+
 def test_what_is_refused(digits: np.ndarray) -> None:
     with pytest.raises(InputError, match="num_latents = 0: want at least 1"):
         Circuit.hclt(digits, num_latents=0, start="clusters")

@@ -213,3 +213,35 @@ def test_what_cannot_be_trained_end_to_end_is_refused() -> None:
         fit_end_to_end(model, alike(0), alike(5), epochs=1, step_size=(0.1, 0.1))
     with pytest.raises(InputError, match="step_size"):
         fit_end_to_end(model, alike(5), alike(5), epochs=1, step_size=(2.0, 0.1))
+
+
+@pytest.mark.parametrize("fit", [fit_prior, fit_end_to_end])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 1.5}, "epochs: found 1.5 (a number), wanted an integer"),
+        ({"step_size": (0.1,)}, "step_size: found (0.1,), wanted a list of 2 values"),
+        ({"batch_size": None}, "batch_size: found None (NoneType), wanted an integer"),
+        ({"pseudocount": np.inf}, "pseudocount = Inf: want 0, or 1e-30 to 1e20"),
+        ({"pseudocount": 1e39}, "pseudocount = 1.0e39: want 0, or 1e-30 to 1e20"),
+        ({"patience": 0}, "patience: found 0, wanted at least 1"),
+        ({"seed": None}, "seed: found None (NoneType), wanted an integer"),
+    ],
+)
+def test_parameters_of_em_are_checked(fit: Callable[..., object], wrong: dict[str, object], message: str) -> None:
+    model = tiny_model(cats=4)
+    before = learned(model)
+    with pytest.raises(InputError) as caught:
+        fit(model, alike(5), alike(5), **{"epochs": 1, "step_size": (0.1, 0.1), **wrong})
+    assert str(caught.value).startswith(message)
+    for array, values in zip(learned(model), before, strict=True):
+        np.testing.assert_array_equal(array, values)
+
+
+def test_the_priors_own_parameters_are_checked() -> None:
+    for fit, wrong, message in (
+        (fit_prior, {"memory": -1}, "memory: found -1.0, wanted a finite number"),
+        (fit_end_to_end, {"prior_pseudocount": np.nan}, "prior_pseudocount = NaN: want 0, or"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(tiny_model(cats=4), alike(5), alike(5), epochs=1, step_size=(0.1, 0.1), **wrong)

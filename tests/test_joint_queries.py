@@ -330,6 +330,8 @@ def test_the_estimator_asks_the_model_and_crops_what_it_is_given(grey: Enumerate
         (estimator.inpaint(large, mask, random_state=3), model.inpaint(images, masks, seed=3)),
         (estimator.inpaint(large, mask[1], biased_modes=True), model.inpaint(images, masks[1], biased_modes=True)),
         (estimator.sample(5, random_state=2), model.sample(5, seed=2)),
+        (estimator.sample(5, random_state=np.int64(2)), model.sample(5, seed=2)),
+        *[[estimator.sample(5, random_state=np.random.RandomState(2)) for _ in range(2)]],
         (estimator.sample(5, biased_modes=True), model.sample(5, biased_modes=True)),
         (estimator.marginals(large, mask), model.marginals(images, masks)),
         (estimator.posterior_mean(large, mask), model.posterior_mean(images, masks)),
@@ -338,6 +340,9 @@ def test_the_estimator_asks_the_model_and_crops_what_it_is_given(grey: Enumerate
         (estimator.patch_anomaly(large), model.patch_anomaly(images)),
     ):
         np.testing.assert_array_equal(answer, expected)
+    assert not np.array_equal(*(estimator.sample(50, random_state=None) for _ in range(2)))
+    with pytest.raises(InputError, match=r"random_state: found 'a' \(a string\), wanted an integer"):
+        estimator.inpaint(large, mask, random_state="a")
 
 
 def test_bad_questions_are_named(known: Enumerated) -> None:
@@ -356,6 +361,13 @@ def test_bad_questions_are_named(known: Enumerated) -> None:
             ask(np.zeros((3, *shape[:2]), bool))
     with pytest.raises(InputError, match="n: found -1"):
         model.sample(-1)
+    with pytest.raises(InputError, match=r"n: found 2\.5 \(a number\), wanted an integer"):
+        model.sample(2.5)
+    for seed, found in ((None, "None"), (-1, "-1"), ("a", "'a'")):
+        with pytest.raises(InputError, match=f"seed: found {found}"):
+            model.sample(1, seed=seed)
+        with pytest.raises(InputError, match=f"seed: found {found}"):
+            model.inpaint(images, np.ones(shape[:2], bool), seed=seed)
     with pytest.raises(InputError, match="n_samples: found -1"):
         model.inpaint(images, np.ones(shape[:2], bool), n_samples=-1)
     if shape[2] == 3:

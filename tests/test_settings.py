@@ -9,6 +9,7 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -202,6 +203,10 @@ def test_bad_assignments_are_named(text, parts):
         ("circuit.step_size=[nan, 0.1]", "above 0 and at most 1"),
         ("circuit.pseudocount=-0.1", "0 or above"),
         ("circuit.pseudocount=inf", "finite"),
+        ("hclt.pseudocount=1e39", "0, or 1e-30 to 1e20"),
+        ("rat_spn.pseudocount=1e-40", "0, or 1e-30 to 1e20"),
+        ("finetuning.pseudocount=inf", "finite"),
+        ("prior.memory=inf", "a finite number above 0"),
         ("prior.latents=0", "at least 1"),
         ("prior.epochs=0", "at least 1"),
         ("prior.soft_epochs=-1", "at least 0"),
@@ -219,8 +224,40 @@ def test_ranges(text, wanted):
     assert wanted in found
 
 
+def test_numpys_values_are_as_good_as_pythons():
+    config = {
+        "teacher": {"patch": np.array([2, 2]), "epochs": np.int32(3), "commitment": np.float16(0.5), "flip": np.True_},
+        "data": {"color": np.str_("rgb")},
+        "circuit": {"latents": np.int64(3), "step_size": np.array([0.5, 0.25]), "pseudocount": np.int8(1)},
+        "clusters": {"tied": np.False_},
+    }
+    plain = {
+        "teacher": {"patch": [2, 2], "epochs": 3, "commitment": 0.5, "flip": True},
+        "data": {"color": "rgb"},
+        "circuit": {"latents": 3, "step_size": [0.5, 0.25], "pseudocount": 1.0},
+        "clusters": {"tied": False},
+    }
+    found, wanted = resolve("tiny", config, seed=np.int64(7)), resolve("tiny", plain, seed=7)
+    assert json.dumps(found.to_dict()) == json.dumps(wanted.to_dict())  # which knows no numpy
+    made = CircuitSettings(**config["circuit"])
+    assert json.dumps(dataclasses.asdict(made)) == json.dumps(dataclasses.asdict(CircuitSettings(**plain["circuit"])))
+    for table, part in (
+        ({"circuit": {"latents": np.float64(2)}}, "circuit.latents: found 2.0 (a number), wanted an integer"),
+        ({"circuit": {"latents": np.True_}}, "circuit.latents: found True (true or false), wanted an integer"),
+        ({"circuit": {"step_size": np.arange(3)}}, "circuit.step_size: found [0, 1, 2], wanted a list of 2 values"),
+        ({"circuit": {"latents": np.zeros((99, 9))}}, "wanted an integer"),
+        ({3: 4}, "unknown setting 3"),
+        (5, "config: found 5, wanted the path of a TOML file, or nested tables"),
+    ):
+        found = message(None, table)
+        assert part in found
+        assert len(found) < 200
+
+
 def test_ranges_hold_in_python_too():
     for make in (
+        lambda: Settings(seed="a"),
+        lambda: CircuitSettings(latents=2.5),
         lambda: ClusterSettings(outer=0),
         lambda: CircuitSettings(step_size=(0.0, 0.0)),
         lambda: PriorSettings(patience=0),

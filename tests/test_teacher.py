@@ -514,11 +514,18 @@ def test_bad_files(photos, fitted, tmp_path):
         ("commitment", -1),
         ("commitment", "much"),
         ("flip", 1),
+        ("codes", np.float64(16)),
     ],
 )
 def test_bad_settings(name, value):
     with pytest.raises(InputError, match=rf"^teacher\.{name}: found .*, wanted [^\n]+$"):
         TeacherSettings(**{name: value})
+
+
+def test_numpys_values_are_as_good_as_pythons():
+    made = TeacherSettings(patch=np.array([4, 2]), codes=np.int64(16), learning_rate=np.float32(0.5), flip=np.True_)
+    assert made == TeacherSettings(patch=(4, 2), codes=16, learning_rate=0.5, flip=True)
+    assert {type(value) for value in vars(made).values()} == {tuple, str, int, float, bool}
 
 
 def test_a_list_is_a_patch():
@@ -545,6 +552,8 @@ def test_bad_input(photos, fitted):
         fitted.codes(photos[:4, ..., :1])
     with pytest.raises(InputError, match="seed: found -1, wanted"):
         teacher.fit(photos[:4], seed=-1, device="cpu")
+    with pytest.raises(InputError, match="seed: found None"):
+        teacher.fit(photos[:4], seed=None, device="cpu")
     with pytest.raises(InputError, match="device: found 'gpu', wanted one of auto, cpu, cuda"):
         teacher.fit(photos[:4], device="gpu")
     with pytest.raises(InputError, match="batch_size: found 0, wanted"):

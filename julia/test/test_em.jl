@@ -194,3 +194,20 @@ end
     @test few == 2 && many > 2
     @test whole.leaf == pieces.leaf && whole.weight == pieces.weight
 end
+
+@testset "pseudocounts that single precision cannot work with are refused, those next to them leave probabilities" begin
+    X = rand(MersenneTwister(44), 0:1, 3, 40)
+    fit(pseudocount) = begin
+        c = hclt([0, 1, 2]; latents=2, categories=4, heads=2)  # the second head and two categories have no flow
+        finish!(EMJob(c, X, ones(Int, 40); epochs=2, batch_size=40, step_size=(0.5, 0.5), pseudocount=pseudocount))
+        c
+    end
+    for pseudocount in (0, 1e-30, 1e20)
+        c = fit(pseudocount)
+        @test all(isfinite, c.weight) && all(isfinite, c.leaf)
+    end
+    for pseudocount in (-1, NaN, Inf, 1e39, 1e-40)
+        @test_throws ArgumentError fit(pseudocount)
+        @test_throws ArgumentError MutualInformationJob(X; categories=2, pseudocount=pseudocount)
+    end
+end

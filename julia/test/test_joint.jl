@@ -153,5 +153,7 @@ end
     @test refused("found no samples", prior, circuits, zeros(UInt8, 2, 2, 0))
     @test refused("outside 0..2", prior, circuits, fill(UInt8(3), 2, 2, 5))
     @test refused("step_size", prior, circuits, patches; step_size=(0.0, 0.1))
+    @test refused("pseudocount = -1: want 0, or 1e-30 to 1e20", prior, circuits, patches; pseudocount=-1)
+    @test refused("prior_pseudocount = Inf: want 0, or 1e-30 to 1e20", prior, circuits, patches; prior_pseudocount=Inf)
     @test refused("candidates: found (1, 3, 5), wanted (.., 2, 5)", prior, circuits, patches; candidates=zeros(UInt16, 1, 3, 5))
 end
