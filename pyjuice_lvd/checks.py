@@ -78,7 +78,7 @@ def require(ok: bool, name: str, value: object, wanted: str) -> None:
 
 def one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Check that a value is one of the choices."""
-    require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
+    require(_plain(value) in choices, name, value, f"one of {', '.join(map(str, choices))}")
 
 
 def at_least(name: str, value: int, least: int) -> None:

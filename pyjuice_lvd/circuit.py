@@ -19,7 +19,7 @@ from pyjuice_lvd.hclt import hclt, hclt_over
 from pyjuice_lvd.learning import Flows, History, Statistics
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.structure import grow, prune
-from pyjuice_lvd.tables import Table, as_heads, as_shares, as_weights, for_engine, given_heads, which_head
+from pyjuice_lvd.tables import Table, as_heads, as_numbers, as_shares, as_weights, for_engine, given_heads, which_head
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
@@ -169,7 +169,7 @@ class Circuit:
         `weights`, numbers (len(circuits),), are those of the sums, up to a factor; default: equal. Raises InputError
         where the circuits differ in their numbers of variables or heads, or the weights do not fit.
         """
-        shares = np.ones(len(circuits)) if weights is None else np.asarray(weights, np.float64)
+        shares = np.ones(len(circuits)) if weights is None else as_numbers(weights, "weights")
         return cls(julia.call("mixture_circuit", shares, *(circuit.engine.circuit for circuit in circuits)))
 
     @classmethod

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, number
+from pyjuice_lvd.checks import integer, integers, number, one_of
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.engine import PIECE
 from pyjuice_lvd.errors import InputError
@@ -48,8 +48,7 @@ def hclt(
         if value < 1:
             raise InputError(f"{name} = {value}: want at least 1")
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
-    if start not in STARTS:
-        raise InputError(f"start: found {start!r}, wanted one of {', '.join(STARTS)}")
+    one_of("start", start, STARTS)
     head_of = as_heads(labels, len(data), heads, "labels")
     parent = chow_liu_parents(data, cats, pseudocount, progress)
     sizes = num_latents, cats, heads, perturbation, seed

@@ -165,7 +165,7 @@ class GrowingSettings:
         require(0 < self.share <= 1, "growing.share", self.share, "a number above 0 and at most 1")
         one_of("growing.new_heads", self.new_heads, NEW_HEADS)
         nonnegative("growing.threshold", self.threshold)
-        nonnegative("growing.noise", self.noise)
+        require(0 <= self.noise <= 1e20, "growing.noise", self.noise, "a finite number, 0 or above and at most 1e20")
 
 
 @dataclass(frozen=True)
@@ -348,16 +348,14 @@ def resolve(
     """
     layers: list[tuple[str, dict[str, Any]]] = []
     if preset is not None:
-        if preset not in preset_names():
-            raise InputError(f"preset: found {preset!r}, wanted one of {', '.join(preset_names())}")
+        one_of("preset", preset, preset_names())
         text = (resources.files("pyjuice_lvd.presets") / f"{preset}.toml").read_text(encoding="utf-8")
         layers.append((f"preset {preset}: ", tomllib.loads(text)))
     if isinstance(config, Mapping):
         layers.append(("", dict(config)))
-    elif isinstance(config, str | os.PathLike):
-        layers.append((f"{os.fspath(config)}: ", read_toml(config)))
     elif config is not None:
-        raise InputError(f"config: found {config!r}, wanted the path of a TOML file, or nested tables")
+        require(isinstance(config, str | os.PathLike), "config", config, "the path of a TOML file, or nested tables")
+        layers.append((f"{os.fspath(config)}: ", read_toml(config)))
     layers += [(f"--set {text}: ", _assignment(text)) for text in assignments]
     options = {"method": method, "seed": seed, "threads": threads, "device": device}
     data = {"color": color, "crop": crop}

@@ -95,6 +95,14 @@ def as_shares(weights: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float
     return array
 
 
+def as_numbers(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
+    """Check that `values` are numbers (n,), for any n."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "fiub":
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers (n,)")
+    return np.ascontiguousarray(array, np.float64)
+
+
 def for_engine(table: Table, *, masked: bool = False) -> Table:
     """Take over a table of valid categories as uint8, or as int32: the engine is compiled for few types."""
     return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)

@@ -311,6 +311,12 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         (lambda pc, X: pc.log_likelihood(X, head=None), "head: found None, wanted an integer or 'all'"),
         (lambda pc, X: pc.log_likelihood(X, head="each"), "head: found 'each', wanted an integer or 'all'"),
         (lambda pc, X: pc.log_likelihood(X, head=-1), "head: found -1, wanted 0..0"),
+        (lambda pc, X: Circuit.mixture([pc], weights="a"), "weights: found <U1 (), wanted numbers (n,)"),
+        (lambda pc, X: Circuit.mixture([pc], weights=1.0), "weights: found float64 (), wanted numbers (n,)"),
+        (
+            lambda pc, X: Circuit.hclt(X, start=np.zeros(2)),
+            "start: found array([0., 0.]), wanted one of random, clusters",
+        ),
         (lambda pc, X: pc.with_heads(None), "heads: found None, wanted 0..0"),
         (lambda pc, X: pc.sample(2.5), "n: found 2.5 (a number), wanted an integer"),
         (lambda pc, X: pc.sample(None), "n: found None (NoneType), wanted an integer"),

@@ -206,6 +206,7 @@ def test_bad_assignments_are_named(text, parts):
         ("hclt.pseudocount=1e39", "0, or 1e-30 to 1e20"),
         ("rat_spn.pseudocount=1e-40", "0, or 1e-30 to 1e20"),
         ("finetuning.pseudocount=inf", "finite"),
+        ("growing.noise=1e39", "at most 1e20"),
         ("prior.memory=inf", "a finite number above 0"),
         ("prior.latents=0", "at least 1"),
         ("prior.epochs=0", "at least 1"),
@@ -247,6 +248,7 @@ def test_numpys_values_are_as_good_as_pythons():
         ({"circuit": {"step_size": np.arange(3)}}, "circuit.step_size: found [0, 1, 2], wanted a list of 2 values"),
         ({"circuit": {"latents": np.zeros((99, 9))}}, "wanted an integer"),
         ({3: 4}, "unknown setting 3"),
+        (np.zeros((9, 9)), "config: found array("),
         (5, "config: found 5, wanted the path of a TOML file, or nested tables"),
     ):
         found = message(None, table)

@@ -77,7 +77,7 @@ function check_growth(c::Circuit, select, threshold, noise)
         throw(ArgumentError("select: found $(extrema(select) .- 1), the circuit has heads 0..$(num_heads(c) - 1)"))
     allunique(select) || throw(ArgumentError("select: found a head twice, wanted each at most once"))
     threshold >= 0 || throw(ArgumentError("threshold = $threshold: want 0 or more"))
-    0 <= noise < Inf || throw(ArgumentError("noise = $noise: want 0 or more"))
+    0 <= noise <= 1e20 || throw(ArgumentError("noise = $noise: want 0 or more, at most 1e20"))
 end
 
 """
