@@ -1,11 +1,8 @@
 """`Circuit`, the Python face of the engine. The engine's own tests are in julia/test."""
 
 import contextlib
-import copy
-import gc
 import gzip
 import itertools
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -134,29 +131,6 @@ def test_equal_circuits_give_equal_files(data: np.ndarray, tmp_path: Path, suffi
     for name in ("one", "two"):
         pc.save(tmp_path / f"{name}{suffix}")
     assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes()
-
-
-@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda pc: pickle.loads(pickle.dumps(pc))])
-def test_copies_are_circuits_of_their_own(data: np.ndarray, twin: Callable[[Circuit], Circuit]) -> None:
-    pc = Circuit.hclt(data, num_latents=3, heads=2)
-    pc.head_weights = [3, 1]
-    before = pc.log_likelihood(data, head="all")
-    other = twin(pc)
-    np.testing.assert_array_equal(other.log_likelihood(data, head="all"), before)
-    np.testing.assert_array_equal(other.head_weights, [0.75, 0.25])
-    other.fit_em(data, epochs=1)
-    assert not np.array_equal(other.log_likelihood(data), before[:, 0])
-    del other
-    gc.collect()
-    np.testing.assert_array_equal(pc.log_likelihood(data, head="all"), before)
-
-
-def test_what_stays_in_julia_is_neither_copied_nor_pickled() -> None:
-    evidence = Evidence(np.zeros((2, 3, 4), np.float32))
-    for twin in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="neither copied nor pickled"):
-            twin(evidence)
-    assert len(evidence) == 2
 
 
 def test_prior_weights_of_the_heads(data: np.ndarray, tmp_path: Path) -> None:

@@ -184,11 +184,19 @@ function check_input(c, u)
     end
 end
 
-"The log probability of category `k`, from 0, of input `u`: a binomial's also where its table has underflowed."
+"The probability of category `k`, from 0, of input `u`, in Float64: a binomial's also where its table has underflowed."
+function probability(c::Circuit, u, k)
+    p = c.leaf[c.param_start[u] + k * c.param_stride[u]]
+    return has_underflowed(c, u, p) ? exp(log_binomial(c.categories[u] - 1, k, c.success[u])) : Float64(p)
+end
+
+"Its logarithm, also where that is below any Float64."
 function log_probability(c::Circuit, u, k)
     p = c.leaf[c.param_start[u] + k * c.param_stride[u]]
-    return p < floatmin(Float32) && c.kind[u] == BINOMIAL ? log_binomial(c.categories[u] - 1, k, c.success[u]) : log(Float64(p))
+    return has_underflowed(c, u, p) ? log_binomial(c.categories[u] - 1, k, c.success[u]) : log(Float64(p))
 end
+
+has_underflowed(c::Circuit, u, p) = p < floatmin(Float32) && c.kind[u] == BINOMIAL
 
 "The probabilities of 0..N successes in `N` trials, each computed in Float64."
 binomial_table(N::Integer, p::Real) = Float32[exp(log_binomial(N, x, p)) for x in 0:N]

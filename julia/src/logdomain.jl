@@ -25,4 +25,4 @@ log_input(c, u, X::SoftEvidence, n) = log(soft_input(c, u, X, n))
 
 "The value of input `u` given soft evidence: of numbers whose products may be smaller than any Float32."
 soft_input(c, u, X::SoftEvidence, n) =
-    sum(exp(log_probability(c, u, k)) * X.likelihood[k + 1, c.variable[u], n] for k in 0:c.categories[u] - 1)
+    sum(probability(c, u, k) * X.likelihood[k + 1, c.variable[u], n] for k in 0:c.categories[u] - 1)
