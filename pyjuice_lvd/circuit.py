@@ -47,7 +47,7 @@ class Circuit:
 
     @property
     def head_weights(self) -> npt.NDArray[np.float64]:
-        """Prior weights of the heads, (num_heads,), which sum to 1; equal, unless set or read.
+        """Prior weights of the heads, float64 (num_heads,), which sum to 1; equal, unless set or read.
 
         They are those of the sum over the heads that a `.jpc` file ends in. No likelihood depends on them. What is
         assigned, numbers of at least 0, is scaled to sum to 1.
@@ -60,7 +60,7 @@ class Circuit:
 
     def __reduce__(self) -> tuple[Callable[..., Circuit], tuple[Any, ...]]:
         # Copies and pickles are of the arrays: the circuit itself stays in Julia.
-        return _restored, (type(self), self.num_vars, [array.copy() for array in self.engine.arrays().values()])
+        return _restored, (type(self), self.num_vars, list(self.engine.arrays().values()))
 
     def __repr__(self) -> str:
         return (
