@@ -15,8 +15,8 @@ from typing import Any
 from common import machine
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.report import stage_seconds
-from pyjuice_lvd.runs import RunDirectory, read_json, write_json
+from pyjuice_lvd.files.run import RunDirectory, read_json, write_json
+from pyjuice_lvd.report.page import stage_seconds
 
 
 def collect(folder: str) -> dict[str, Any]:

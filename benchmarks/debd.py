@@ -20,12 +20,12 @@ import numpy as np
 from common import machine
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.baselines import learn_circuit
-from pyjuice_lvd.data import load_data, num_categories
+from pyjuice_lvd.data.load import load_data, num_categories
+from pyjuice_lvd.data.splits import Splits
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.runs import write_json
+from pyjuice_lvd.files.run import write_json
+from pyjuice_lvd.learn.baselines import learn_circuit
 from pyjuice_lvd.settings import HCLTSettings, Settings
-from pyjuice_lvd.splits import Splits
 
 # Mean test log-likelihood in nats, HCLT in Liu and Van den Broeck 2021.
 PUBLISHED = {"nltcs": -6.00, "plants": -14.26, "baudio": -39.77, "bnetflix": -56.28, "accidents": -26.74}

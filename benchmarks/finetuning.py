@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from common import start, write_comparison
 
-from pyjuice_lvd.data import load_data
-from pyjuice_lvd.distill import distill
+from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import figures_of_merit, protocol, std_error
-from pyjuice_lvd.joint_em import fit_end_to_end
+from pyjuice_lvd.evaluate.merit import figures_of_merit, protocol, std_error
+from pyjuice_lvd.learn.pipeline import distill
+from pyjuice_lvd.models.joint_em import fit_end_to_end
 from pyjuice_lvd.settings import resolve
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from common import start, write_comparison
 
-from pyjuice_lvd.color import color_transform
-from pyjuice_lvd.data import load_data
-from pyjuice_lvd.distill import distill
+from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
+from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit, protocol
+from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.settings import resolve
 
 METHODS = ("lvd", "lvd-pg")

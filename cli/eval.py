@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from pyjuice_lvd.data import load_test_data
-from pyjuice_lvd.evaluation import figures_of_merit, protocol
+from pyjuice_lvd.data.load import load_test_data
+from pyjuice_lvd.data.splits import noun
+from pyjuice_lvd.evaluate.merit import figures_of_merit, protocol
+from pyjuice_lvd.files.run import RunDirectory, read_json
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.runs import RunDirectory, read_json
 from pyjuice_lvd.settings import Settings
-from pyjuice_lvd.splits import noun
 
 from .models import check_data, load_model, start_julia
 from .options import emit, json_option, quiet_option, threads_option

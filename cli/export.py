@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.circuit_files import circuit_suffix
-from pyjuice_lvd.circuit_model import CircuitModel
-from pyjuice_lvd.color import ColorTransform
+from pyjuice_lvd.circuit.files import circuit_suffix
+from pyjuice_lvd.data.color import ColorTransform
+from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.joint_circuit import num_params_written_out, written_out
-from pyjuice_lvd.patches import position_grid
+from pyjuice_lvd.files.run import RunDirectory, check_writable
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.models.written_out import num_params_written_out, written_out
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.runs import RunDirectory, check_writable
 from pyjuice_lvd.settings import BASELINES, Settings
 
 from .models import load_model

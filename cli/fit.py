@@ -10,22 +10,22 @@ import click
 import numpy as np
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.color import COLORS, color_transform
-from pyjuice_lvd.data import load_data, num_categories
+from pyjuice_lvd.data.color import COLORS, color_transform
+from pyjuice_lvd.data.load import load_data, num_categories
+from pyjuice_lvd.data.splits import Splits, digest_of, noun
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit, protocol
-from pyjuice_lvd.figures import plot_em, plot_growth, plot_reconstructions, plot_training
+from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit, protocol
+from pyjuice_lvd.files.run import RunDirectory, read_json, write_json
 from pyjuice_lvd.progress import Progress, make_progress
-from pyjuice_lvd.runs import RunDirectory, read_json, write_json
+from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
 from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve
-from pyjuice_lvd.splits import Splits, digest_of, noun
 from pyjuice_lvd.versions import versions
 
 from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
 
 if TYPE_CHECKING:
-    from pyjuice_lvd.circuit_model import CircuitModel
-    from pyjuice_lvd.joint import JointModel
+    from pyjuice_lvd.models.joint import JointModel
+    from pyjuice_lvd.models.whole import CircuitModel
 
 
 @click.command()
@@ -75,7 +75,9 @@ def fit(
     splits = load_data(data, settings)
     prepare(settings.method, settings.threads)
     if settings.method not in BASELINES:
-        from pyjuice_lvd.distill import check_images  # PyTorch: not for --help, nor before the settings are checked
+        from pyjuice_lvd.learn.pipeline import (
+            check_images,  # PyTorch: not for --help, nor before the settings are checked
+        )
 
         check_images(splits.train, settings)
     with RunDirectory.create(run, settings=settings.to_dict(), resume=resume) as directory:
@@ -138,7 +140,7 @@ def _distill(
     splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
 ) -> tuple[JointModel, dict[str, Any]]:
     """Learn by distillation; returns the model and what the result says beyond its figures."""
-    from pyjuice_lvd.distill import distill
+    from pyjuice_lvd.learn.pipeline import distill
 
     learned = distill(
         splits.train, splits.valid, settings,
@@ -162,7 +164,7 @@ def _learn_baseline(
     splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
 ) -> tuple[CircuitModel, dict[str, Any]]:
     """Learn one circuit; as `_distill`."""
-    from pyjuice_lvd.baselines import learn_circuit
+    from pyjuice_lvd.learn.baselines import learn_circuit
 
     model = learn_circuit(
         splits.train, splits.valid, settings, num_cats=num_categories(splits),

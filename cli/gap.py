@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyjuice_lvd.data import load_data, load_test_data
+from pyjuice_lvd.data.load import load_data, load_test_data
+from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import protocol, protocol_text
-from pyjuice_lvd.figures import plot_gap
+from pyjuice_lvd.evaluate.merit import protocol, protocol_text
+from pyjuice_lvd.files.run import RunDirectory, check_writable, json_text, read_arrays, read_json, write_json
 from pyjuice_lvd.progress import Progress, make_progress
-from pyjuice_lvd.runs import RunDirectory, check_writable, json_text, read_arrays, read_json, write_json
+from pyjuice_lvd.report.figures import plot_gap
 from pyjuice_lvd.settings import BASELINES, Settings
-from pyjuice_lvd.splits import digest_of
 
 from .fit import prepare
 from .models import check_data
 from .options import device_option, json_option, quiet_option, threads_option
 
 if TYPE_CHECKING:
-    from pyjuice_lvd.gap import Bounds
+    from pyjuice_lvd.evaluate.gap import Bounds
     from pyjuice_lvd.teacher import Teacher
 
 
@@ -58,8 +58,8 @@ def gap(
     images, which = load_test_data(data, settings, digest=about["digest"])
     prepare(settings.method, settings.threads if threads is None else threads)
 
-    from pyjuice_lvd.gap import Bounds, measure_gap  # PyTorch: not for --help, nor before the data are checked
-    from pyjuice_lvd.joint import JointModel
+    from pyjuice_lvd.evaluate.gap import Bounds, measure_gap  # PyTorch: not for --help, nor before the data are checked
+    from pyjuice_lvd.models.joint import JointModel
     from pyjuice_lvd.teacher import Teacher
 
     folder = directory / "model"
@@ -90,7 +90,7 @@ def _learn_bounds(
     teacher: Teacher, folder: Path, data: str, settings: Settings, digest: str, progress: Progress
 ) -> Bounds:
     """Learn what the bounds need from the images that the run was fitted on, if DATA are those."""
-    from pyjuice_lvd.gap import Bounds
+    from pyjuice_lvd.evaluate.gap import Bounds
 
     wanted = "wanted the run's own, which the first `gap` of a run learns a prior over the teacher's codes from"
     try:

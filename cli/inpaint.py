@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 import numpy as np
 
-from pyjuice_lvd.circuit_model import CircuitModel
-from pyjuice_lvd.data import load_test_data
+from pyjuice_lvd.data.load import load_test_data
+from pyjuice_lvd.data.masks import MASKS, read_mask
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import protocol
-from pyjuice_lvd.masks import MASKS, read_mask
-from pyjuice_lvd.pictures import plot_inpainting
+from pyjuice_lvd.evaluate.merit import protocol
+from pyjuice_lvd.files.run import RunDirectory, read_json
+from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.runs import RunDirectory, read_json
+from pyjuice_lvd.report.grids import plot_inpainting
 from pyjuice_lvd.settings import Settings
 
 from .models import check_data, check_modes, load_model, modes_option, output_option, start_julia, write_npy

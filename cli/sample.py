@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import protocol
-from pyjuice_lvd.pictures import plot_samples
+from pyjuice_lvd.evaluate.merit import protocol
+from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.runs import RunDirectory
+from pyjuice_lvd.report.grids import plot_samples
 from pyjuice_lvd.settings import Settings
 
 from .models import check_modes, load_model, modes_option, output_option, start_julia, write_npy

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pyjuice_lvd import Circuit
-from pyjuice_lvd.joint import JointModel
+from pyjuice_lvd.models.joint import JointModel
 
 
 def tiny_model(cats: int = 256, *, tied: bool = True) -> JointModel:

@@ -9,8 +9,8 @@ import pytest
 
 from pyjuice_lvd import HCLT, LVD, LVDPG, RATSPN, Circuit
 from pyjuice_lvd.cli.main import main
-from pyjuice_lvd.distill import distill
-from pyjuice_lvd.joint_circuit import written_out
+from pyjuice_lvd.learn.pipeline import distill
+from pyjuice_lvd.models.written_out import written_out
 from pyjuice_lvd.settings import resolve
 
 TINY: dict[str, dict[str, Any]] = {

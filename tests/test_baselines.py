@@ -10,9 +10,9 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils import estimator_checks
 
 from pyjuice_lvd import HCLT, LVD, RATSPN
-from pyjuice_lvd.baselines import learn_circuit
-from pyjuice_lvd.circuit_model import CircuitModel
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.learn.baselines import learn_circuit
+from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import HCLTSettings, Settings
 
 SMALL = {
@@ -248,7 +248,7 @@ def test_random_state_is_as_scikit_learn_has_it(table: np.ndarray) -> None:
 
 
 def test_learning_goes_on_where_it_stopped(table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0)
     settings = Settings(method="hclt", hclt=HCLTSettings(latents=4, trees=2, epochs=8, batch_size=64, patience=8))
 
     def learn(folder: Path, stop_at: int | None = None) -> tuple[CircuitModel, list[dict]]:

@@ -13,8 +13,8 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.run import read_arrays, write_arrays
 from pyjuice_lvd.progress import SILENT
-from pyjuice_lvd.runs import read_arrays, write_arrays
 
 Silent = type(SILENT)
 
@@ -176,7 +176,7 @@ def test_files_that_are_no_circuits_are_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "model.jpc.gz").write_text("not packed")
     with pytest.raises(InputError, match=r"model\.jpc\.gz: damaged \(Not a gzipped file"):
         Circuit.load(tmp_path / "model.jpc.gz")
-    monkeypatch.setattr("pyjuice_lvd.circuit_files._UNPACKED_FREE", 2**20)
+    monkeypatch.setattr("pyjuice_lvd.circuit.files._UNPACKED_FREE", 2**20)
     (tmp_path / "model.jpc.gz").write_bytes(gzip.compress(b"c\n" * 2**22))
     with pytest.raises(InputError, match="unpacks to more than 100 times its size"):
         Circuit.load(tmp_path / "model.jpc.gz")
@@ -440,7 +440,7 @@ class Stop(Exception):  # noqa: N818
 def test_training_goes_on_from_a_checkpoint_to_the_same_end(
     data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_valid: bool
 ) -> None:
-    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0)
     train, valid = data[:60], data[200:] if with_valid else None  # few rows: EM overfits, and stops early
 
     def trained(**options: object) -> tuple[Circuit, list[float], list[float], int]:
@@ -469,7 +469,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_end(
 def test_a_checkpoint_of_other_training_is_refused(
     data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0)
     path = tmp_path / "em.safetensors"
     pc = Circuit.hclt(data, num_latents=2, num_cats=3)
     pc.fit_em(data, epochs=2, checkpoint=path)

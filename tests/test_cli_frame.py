@@ -26,7 +26,7 @@ FAKE = """
 import os, sys, time
 import click
 from pyjuice_lvd.cli import main as frame
-from pyjuice_lvd.runs import RunDirectory, atomic_write
+from pyjuice_lvd.files.run import RunDirectory, atomic_write
 
 @click.command()
 @click.argument("what")

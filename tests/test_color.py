@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pyjuice_lvd.color import COLORS, color_transform
+from pyjuice_lvd.data.color import COLORS, color_transform
 from pyjuice_lvd.errors import InputError
 
 

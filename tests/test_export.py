@@ -11,13 +11,13 @@ from models import tiny_model
 from scipy.special import logsumexp
 
 from pyjuice_lvd import Circuit
-from pyjuice_lvd.circuit_model import CircuitModel
+from pyjuice_lvd.circuit.engine import Evidence
 from pyjuice_lvd.cli.main import main
-from pyjuice_lvd.data import load_data
-from pyjuice_lvd.engine import Evidence
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.patches import to_patches
-from pyjuice_lvd.runs import RunDirectory
+from pyjuice_lvd.data.load import load_data
+from pyjuice_lvd.data.patches import to_patches
+from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import Settings, resolve
 
 SMALL = [

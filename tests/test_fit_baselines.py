@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyjuice_lvd.runs import read_arrays
+from pyjuice_lvd.files.run import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
 RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]
@@ -108,7 +108,9 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", table(10_000, 3))
     long = [*HCLT, "--set", "hclt.epochs=40", "--set", "hclt.batch_size=32", "--set", "hclt.patience=40", "--threads=1"]
     data, folder = tmp_path / "x.npy", tmp_path / "run"
-    fit = "from pyjuice_lvd import checkpoints; checkpoints._INTERVAL = 0; from pyjuice_lvd.cli.main import main; "
+    fit = (
+        "from pyjuice_lvd.circuit import checkpoint; checkpoint._INTERVAL = 0; from pyjuice_lvd.cli.main import main; "
+    )
     command = [sys.executable, "-c", f"import sys; {fit} sys.exit(main())", "fit", str(data), "-o", str(folder), *long]
     for end in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen([*command, *(["--resume"] if folder.exists() else [])], stderr=subprocess.PIPE)

@@ -10,11 +10,11 @@ import torch
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.clustering import kmeans
-from pyjuice_lvd.color import COLORS, color_transform
+from pyjuice_lvd.data.color import COLORS, color_transform
+from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError, LVDJuiceError
-from pyjuice_lvd.gap import Bounds, Gap, assign, measure_gap
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.patches import to_patches
+from pyjuice_lvd.evaluate.gap import Bounds, Gap, assign, measure_gap
+from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import PlainProgress, Stage
 from pyjuice_lvd.teacher import Teacher, TeacherSettings, mixture
 
@@ -161,7 +161,7 @@ def test_the_prior_over_codes_learns_their_dependencies(teacher: Teacher, bounds
 def test_an_interrupted_prior_goes_on_to_the_same_end_and_is_kept(
     teacher: Teacher, outer: np.ndarray, bounds: Bounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0)
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0)
 
     class Stops(PlainProgress):
         def stage(self, name: str, total: float, unit: str = "") -> Any:

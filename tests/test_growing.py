@@ -9,7 +9,7 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.growing import one_shot, pick, progressive_growing, relabel
+from pyjuice_lvd.learn.growing import one_shot, pick, progressive_growing, relabel
 from pyjuice_lvd.settings import CircuitSettings, GrowingSettings, resolve
 
 CATS = 8
@@ -67,7 +67,7 @@ def test_a_circuit_that_would_lose_few_edges_keeps_them_all(monkeypatch: pytest.
 
     usual = pruned()
     assert usual[0] > 0
-    monkeypatch.setattr("pyjuice_lvd.growing._WORTH_PRUNING", 0.9)
+    monkeypatch.setattr("pyjuice_lvd.learn.growing._WORTH_PRUNING", 0.9)
     assert pruned()[0] == 0
 
 
@@ -209,7 +209,7 @@ def test_a_head_that_no_patch_prefers_is_dropped(monkeypatch: pytest.MonkeyPatch
         moved = relabel(scores, labels, stickiness)
         return np.maximum(moved, 1).astype(np.int32) if next(calls) == 0 else moved
 
-    monkeypatch.setattr("pyjuice_lvd.growing.relabel", empty_head_0)
+    monkeypatch.setattr("pyjuice_lvd.learn.growing.relabel", empty_head_0)
     circuit, said = finite(x, h, start=3, share=1.0)
     assert circuit.num_heads == 4
     assert said == ["cluster 5: 1 of 3 heads had no patch left, and were dropped"]
@@ -217,7 +217,7 @@ def test_a_head_that_no_patch_prefers_is_dropped(monkeypatch: pytest.MonkeyPatch
 
 def test_rounds_come_to_an_end_even_if_every_new_head_is_deserted(monkeypatch: pytest.MonkeyPatch) -> None:
     x, h, _ = clusters(100)
-    monkeypatch.setattr("pyjuice_lvd.growing.relabel", lambda scores, labels, _: np.zeros(len(labels), np.int32))
+    monkeypatch.setattr("pyjuice_lvd.learn.growing.relabel", lambda scores, labels, _: np.zeros(len(labels), np.int32))
     circuit, said = finite(x, h)
     assert circuit.num_heads == 2
     assert said[-1].endswith("no more clusters can be told apart")

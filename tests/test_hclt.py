@@ -5,9 +5,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pyjuice_lvd import Circuit
+from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states, rows_for_states
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.growing import one_shot
-from pyjuice_lvd.hclt import chow_liu_parents, hidden_states, rows_for_states
+from pyjuice_lvd.learn.growing import one_shot
 from pyjuice_lvd.progress import SILENT
 from pyjuice_lvd.settings import CircuitSettings
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pyjuice_lvd.data.images import as_images, load_images, load_test_images, parse_crop
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.images import as_images, load_images, load_test_images, parse_crop
 
 SPLITS = ("train", "valid", "test")
 

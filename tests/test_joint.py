@@ -8,11 +8,11 @@ import pytest
 from models import tiny_model
 
 from pyjuice_lvd.clustering import Labels, kmeans
+from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluation import factorized_bpd, figures_of_merit
-from pyjuice_lvd.growing import one_shot
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.patches import to_patches
+from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
+from pyjuice_lvd.learn.growing import one_shot
+from pyjuice_lvd.models.joint import JointModel
 
 
 def test_the_joint_density_sums_to_one_over_all_images() -> None:
@@ -38,7 +38,7 @@ def test_bounded_memory_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model(cats=4)
     images = np.random.default_rng(2).integers(0, 4, (30, 2, 2), dtype=np.uint8)
     whole = model.score_samples(images)
-    monkeypatch.setattr("pyjuice_lvd.joint._EVIDENCE_BYTES", 200)
+    monkeypatch.setattr("pyjuice_lvd.models.joint._EVIDENCE_BYTES", 200)
     assert len(list(model.chunks(30))) > 2
     np.testing.assert_allclose(model.score_samples(images), whole, rtol=1e-12)
 

@@ -7,8 +7,8 @@ import pytest
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.joint_circuit import num_params_written_out, written_out
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.written_out import num_params_written_out, written_out
 
 
 def model_of(

@@ -11,9 +11,9 @@ from models import tiny_model
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Statistics
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.joint_circuit import written_out
-from pyjuice_lvd.joint_em import fit_end_to_end, fit_prior
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
+from pyjuice_lvd.models.written_out import written_out
 
 
 def alike(n: int, seed: int = 3) -> np.ndarray:
@@ -128,8 +128,8 @@ def test_training_end_to_end_goes_on_between_two_batches(
     train, valid = alike(150), alike(50, seed=4)
     whole = tiny_model(cats=4)
     expected = fit_end_to_end(whole, train, valid, **settings)
-    monkeypatch.setattr("pyjuice_lvd.joint_em.PIECE", 0.0)  # one batch for each call
-    monkeypatch.setattr("pyjuice_lvd.checkpoints._INTERVAL", 0.0)
+    monkeypatch.setattr("pyjuice_lvd.models.joint_em.PIECE", 0.0)  # one batch for each call
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0.0)
     checkpoint = tmp_path / "finetuning.safetensors"
     with monkeypatch.context() as patched:
         patched.setattr(julia, "call", dying_after(steps, julia.call))

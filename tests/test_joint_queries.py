@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pyjuice_lvd import LVDPG, Circuit
-from pyjuice_lvd.color import color_transform
+from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.patches import from_patches, to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.joint import JointModel
-from pyjuice_lvd.patches import from_patches, to_patches
-from pyjuice_lvd.queries import anomaly
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.joint_queries import anomaly
 from pyjuice_lvd.settings import resolve
 
 
@@ -263,9 +263,9 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
         lambda: model.patch_anomaly(images),
     ]
     whole = [query() for query in queries]
-    monkeypatch.setattr("pyjuice_lvd.joint._EVIDENCE_BYTES", 300)
-    monkeypatch.setattr("pyjuice_lvd.tables._SHARE_BYTES", 300)
-    monkeypatch.setattr("pyjuice_lvd.queries._MARGINALS_BYTES", 30_000)
+    monkeypatch.setattr("pyjuice_lvd.models.joint._EVIDENCE_BYTES", 300)
+    monkeypatch.setattr("pyjuice_lvd.circuit.rows._SHARE_BYTES", 300)
+    monkeypatch.setattr("pyjuice_lvd.models.joint_queries._MARGINALS_BYTES", 30_000)
     for query, expected in zip(queries, whole, strict=True):
         np.testing.assert_allclose(query(), expected, rtol=1e-6, atol=1e-9)
     same, all_hidden = np.repeat(images[:1], 40, axis=0), np.ones(masks[0].shape, bool)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.patches import from_patches, position_grid, to_patches
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((5, 8, 12, 3), (4, 4)), ((2, 8, 8, 1), (2, 4)), ((1, 6, 4, 3), (6, 4))])

@@ -90,7 +90,7 @@ def test_pieces_do_not_show(pc: Circuit, monkeypatch: pytest.MonkeyPatch) -> Non
         ]
 
     whole = answers()
-    monkeypatch.setattr("pyjuice_lvd.engine.PIECE", 0.0)
+    monkeypatch.setattr("pyjuice_lvd.circuit.engine.PIECE", 0.0)
     for one, other in zip(whole, answers(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pyjuice_lvd.distill import distill
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.learn.pipeline import distill
+from pyjuice_lvd.learn.refining import refine
 from pyjuice_lvd.progress import SILENT
-from pyjuice_lvd.refining import refine
 from pyjuice_lvd.settings import RefiningSettings, resolve
 
 ROUNDS = RefiningSettings(rounds=6, latents=2, batch_size=32)

@@ -99,7 +99,7 @@ def test_a_resumed_run_starts_from_its_own_settings():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_valid_and_kept(name):
-    text = (resources.files("pyjuice_lvd.presets") / f"{name}.toml").read_text(encoding="utf-8")
+    text = (resources.files("pyjuice_lvd.settings.presets") / f"{name}.toml").read_text(encoding="utf-8")
     preset = flat(tomllib.loads(text))
     assert preset
     settings = flat(resolve(name).to_dict())

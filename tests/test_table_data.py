@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyjuice_lvd.data import load_data, load_test_data, num_categories
+from pyjuice_lvd.data.load import load_data, load_test_data, num_categories
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings import Settings
 

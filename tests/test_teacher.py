@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_sample_images
 
-from pyjuice_lvd.color import COLORS
+from pyjuice_lvd.data.color import COLORS
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.teacher import Teacher, TeacherSettings, mixture
 from pyjuice_lvd.teacher.quantizer import IDLE_STEPS, VectorQuantizer, perplexity
@@ -477,7 +477,7 @@ def test_bad_files(photos, fitted, tmp_path):
     Teacher(TINY).fit(photos[:32], device="cpu", checkpoint=tmp_path / "checkpoint.safetensors")
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: found a file of kind 'teacher checkpoint'"):
         Teacher.load(tmp_path / "checkpoint.safetensors")
-    from pyjuice_lvd.runs import read_arrays, write_arrays
+    from pyjuice_lvd.files.run import read_arrays, write_arrays
 
     fitted.save(path)
     arrays, metadata = read_arrays(path)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.engine import Engine
+from pyjuice_lvd.circuit.engine import Engine
+from pyjuice_lvd.circuit.rows import as_heads, as_weights
 from pyjuice_lvd.errors import LVDJuiceError
-from pyjuice_lvd.tables import as_heads, as_weights
 
 TOLERANCE = 1e-5
 """The largest relative error of a circuit whose timings count."""
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 FORWARD_FLOPS, BACKWARD_FLOPS = 2, 4
 """Useful operations of a sum's edge for each sample: w x for a value; w r and x r for its child's flow and its own."""
 
-SUM, CATEGORICAL = 2, 3  # kinds of units, as in julia/src/circuit.jl
+SUM, CATEGORICAL = 2, 3  # kinds of units, as in julia/src/circuits/circuit.jl
 PARITY_ROWS = 8
 SGEMM_SIZE = 1024
 STEP_SIZE, PSEUDOCOUNT = 0.1, 0.1

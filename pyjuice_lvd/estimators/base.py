@@ -12,10 +12,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from pyjuice_lvd.checks import integer
+from pyjuice_lvd.data.images import as_images, crop_images, parse_crop
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.images import as_images, crop_images, parse_crop
+from pyjuice_lvd.files.run import read_toml
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.runs import read_toml
 from pyjuice_lvd.settings import Settings
 
 Array = npt.NDArray[Any]

@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pyjuice_lvd.baselines import learn_circuit
 from pyjuice_lvd.checks import integer
-from pyjuice_lvd.circuit_model import CircuitModel
-from pyjuice_lvd.data import IMAGE_CATEGORIES
+from pyjuice_lvd.circuit.rows import as_table
+from pyjuice_lvd.data.load import IMAGE_CATEGORIES
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.estimators.base import Array, DensityEstimator
+from pyjuice_lvd.files.run import write_toml
+from pyjuice_lvd.learn.baselines import learn_circuit
+from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.runs import write_toml
 from pyjuice_lvd.settings import Settings, resolve
-from pyjuice_lvd.tables import as_table
 
 
 class _Baseline(DensityEstimator):

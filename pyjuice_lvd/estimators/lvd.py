@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.distill import distill
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
-from pyjuice_lvd.joint import JointModel
+from pyjuice_lvd.files.run import write_toml
+from pyjuice_lvd.learn.pipeline import distill
+from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.runs import write_toml
 from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.teacher import Teacher
 

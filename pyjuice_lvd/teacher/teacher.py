@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pyjuice_lvd.checks import integer, one_of
-from pyjuice_lvd.color import color_transform
+from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.images import as_images
+from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.images import as_images
-from pyjuice_lvd.patches import position_grid
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.teacher.quantizer import perplexity
 from pyjuice_lvd.teacher.settings import TeacherSettings

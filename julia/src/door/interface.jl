@@ -1,0 +1,106 @@
+# What Python calls (pyjuice_lvd/circuit/circuit.py): positional arguments, indices from 0, arrays that belong to the caller.
+
+mutual_information_job(X, categories, pseudocount) = MutualInformationJob(X; categories=categories, pseudocount=pseudocount)
+
+mutual_information(job::MutualInformationJob) = job.mi
+
+"A parent for each variable, from 0; -1 for the root."
+chow_liu_parents(mi) = chow_liu_tree(mi) .- 1
+
+"`states` and `head_of` from 0, of the same samples as `X`."
+hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, states, head_of) =
+    hclt(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed,
+         observed=ObservedStates(X, states, head_of .+ Int32(1)))
+
+"The circuit's arrays, in the order of its constructor; the parameters are shared with the circuit."
+circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
+                              c.child_start, all_children(c), c.weight, c.leaf, c.heads, c.head_weight)
+
+"Those that are learned: the circuit's own."
+learned_arrays(c::Circuit) = (c.weight, c.leaf, c.success)
+
+head_weights(c::Circuit) = c.head_weight
+
+"A circuit of its own from borrowed arrays."
+circuit_of(num_vars, arrays...) = Circuit(num_vars, map(copy, arrays)...)
+
+circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c), num_params(c))
+
+plan_of(c::Circuit, soft) = Plan(c; soft=soft)
+
+query(X, ::Nothing) = X
+query(X, mask) = Masked(X, mask)
+
+"Throws an `ArgumentError` that names the first value which is no category of its variable."
+check_table(c::Circuit, X, mask) = check_data(query(X, mask), category_limits(c))
+
+"Fills `out`, (heads, samples), with the log-likelihoods of all heads, or, where it has one row, of head `head`."
+log_likelihoods!(out, plan::Plan, X, mask, head) =
+    (log_likelihood!(out, plan, query(X, mask), which_heads(plan, head)); nothing)
+
+"Of as many samples of the evidence, from `first` on, as `out` has room for."
+function log_likelihoods!(out, plan::Plan, X::SoftEvidence, first, head)
+    K, V, _ = size(X.likelihood)
+    GC.@preserve X begin
+        part = unsafe_wrap(Array, pointer(X.likelihood, 1 + first * K * V), (K, V, size(out, 2)))
+        log_likelihood!(out, plan, SoftEvidence(part, X.offset[first + 1:first + size(out, 2)]), which_heads(plan, head))
+    end
+    return nothing
+end
+
+which_heads(plan, head) = head < 0 ? (1:num_heads(plan.circuit)) : (head + 1:head + 1)
+
+"EM from epoch `finished` on: an epoch's order and step depend on its number alone."
+function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed, finished)
+    job = EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size,
+                step_size=(first_step, last_step), pseudocount=pseudocount, shuffle=shuffle, seed=seed)
+    job.epoch = finished
+    return job
+end
+
+"EM on a joint model; the patch circuits come last, `candidates` are from 0. The order and step of an epoch depend on its number alone."
+function joint_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, tied, prior,
+                      circuits...)
+    return JointEMJob(prior, collect(circuits), patches; candidates=candidates, tied=tied, epochs=epochs, batch_size=batch_size,
+                      step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
+end
+
+"Goes on from where an earlier job stood."
+function continue_from!(job::JointEMJob, epoch, position, total)
+    job.epoch, job.position, job.total = epoch, position, total
+    return nothing
+end
+
+flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+
+"The flows of all units, and of the edges that `write_jpc` writes, in its order."
+function file_flows(job::FlowJob)
+    units, edge_flows = unit_flows(job)
+    return units, edge_flows[job.plan.circuit.weight .> 0]
+end
+
+"Statistics that add up: flows of edges and of the inputs' categories; the weighted log-likelihood, and the weight."
+statistics(job::FlowJob) = (job.counts.weight, job.counts.leaf, job.total, sum(Float64, job.sources.weight_of))
+
+function apply_statistics!(plan::Plan, edge_flows, category_flows, step, pseudocount)
+    0 < step <= 1 || throw(ArgumentError("step_size = $step: want a number in (0, 1]"))
+    check_pseudocount(pseudocount)
+    apply!(plan, ExpectedCounts(edge_flows, category_flows), [Statistics(plan.circuit)], step, pseudocount)
+    return nothing
+end
+
+sample_job(plan, X, mask, head_of, out, seed) = SampleJob(plan, query(X, mask), head_of .+ Int32(1), out; seed=seed)
+
+marginals_job(plan, X, mask, head_of, out) = MarginalsJob(plan, query(X, mask), head_of .+ Int32(1), out)
+
+completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask), head_of .+ Int32(1), out)
+
+support_job(plan, X, mask, head_of, weights) = SupportJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+
+circuit_with_heads(c, heads) = with_heads(c, heads .+ 1)
+
+check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, threshold, noise)
+
+"`total`: the weight of the samples whose flows these are."
+grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
+    grow(c, unit_flows, select .+ 1; threshold=least_flow(threshold, total), noise=noise, seed=seed)

@@ -1,0 +1,542 @@
+"""Probabilistic circuits: the Python face of the Julia package LVDJuice, which holds them and does the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, integers, number
+from pyjuice_lvd.circuit.em import train
+from pyjuice_lvd.circuit.engine import Engine, Evidence
+from pyjuice_lvd.circuit.files import read_circuit, write_circuit
+from pyjuice_lvd.circuit.hclt import hclt, hclt_over
+from pyjuice_lvd.circuit.history import Flows, History, Statistics
+from pyjuice_lvd.circuit.rows import (
+    Table,
+    as_heads,
+    as_numbers,
+    as_shares,
+    as_weights,
+    for_engine,
+    given_heads,
+    which_head,
+)
+from pyjuice_lvd.circuit.structure import grow, prune
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.progress import SILENT, Progress
+
+__all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
+
+
+class Circuit:
+    """A smooth, decomposable circuit with one or more heads, over integer variables.
+
+    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from
+    another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
+    """
+
+    def __init__(self, handle: julia.Handle) -> None:
+        self.engine = engine = Engine(handle)
+        self.num_vars, self.num_heads, self.num_nodes = engine.num_vars, engine.num_heads, engine.num_nodes
+
+    @property
+    def num_edges(self) -> int:
+        """All edges, those of products included; an edge that learning gave weight 0 is none."""
+        return self.engine.num_edges
+
+    @property
+    def num_params(self) -> int:
+        """The weights of the sums' edges, and the inputs' parameters."""
+        return self.engine.num_params
+
+    @property
+    def head_weights(self) -> npt.NDArray[np.float64]:
+        """Prior weights of the heads, float64 (num_heads,), which sum to 1; equal, unless set or read.
+
+        They are those of the sum over the heads that a `.jpc` file ends in. No likelihood depends on them. What is
+        assigned, numbers of at least 0, is scaled to sum to 1.
+        """
+        return self.engine.head_weights().astype(np.float64)
+
+    @head_weights.setter
+    def head_weights(self, weights: npt.ArrayLike) -> None:
+        self.engine.head_weights()[:] = as_shares(weights, self.num_heads, "head_weights")
+
+    def __reduce__(self) -> tuple[Callable[..., Circuit], tuple[Any, ...]]:
+        # Copies and pickles are of the arrays: the circuit itself stays in Julia.
+        return _restored, (type(self), self.num_vars, list(self.engine.arrays().values()))
+
+    def __repr__(self) -> str:
+        return (
+            f"Circuit(num_vars={self.num_vars}, num_heads={self.num_heads}, num_nodes={self.num_nodes}, "
+            f"num_edges={self.num_edges}, num_params={self.num_params})"
+        )
+
+    @classmethod
+    def hclt(
+        cls,
+        X: npt.ArrayLike,
+        *,
+        num_latents: int = 16,
+        num_cats: int | None = None,
+        heads: int = 1,
+        start: str = "random",
+        labels: npt.ArrayLike | None = None,
+        perturbation: float = 0.4,
+        pseudocount: float = 0.1,
+        seed: int = 0,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """Make a hidden Chow-Liu tree (Liu and Van den Broeck 2021), untrained, over the dependencies found in `X`.
+
+        Parameters
+        ----------
+        X : integers (N, V)
+            Data whose pairwise mutual information gives the tree.
+        num_latents : int
+            Hidden states of each variable.
+        num_cats : int, optional
+            Categories of each variable; default: the largest value of `X`, plus 1.
+        heads : int
+            Sums in the last layer.
+        start : "random" or "clusters"
+            Where parameters start: at random, or, for ordered categories such as grey levels, at the counts of hidden
+            states that K-means finds in the data (`circuit.hclt.hidden_states`): EM then goes faster and further.
+        labels : integers (N,), optional
+            The head of each row, for `start="clusters"`; default: 0.
+        perturbation : float
+            Random parameters are in proportion to U(1 - perturbation, 1 + perturbation).
+        pseudocount : float
+            Of the mutual information.
+        seed : int
+            Of the perturbation, and of K-means.
+        progress : Progress
+            Where the work is shown.
+
+        Raises InputError where the data or a parameter is out of range.
+
+        """
+        return cls(hclt(X, num_latents, num_cats, heads, start, labels, perturbation, pseudocount, seed, progress))
+
+    @classmethod
+    def rat_spn(
+        cls,
+        *,
+        num_vars: int,
+        depth: int,
+        replicas: int,
+        num_sums: int,
+        num_inputs: int,
+        num_cats: int,
+        heads: int = 1,
+        perturbation: float = 0.4,
+        seed: int = 0,
+    ) -> Self:
+        """Make a RAT-SPN (Peharz et al. 2019), untrained.
+
+        `replicas` times, the variables are cut into random halves, `depth` times over. Each region has `num_sums` sums,
+        one that is not cut `num_inputs` factorised distributions; the whole has `heads` sums. Parameters start in
+        proportion to U(1 - perturbation, 1 + perturbation). Raises InputError where a parameter is out of range.
+        """
+        *sizes, seed = integers(
+            num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs,
+            num_cats=num_cats, heads=heads, seed=seed,
+        )  # fmt: skip
+        return cls(julia.call("rat_spn_circuit", *sizes, number("perturbation", perturbation), seed))
+
+    @classmethod
+    def fully_factorized(cls, *, num_vars: int, num_cats: int, heads: int = 1) -> Self:
+        """Make the product of independent variables, each uniform; one for each head."""
+        return cls(julia.call("factorized_circuit", *integers(num_vars=num_vars, num_cats=num_cats, heads=heads)))
+
+    @classmethod
+    def from_tree(
+        cls,
+        parent: npt.ArrayLike,
+        *,
+        num_latents: int = 16,
+        num_cats: int,
+        heads: int = 1,
+        perturbation: float = 0.4,
+        seed: int = 0,
+    ) -> Self:
+        """Make an HCLT over a given tree: `parent`, integers (V,), is the parent of each variable, -1 for the root.
+
+        The other parameters are those of `hclt`. Raises InputError where `parent` is no tree.
+        """
+        return cls(hclt_over(parent, num_latents, num_cats, heads, perturbation, seed))
+
+    @classmethod
+    def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:
+        """Make one circuit of several: each head is a sum over that head of all of them; their parameters are copied.
+
+        `weights`, numbers (len(circuits),), are those of the sums, up to a factor; default: equal. Raises InputError
+        where the circuits differ in their numbers of variables or heads, or the weights do not fit.
+        """
+        shares = np.ones(len(circuits)) if weights is None else as_numbers(weights, "weights")
+        return cls(julia.call("mixture_circuit", shares, *(circuit.engine.circuit for circuit in circuits)))
+
+    @classmethod
+    def side_by_side(cls, circuits: Sequence[Circuit]) -> Self:
+        """Make one circuit with the heads of all, one after another; their parameters are copied.
+
+        Raises InputError where the circuits differ in their numbers of variables.
+        """
+        return cls(julia.call("side_by_side_circuit", *(circuit.engine.circuit for circuit in circuits)))
+
+    def with_heads(self, heads: npt.ArrayLike) -> Self:
+        """Make a new circuit with some of the heads, integers (m,) from 0, in this order, and what they reach.
+
+        Raises InputError where a head is not one of the circuit's.
+        """
+        chosen = given_heads(heads, np.size(heads), self.num_heads, "heads")
+        return type(self)(julia.call("circuit_with_heads", self.engine.circuit, chosen))
+
+    def log_likelihood(
+        self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0
+    ) -> npt.NDArray[np.float64]:
+        """Evaluate log p(x | head), in nats.
+
+        Parameters
+        ----------
+        X : integers (N, num_vars), or Evidence
+            Categories from 0.
+        mask : bool (N, num_vars) or (num_vars,), optional
+            True where a variable is marginalised; its value is not looked at.
+        head : int or "all"
+            Which head, from 0.
+
+        Returns
+        -------
+        float64 (N,), or (N, num_heads) for "all". -inf where p(x) is 0.
+
+        """
+        which = which_head(head, self.num_heads)
+        rows, hidden = self.engine.rows(X, mask)
+        plan = self.engine.plan(soft=isinstance(rows, Evidence))
+        out = np.empty((len(rows), self.num_heads if which < 0 else 1))
+        for piece in self.engine.pieces(len(rows)):
+            if isinstance(rows, Evidence):
+                julia.call("log_likelihoods!", out[piece], plan, rows.handle, piece.start, which)
+            else:
+                part = for_engine(rows[piece], masked=hidden is not None)
+                julia.call("log_likelihoods!", out[piece], plan, part, None if hidden is None else hidden[piece], which)
+        return out if which < 0 else out[:, 0]
+
+    def fit_em(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        epochs: int = 50,
+        batch_size: int = 256,
+        step_size: tuple[float, float] | float = (0.1, 0.01),
+        pseudocount: float = 0.1,
+        shuffle: bool = True,
+        seed: int = 0,
+        valid: npt.ArrayLike | Evidence | None = None,
+        valid_heads: npt.ArrayLike | None = None,
+        patience: int = 5,
+        checkpoint: str | os.PathLike[str] | None = None,
+        on_epoch: Callable[[History], None] | None = None,
+        progress: Progress = SILENT,
+    ) -> History:
+        """Train by mini-batch EM, in place (docs/circuits.md).
+
+        Parameters
+        ----------
+        X : integers (N, num_vars), or Evidence
+            Categories from 0.
+        heads : integers (N,), optional
+            The head of every row, from 0; default: head 0.
+        weights : floats (N,), optional
+            What each row counts for, at least 0; default: 1.
+        epochs, batch_size : int
+            The last, short batch of an epoch is used.
+        step_size : (float, float) or float
+            In the first and the last epoch; linear in between.
+        pseudocount : float
+            Shared by the children of a sum, and by the categories of an input: 0, or 1e-30 to 1e20.
+        shuffle : bool
+            Take the rows in another order in each epoch.
+        seed : int
+            Of the shuffling.
+        valid, valid_heads : as X and heads, optional
+            A validation set. The parameters with its best mean log-likelihood are kept, those from before included.
+        patience : int
+            Training ends after so many epochs in a row that did not improve the validation set's.
+        checkpoint : path, optional
+            A safetensors file, replaced after an epoch every few seconds. If it exists, training goes on from it; with
+            the same data, parameters and number of threads it ends in the very parameters of undisturbed training.
+        on_epoch : callable, optional
+            Gets the history after each epoch that is run here, before the checkpoint is written.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        History
+            A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step; with a
+            validation set, its scores in `.valid` and the epoch kept in `.best`.
+
+        Raises InputError where the data or a parameter is out of range, or the checkpoint is of other training. After
+        Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
+
+        """
+        rows, _ = self.engine.rows(X)
+
+        def score() -> float:
+            assert valid is not None
+            return self._mean_score(valid, valid_heads)
+
+        return train(
+            self.engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
+            epochs=epochs, batch_size=batch_size, step_size=step_size, pseudocount=pseudocount, shuffle=shuffle,
+            seed=seed, score=None if valid is None else score, patience=patience, checkpoint=checkpoint,
+            on_epoch=on_epoch, progress=progress,
+        )  # fmt: skip
+
+    def _mean_score(self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None) -> float:
+        """Mean log-likelihood of validation rows, each under its head."""
+        scores = self.log_likelihood(valid, head="all")
+        if not len(scores):
+            raise InputError("valid: found no rows, wanted at least 1")
+        heads = as_heads(heads, len(scores), self.num_heads, "valid_heads")
+        return float(scores[np.arange(len(scores)), heads].mean())
+
+    def flows(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        progress: Progress = SILENT,
+    ) -> Flows:
+        """Add up the flows of all rows: how much of the data passes through each unit and edge.
+
+        X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
+        A row of probability 0 has no flow. Raises InputError where the data are out of range.
+        """
+        nodes, edges = julia.call("file_flows", self.engine.flow_job(X, heads, weights, progress))
+        return Flows(nodes, edges)
+
+    def accumulate(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        progress: Progress = SILENT,
+    ) -> Statistics:
+        """Take the expected counts of EM over all rows: the first half of a step, which `apply` completes.
+
+        X, heads, weights: as for `fit_em`. The statistics of shares of the data, taken in any process, add up.
+        Raises InputError where the data are out of range.
+        """
+        edges, inputs, total, weight = julia.call("statistics", self.engine.flow_job(X, heads, weights, progress))
+        return Statistics(edges, inputs, total, weight, self.engine.structure)
+
+    def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
+        """Take one EM step on what `accumulate` returned for this circuit or one of the same structure.
+
+        Raises InputError where the statistics belong to another circuit or a parameter is out of range.
+        """
+        if stats.structure != self.engine.structure:
+            raise InputError("statistics: found those of another circuit, wanted this one's")
+        step, added = number("step_size", step_size), number("pseudocount", pseudocount)
+        julia.call("apply_statistics!", self.engine.plan(soft=False), stats.edges, stats.inputs, step, added)
+
+    def prune(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+        min_flow: float | None = None,
+        keep: float | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """Make a new circuit without the sum edges that carry little of the data's flow.
+
+        X, heads, weights, progress: as for `fit_em`. Edges with a flow of at most `min_flow` times the rows' weight are
+        dropped (default: 1e-4; with 0, exactly those without any flow, and no row becomes less likely); or all but the
+        fraction `keep`, in (0, 1], with the largest flows. A sum keeps its largest edge in any case, and its weights
+        are scaled to 1; units that no head reaches go. Raises InputError where the data or a parameter is out of range.
+        """
+        return type(self)(prune(self.engine, X, heads, weights, min_flow, keep, progress))
+
+    def grow(
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        heads: npt.ArrayLike,
+        select: npt.ArrayLike,
+        threshold: float,
+        noise: float = 0.2,
+        seed: int = 0,
+        weights: npt.ArrayLike | None = None,
+        progress: Progress = SILENT,
+    ) -> Self:
+        """Make a new circuit with a new head for each of `select`: Algorithm 1 copies what they use most.
+
+        Parameters
+        ----------
+        X, heads, weights, progress
+            As for `fit_em`. Only the rows whose heads are selected count.
+        select : integers (m,)
+            Heads, from 0, each at most once. The new heads follow the old ones, in this order.
+        threshold : float
+            Copy units below the selected heads whose flow is at least so many rows; in (0, 1), this fraction of them.
+        noise : float
+            Parameters are multiplied by N(1, noise), clamped to 1 +- 2 noise and at least 0.1, and scaled to sum to 1.
+            With 0, old heads keep their distributions, and a new one has that of the head it comes from.
+        seed : int
+            Of the noise.
+
+        Raises InputError where the data or a parameter is out of range.
+
+        """
+        return type(self)(grow(self.engine, X, heads, weights, select, threshold, noise, seed, progress))
+
+    def sample(
+        self,
+        n: int,
+        *,
+        X: npt.ArrayLike | Evidence | None = None,
+        mask: npt.ArrayLike | None = None,
+        head: int | npt.ArrayLike = 0,
+        seed: int = 0,
+        progress: Progress = SILENT,
+    ) -> Table:
+        """Draw `n` exact samples from a head or each of several, or, with `X`, for each row given what is known of it.
+
+        Parameters
+        ----------
+        n : int
+            How many, at least 0.
+        X : integers (N, num_vars) with `mask`, or Evidence, optional
+            What is known.
+        mask : bool (N, num_vars) or (num_vars,)
+            True where the value is hidden, and to be drawn.
+        head : int or integers (N,)
+            Which head, from 0; of every row its own.
+        seed : int
+            A sample depends on it, its row and its number alone, not on the number of threads.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        (n, num_vars), or with X or N heads (n, N, num_vars), the known values included: uint8, or int32 if a variable
+        has more than 256 categories.
+
+        Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
+
+        """
+        n, seed = integer("n", n, least=0), integer("seed", seed)
+        if X is None and mask is not None:
+            raise InputError("mask: found without X, wanted together with it")
+        engine = self.engine
+        rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
+        count = np.size(head) if rows is None else len(rows)
+        out = np.empty((count, n, self.num_vars), engine.category_type)
+        heads = given_heads(head, count, self.num_heads)
+        engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
+        return out[0] if rows is None and np.ndim(head) == 0 else out.swapaxes(0, 1)
+
+    def posterior_marginals(
+        self,
+        X: npt.ArrayLike | Evidence,
+        mask: npt.ArrayLike | None = None,
+        *,
+        head: int | npt.ArrayLike = 0,
+        progress: Progress = SILENT,
+    ) -> npt.NDArray[np.float64]:
+        """Give each hidden variable's exact distribution, given what is known of its row.
+
+        Parameters
+        ----------
+        X : integers (N, num_vars) with `mask`, or Evidence
+            What is known.
+        mask : bool (N, num_vars) or (num_vars,)
+            True where the value is hidden.
+        head : int or integers (N,)
+            Which head, from 0; of every row its own.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        float64 (N, num_vars, C), C the largest number of categories of a variable; sums to 1 over them. An observed
+        variable has a 1 at its category.
+
+        Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
+
+        """
+        rows, hidden = self.engine.rows(X, mask, hides=True)
+        n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
+        out = np.zeros((n, self.num_vars, self.engine.categories))
+        self.engine.run("marginals_job", rows, hidden, heads, out, stage="marginals", total=n, progress=progress)
+        return out
+
+    def mpe(
+        self,
+        X: npt.ArrayLike | Evidence,
+        mask: npt.ArrayLike | None = None,
+        *,
+        head: int | npt.ArrayLike = 0,
+        progress: Progress = SILENT,
+    ) -> Table:
+        """Complete each row by the most probable values of its hidden variables, found by max-product.
+
+        Exact where at most one child of each sum is possible at a time (deterministic circuits); elsewhere the usual
+        approximation: a sum counts as its best weighted child. Of equals, the first is taken.
+
+        X, mask, head, progress: as for `posterior_marginals`. Returns (N, num_vars), the known values included: uint8,
+        or int32 if a variable has more than 256 categories. Raises InputError where the data are out of range, and
+        where the evidence of a row has probability 0.
+        """
+        rows, hidden = self.engine.rows(X, mask, hides=True)
+        n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
+        out = np.empty((n, self.num_vars), self.engine.category_type)
+        self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
+        return out
+
+    def save(self, path: str | os.PathLike[str], *, about: str = "", progress: Progress = SILENT) -> None:
+        """Write the circuit to a `.safetensors`, `.jpc` or `.jpc.gz` file, aside and renamed.
+
+        `about`: lines about it for people, which go to the file's header.
+        """
+        write_circuit(path, self.engine.circuit, about=about, progress=progress)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a `.safetensors`, `.jpc` or `.jpc.gz` file.
+
+        Raises InputError, with the line where there are lines, if it is missing, damaged or no valid circuit: one that
+        is not smooth or not decomposable included.
+        """
+        circuit = cls(read_circuit(path))
+        try:
+            circuit.engine.plan(soft=False)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        return circuit
+
+    def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.
+
+        Both float32; they are the circuit's own memory. Assigning to them changes the circuit.
+        """
+        weight, leaf, _ = self.engine.learned()
+        return weight, leaf
+
+
+def _restored(cls: type[Circuit], num_vars: int, arrays: list[npt.NDArray[Any]]) -> Circuit:
+    return cls(julia.call("circuit_of", num_vars, *arrays))

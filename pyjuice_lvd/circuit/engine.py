@@ -1,0 +1,168 @@
+"""What stands behind a `Circuit`: the circuit in Julia, its plans, and long calls cut into pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.progress import Progress
+
+PIECE = 0.3
+"""Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
+
+ARRAYS = (
+    "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
+    "weight", "leaf", "heads", "head_weight",
+)  # fmt: skip
+"""A circuit's arrays, in the order in which Julia gives and takes them."""
+
+_PARAMETERS = ("weight", "leaf", "success", "head_weight")
+
+
+class Evidence:
+    """Soft evidence on every variable of a circuit, as that of a joint model's latents.
+
+    `scores`: float32 (N, V, C), the log-likelihood of the evidence on variable v given each of its C categories, in
+    nats; -inf excludes a category. The array is taken over: its contents are replaced.
+    """
+
+    def __init__(self, scores: npt.NDArray[np.float32]) -> None:
+        if scores.ndim != 3 or scores.dtype != np.float32:
+            raise InputError(f"evidence: found {scores.dtype} {scores.shape}, wanted float32 (N, V, C)")
+        self._scores = np.ascontiguousarray(scores)  # kept: Julia borrows its memory
+        self.handle: julia.Handle = julia.call("SoftEvidence", self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+
+Rows = Table | Evidence
+
+
+class Engine:
+    """A circuit in Julia, and the plans by which it is evaluated."""
+
+    def __init__(self, circuit: julia.Handle) -> None:
+        self.circuit = circuit
+        sizes = map(int, julia.call("circuit_size", circuit))
+        self.num_vars, self.num_heads, self.num_nodes, self._edges, self._params = sizes
+        self._plans: dict[bool, julia.Handle] = {}
+
+    @property
+    def num_edges(self) -> int:
+        """All edges but those of weight 0, which EM leaves behind and files leave out."""
+        return int(np.count_nonzero(self.learned()[0]))
+
+    @property
+    def num_params(self) -> int:
+        """Weights of such edges of sums, and the inputs' parameters."""
+        return self._params - self._edges + self.num_edges
+
+    def plan(self, *, soft: bool) -> julia.Handle:
+        """The order of work; `soft`: for Evidence."""
+        if soft not in self._plans:
+            self._plans[soft] = julia.call("plan_of", self.circuit, soft)
+        return self._plans[soft]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """View the circuit's arrays; those that are learned are its own memory."""
+        return dict(zip(ARRAYS, julia.call("circuit_arrays", self.circuit)[1:], strict=True))
+
+    def learned(self) -> list[npt.NDArray[np.float32]]:
+        """View what EM changes: weights of the edges, the inputs' tables, and binomials' probabilities of success."""
+        return list(julia.call("learned_arrays", self.circuit))
+
+    def head_weights(self) -> npt.NDArray[np.float32]:
+        """View the heads' prior weights."""
+        weights: npt.NDArray[np.float32] = julia.call("head_weights", self.circuit)
+        return weights
+
+    @cached_property
+    def structure(self) -> str:
+        """A digest of everything but the parameters."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, array in self.arrays().items():
+            if name not in _PARAMETERS:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    @cached_property
+    def categories(self) -> int:
+        """The largest number of categories of a variable."""
+        return int(self.arrays()["categories"].max())
+
+    @property
+    def category_type(self) -> type[np.uint8] | type[np.int32]:
+        """The type of the categories that queries find."""
+        return np.uint8 if self.categories <= 256 else np.int32
+
+    def rows(
+        self, X: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None = None, *, hides: bool = False
+    ) -> tuple[Rows, Mask | None]:
+        """Check rows and their mask, which a table needs where `hides`, and Evidence must not have."""
+        if isinstance(X, Evidence):
+            if mask is not None:
+                raise InputError("mask: found together with Evidence, which hides all variables itself; wanted None")
+            return X, None
+        table = as_table(X, self.num_vars)
+        hidden = as_mask(mask, table.shape) if hides or mask is not None else None
+        julia.call("check_table", self.circuit, table, hidden)
+        return table, hidden
+
+    def run(
+        self,
+        function: str,
+        rows: Rows | None,
+        hidden: Mask | None,
+        *rest: object,
+        stage: str,
+        total: int,
+        progress: Progress,
+    ) -> julia.Handle:
+        """Start a job on rows, and finish it here, where the arrays that it borrows are alive."""
+        plan = self.plan(soft=isinstance(rows, Evidence))
+        borrowed = rows if rows is None else for_julia(rows, masked=hidden is not None)
+        job: julia.Handle = julia.call(function, plan, borrowed, hidden, *rest)
+        with progress.stage(stage, total=total) as shown:
+            done = 0
+            while done < total:
+                done = julia.call("advance!", job, PIECE)
+                shown.update(completed=done)
+        return job
+
+    def flow_job(
+        self,
+        X: npt.ArrayLike | Evidence,
+        heads: npt.ArrayLike | None,
+        weights: npt.ArrayLike | None,
+        progress: Progress,
+    ) -> julia.Handle:
+        """Add up the flows of all rows, each from its head and times its weight."""
+        rows, _ = self.rows(X)
+        n = len(rows)
+        sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
+        return self.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)
+
+    def pieces(self, n: int) -> Iterator[slice]:
+        """Cut rows into pieces of about `PIECE`, going by the piece before: between them, Ctrl-C is heard."""
+        first, step = 0, 64 * max(1, min(16, 10**7 // max(self._edges, 1)))
+        while first < n:
+            began = time.monotonic()
+            yield slice(first, min(first + step, n))
+            first += step
+            change = PIECE / max(time.monotonic() - began, 1e-3)
+            step = 64 * max(1, int(step * min(change, 4.0)) // 64)
+
+
+def for_julia(rows: Rows, *, masked: bool = False) -> Table | julia.Handle:
+    """Give rows in the form that Julia takes; a job borrows them, so they must outlive it."""
+    return rows.handle if isinstance(rows, Evidence) else for_engine(rows, masked=masked)

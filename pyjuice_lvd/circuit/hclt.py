@@ -1,0 +1,115 @@
+"""Hidden Chow-Liu trees: the tree over the variables, and where its parameters start."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, integers, number, one_of
+from pyjuice_lvd.circuit.engine import PIECE
+from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, for_engine, some_rows
+from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.progress import Progress
+
+STARTS = ("random", "clusters")
+"""Where the parameters of an HCLT start."""
+
+_ROWS_A_STATE = 1000
+"""So many rows for each state are counted: enough for what EM goes on from."""
+
+_CENTRES_SEE = 100
+"""K-means finds its centres from so many rows for each state."""
+
+_NEIGHBOUR = 0.1
+"""Weight of a neighbour's value beside a variable's own."""
+
+
+def hclt(
+    X: npt.ArrayLike,
+    num_latents: int,
+    num_cats: int | None,
+    heads: int,
+    start: str,
+    labels: npt.ArrayLike | None,
+    perturbation: float,
+    pseudocount: float,
+    seed: int,
+    progress: Progress,
+) -> julia.Handle:
+    """See `Circuit.hclt`."""
+    data = as_table(X)
+    if not len(data):
+        raise InputError("X: found no rows, wanted at least 1")
+    num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
+    cats = int(data.max(initial=0)) + 1 if num_cats is None else integer("num_cats", num_cats)
+    for name, value in (("num_latents", num_latents), ("num_cats", cats), ("heads", heads)):
+        if value < 1:
+            raise InputError(f"{name} = {value}: want at least 1")
+    perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
+    one_of("start", start, STARTS)
+    head_of = as_heads(labels, len(data), heads, "labels")
+    parent = chow_liu_parents(data, cats, pseudocount, progress)
+    sizes = num_latents, cats, heads, perturbation, seed
+    circuit: julia.Handle
+    if start == "random":
+        circuit = julia.call("tree_circuit", parent, *sizes)
+    else:
+        seen = rows_for_states(len(data), num_latents, seed)
+        data = for_engine(data[seen])
+        states = hidden_states(data, parent, num_latents, seed, progress)
+        circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen])
+    return circuit
+
+
+def hclt_over(
+    parent: npt.ArrayLike, num_latents: int, num_cats: int, heads: int, perturbation: float, seed: int
+) -> julia.Handle:
+    """See `Circuit.from_tree`."""
+    tree = np.asarray(parent)
+    if tree.ndim != 1 or tree.dtype.kind not in "iu":
+        raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
+    *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)
+    spread = number("perturbation", perturbation)
+    circuit: julia.Handle = julia.call("tree_circuit", np.ascontiguousarray(tree, np.int64), *sizes, spread, seed)
+    return circuit
+
+
+def chow_liu_parents(X: Table, num_cats: int, pseudocount: float, progress: Progress) -> npt.NDArray[np.int64]:
+    """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root."""
+    job = julia.call("mutual_information_job", X, num_cats, float(pseudocount))
+    with progress.stage("mutual information", total=X.shape[1], unit="variables") as stage:
+        done = False
+        while not done:
+            done, finished, _ = julia.call("advance!", job, PIECE)
+            stage.update(completed=finished)
+    parent: npt.NDArray[np.int64] = julia.call("chow_liu_parents", julia.call("mutual_information", job))
+    return parent
+
+
+def rows_for_states(n: int, num_states: int, seed: int) -> npt.NDArray[np.int64] | slice:
+    """Choose the rows of `n` that hidden states are guessed for."""
+    return some_rows(n, _ROWS_A_STATE * num_states, seed)
+
+
+def hidden_states(
+    X: Table, parent: npt.NDArray[np.int64], num_states: int, seed: int, progress: Progress
+) -> npt.NDArray[np.int32]:
+    """Guess the hidden states of an HCLT from ordered categories, such as grey levels: int32 (n, V), from 0.
+
+    The state of a variable is its cluster by K-means on its value and those of its neighbours in the tree, which count
+    less: what a state has to say to the variable itself, and to the next one. So the latents within a circuit are
+    distilled as z is (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network).
+    """
+    values = X.astype(np.float32)
+    states = np.empty(X.shape, np.int32)
+    with progress.stage("hidden states", total=X.shape[1], unit="variables") as stage:
+        for i in range(X.shape[1]):
+            near = np.flatnonzero(parent == i)
+            if parent[i] >= 0:
+                near = np.append(near, parent[i])
+            local = np.hstack([values[:, i : i + 1], _NEIGHBOUR * values[:, near]])
+            states[:, i] = kmeans(local, num_states, seed + i, seen=_CENTRES_SEE * num_states)
+            stage.advance(1)
+    return states

@@ -1,0 +1,1 @@
+"""DATA (docs/data.md) as arrays, split; images, their colours, patches and masks."""

@@ -1,0 +1,75 @@
+"""Held-out figures: bpd with its standard error and protocol, and the floor that any structure must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.data.color import color_transform
+
+
+def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, Any]:
+    """Turn log-likelihoods, float64 (N,) in nats, into `bpd`, `nll_nats`, `std_error_bpd`, `n` and `dims`.
+
+    They are of images or rows; the standard error is that of the mean over them.
+    """
+    bpd = -scores / (np.log(2) * dims)
+    return {
+        "bpd": float(bpd.mean()),
+        "nll_nats": float(-scores.mean()),
+        "std_error_bpd": std_error(bpd),
+        "n": len(bpd),
+        "dims": dims,
+    }
+
+
+def std_error(values: npt.NDArray[np.float64]) -> float | None:
+    """Estimate the standard error of the mean of values (N,): their standard deviation over sqrt(N); None for one."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def protocol(color: str, crop: str, data: npt.NDArray[Any]) -> dict[str, Any]:
+    """Say what a bpd of images (N, H, W, C), or of a table (N, V), is a bpd of (docs/data.md).
+
+    Bpds of different protocols do not compare.
+    """
+    if data.ndim == 2:
+        return {"color": None, "crop": None, "lossless": True}
+    return {"color": color, "crop": crop or None, "lossless": color_transform(color, data.shape[3]).lossless}
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """Say in a few words what `protocol` gives."""
+    if protocol["color"] is None:
+        return "bits per variable"
+    pixels = f"top-left {protocol['crop']}" if protocol["crop"] else "whole images"
+    loss = "lossless" if protocol["lossless"] else "LOSSY: compares with no lossless bpd"
+    return f"{protocol['color']}, {pixels}, {loss}"
+
+
+# Tried on the validation images; a category that training never saw costs log2(N / pseudocount) bits or so.
+_PSEUDOCOUNTS = (0.1, 1.0, 10.0, 100.0)
+
+
+def factorized_bpd(
+    train: npt.NDArray[Any], valid: npt.NDArray[Any], test: npt.NDArray[Any], num_cats: int = 256
+) -> float:
+    """Bits per dimension on `test` of the fully factorised model: one categorical for each dimension, from counts.
+
+    All three are integers (N, ...) below `num_cats`, images in the colour space that is modelled. The pseudocount,
+    shared by the categories, is the one that does best on `valid`.
+    """
+    tables = [part.reshape(len(part), -1) for part in (train, valid, test)]
+    dims = tables[0].shape[1]
+    cells = tables[0].astype(np.intp) + num_cats * np.arange(dims)
+    counts = np.bincount(cells.ravel(), minlength=num_cats * dims).reshape(dims, num_cats)
+
+    def bpd(table: npt.NDArray[Any], pseudocount: float) -> float:
+        bits = -np.log2((counts + pseudocount / num_cats) / (len(train) + pseudocount))
+        return float(bits[np.arange(dims), table].mean())
+
+    best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bpd(tables[1], pseudocount))
+    return bpd(tables[2], best)

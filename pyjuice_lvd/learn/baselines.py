@@ -1,0 +1,137 @@
+"""The baselines behind `fit --method hclt|rat-spn`: one circuit over all variables, learned by EM."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.history import History
+from pyjuice_lvd.circuit.rows import Table
+from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.settings import HCLTSettings, RatSpnSettings, Settings
+
+Array = npt.NDArray[Any]
+
+# Each tree of a mixture first learns from its own share, so that EM on the whole starts from trees that differ.
+_TREE_EPOCHS = 5
+
+# Deep RAT-SPNs that start near the uniform distribution stay there: their sums are too alike for EM to tell apart.
+_RAT_SPN_PERTURBATION = 0.95
+
+
+def learn_circuit(
+    train: Array,
+    valid: Array,
+    settings: Settings,
+    *,
+    num_cats: int,
+    folder: Path | None = None,
+    record: Record = lambda _: None,
+    progress: Progress = SILENT,
+) -> CircuitModel:
+    """Learn one circuit over whole images or the rows of a table, by `settings.method`.
+
+    Parameters
+    ----------
+    train, valid : uint8 (N, H, W, C), or integers (N, V)
+        Images or a table to learn from, and to stop early by.
+    settings : Settings
+        All of them.
+    num_cats : int
+        Categories of each variable.
+    folder : Path, optional
+        Where the state is kept. An interrupted call goes on from what is there, with the same outcome.
+    record : callable
+        Gets one record (plain numbers and texts) for every piece of work.
+    progress : Progress
+        Where the work is shown.
+
+    """
+    if folder is not None and (folder / "model.json").exists():
+        return CircuitModel.load(folder)
+    image_shape = None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3])
+    rows, held_out = (_rows(part, settings) for part in (train, valid))
+    start = None if folder is None else folder / "untrained.safetensors"
+    checkpoint = None if folder is None else folder / "em.safetensors"
+    if start is not None and start.exists():
+        circuit = Circuit.load(start)
+    else:
+        circuit = _structure(rows, num_cats, settings, record, progress)
+        if start is not None:
+            start.parent.mkdir(parents=True, exist_ok=True)
+            circuit.save(start)
+    own: HCLTSettings | RatSpnSettings = settings.hclt if settings.method == "hclt" else settings.rat_spn
+
+    began = time.monotonic()
+
+    def on_epoch(history: History) -> None:
+        nonlocal began
+        now = time.monotonic()
+        figures = {"train": history[-1], "valid": history.valid[-1], "seconds": now - began}
+        record({"stage": "EM", "epoch": len(history), **figures})
+        began = now
+
+    circuit.fit_em(
+        rows, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,
+        valid=held_out, patience=own.patience, checkpoint=checkpoint, on_epoch=on_epoch, progress=progress,
+    )  # fmt: skip
+    model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
+    if folder is not None:
+        model.save(folder)
+    for path in (start, checkpoint):
+        if path is not None:
+            path.unlink(missing_ok=True)
+    return model
+
+
+def _rows(data: Array, settings: Settings) -> Table:
+    if data.ndim == 2:
+        return data
+    return color_transform(settings.data.color, data.shape[3]).forward(data).reshape(len(data), -1)
+
+
+def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, progress: Progress) -> Circuit:
+    started = time.monotonic()
+    if settings.method == "hclt":
+        circuit = _trees(rows, num_cats, settings.hclt, settings.seed, progress)
+    else:
+        own = settings.rat_spn
+        circuit = Circuit.rat_spn(
+            num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
+            num_cats=num_cats, perturbation=_RAT_SPN_PERTURBATION, seed=settings.seed,
+        )  # fmt: skip
+    record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
+    return circuit
+
+
+def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: Progress) -> Circuit:
+    """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
+    if own.trees == 1:
+        return Circuit.hclt(rows, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress)
+    clusters = kmeans(rows.astype(np.float32), own.trees, seed)
+    shares = np.bincount(clusters)
+    trees = []
+    with progress.stage("trees", total=len(rows), unit="rows") as stage:
+        for number, share in enumerate(shares):
+            members = rows[clusters == number]
+            tree = Circuit.hclt(members, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
+            tree.fit_em(members, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
+            trees.append(tree)
+            stage.advance(float(share))
+    return Circuit.mixture(trees, weights=shares)
+
+
+def _em(own: HCLTSettings | RatSpnSettings, n: int) -> dict[str, Any]:
+    # Batches as even as can be: with large steps, a last batch of a few rows would leave its mark on all parameters.
+    batches = math.ceil(n / own.batch_size)
+    return {"batch_size": math.ceil(n / batches), "pseudocount": own.pseudocount}

@@ -1,0 +1,273 @@
+"""Progressive growing (Liu et al., ICML 2023, Sec. 4 and Appendix B): clusters and their circuit learned together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.checks import integer
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.rows import Table, as_table
+from pyjuice_lvd.clustering import divide, kmeans
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.settings import CircuitSettings, GrowingSettings
+
+Features = npt.NDArray[np.floating[Any]]
+Heads = npt.NDArray[np.int32]
+Scores = npt.NDArray[np.float64]
+"""log p(x | z) in nats, (n, heads)."""
+
+
+_WORTH_PRUNING = 0.1
+"""Of the edges: where fewer would go, all stay, because blocks that are not dense take longer for each edge."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A circuit of one or more heads, and the head of each patch it was learned from, int32 (n,)."""
+
+    circuit: Circuit
+    labels: Heads
+
+
+def progressive_growing(
+    x: npt.ArrayLike,
+    h: npt.ArrayLike,
+    *,
+    num_heads: int,
+    num_cats: int = 256,
+    circuit: CircuitSettings | None = None,
+    growing: GrowingSettings | None = None,
+    seed: int = 0,
+    name: str = "patches",
+    record: Record = lambda _: None,
+    progress: Progress = SILENT,
+) -> Grown:
+    """Learn p(x | z) and the labels z together, from patches and any features of them.
+
+    Each round (1) trains the circuit by EM on log p(x | z) and prunes it, (2) relabels z = argmax p(x | z), (3) picks
+    the clusters of lowest mean log-likelihood, up to a share of the patches, (4) divides those by K-means on h into
+    more clusters, and grows the circuit by a head for each new one. It ends with (1), at `num_heads` heads, or at fewer
+    where features cannot be told apart: that is said in the log.
+
+    Parameters
+    ----------
+    x : integers (n, V)
+        Patches, categories from 0.
+    h : floats (n, D)
+        A feature of each patch, of any encoder; not quantised, if there is a choice.
+    num_heads : int
+        N2, values of z.
+    num_cats : int
+        Categories of each variable.
+    circuit, growing : settings, optional
+        Of EM (`CircuitSettings`) and of the rounds (`GrowingSettings`).
+    seed : int
+        Of everything random.
+    name : str
+        What messages call these patches.
+    record : callable
+        Gets one record (plain numbers) after each round.
+    progress : Progress
+        Where messages are shown.
+
+    Raises InputError where the patches, features or settings are not what is wanted.
+
+    """
+    patches, features = _checked(x, h, num_heads)
+    em, rounds = circuit or CircuitSettings(), growing or GrowingSettings()
+    pc, labels = _first_circuit(patches, features, num_heads, num_cats, em, rounds, seed)
+    number, last = 0, pc.num_heads >= num_heads
+    while True:
+        started, own_seed = time.monotonic(), derived_seed(seed, number)
+        schedule = em if last else replace(em, epochs=rounds.epochs)
+        pc, scores, measured = _train(pc, patches, labels, schedule, rounds, own_seed)
+        following, message = None, ""
+        if not last:
+            following, message = _next(pc, scores, labels, patches, features, num_heads, rounds, own_seed, measured)
+        record({"stage": "patch circuit", "round": number, **measured, "seconds": time.monotonic() - started})
+        if message:
+            progress.log(f"{name}: {message}")
+        if last:
+            return _weighed(pc, labels)
+        if following is not None:
+            pc, labels = following
+        last = following is None or pc.num_heads >= num_heads
+        number += 1
+
+
+def derived_seed(seed: int, *numbers: int) -> int:
+    """Derive a seed for a numbered part of the work, which has nothing to do with another part's or another seed's."""
+    return int(np.random.SeedSequence((seed, *numbers)).generate_state(1)[0])
+
+
+def one_shot(
+    x: npt.ArrayLike,
+    h: npt.ArrayLike,
+    *,
+    num_heads: int,
+    num_cats: int = 256,
+    circuit: CircuitSettings | None = None,
+    seed: int = 0,
+    record: Record = lambda _: None,
+) -> Grown:
+    """Learn p(x | z) for labels z by K-means on h, without feedback from the circuit: the paper's baseline (Sec. 4).
+
+    Parameters and errors are those of `progressive_growing`.
+    """
+    patches, features = _checked(x, h, num_heads)
+    em = circuit or CircuitSettings()
+    started = time.monotonic()
+    labels = kmeans(features, num_heads, seed)
+    pc = _untrained(patches, labels, num_cats, em, seed)
+    history = _em(pc, patches, labels, em, seed)
+    record(
+        {
+            "stage": "patch circuit",
+            **_size(pc),
+            "em": history,
+            "log_likelihood": history[-1],
+            "seconds": time.monotonic() - started,
+        }
+    )
+    return _weighed(pc, labels)
+
+
+def _weighed(pc: Circuit, labels: Heads) -> Grown:
+    """The heads' prior weights are their shares of the patches."""
+    pc.head_weights = np.bincount(labels, minlength=pc.num_heads)
+    return Grown(pc, labels)
+
+
+def _checked(x: npt.ArrayLike, h: npt.ArrayLike, num_heads: int) -> tuple[Table, npt.NDArray[np.float32]]:
+    patches, features = as_table(x), np.asarray(h)
+    if not len(patches):
+        raise InputError("x: found no patches, wanted at least 1")
+    if features.ndim != 2 or features.dtype.kind != "f" or len(features) != len(patches):
+        raise InputError(f"h: found {features.dtype} {features.shape}, wanted floats ({len(patches)}, D)")
+    if not np.isfinite(features).all():
+        raise InputError("h: found values that are not finite")
+    integer("num_heads", num_heads, least=1)
+    return patches, np.ascontiguousarray(features, np.float32)
+
+
+def _first_circuit(
+    x: Table, h: npt.NDArray[np.float32], num_heads: int, num_cats: int, em: CircuitSettings, rounds: GrowingSettings,
+    seed: int,
+) -> tuple[Circuit, Heads]:  # fmt: skip
+    """The circuit of the first round, untrained: an HCLT over all patches, or one over the patches of each label."""
+    labels = kmeans(h, min(rounds.start, num_heads), seed)
+    if not rounds.tree_per_head:
+        return _untrained(x, labels, num_cats, em, seed), labels
+    members = [np.flatnonzero(labels == head) for head in range(int(labels.max()) + 1)]
+    trees = [_untrained(x[own], np.zeros(len(own), np.int32), num_cats, em, seed + n) for n, own in enumerate(members)]
+    return Circuit.side_by_side(trees), labels
+
+
+def _untrained(x: Table, labels: Heads, num_cats: int, em: CircuitSettings, seed: int) -> Circuit:
+    return Circuit.hclt(
+        x, num_latents=em.latents, num_cats=num_cats, heads=int(labels.max()) + 1, start=em.start, labels=labels,
+        seed=seed,
+    )  # fmt: skip
+
+
+def _em(pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, seed: int) -> list[float]:
+    return pc.fit_em(
+        x,
+        heads=labels,
+        epochs=em.epochs,
+        batch_size=em.batch_size,
+        step_size=em.step_size,
+        pseudocount=em.pseudocount,
+        seed=seed,
+    )
+
+
+def _train(
+    pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, rounds: GrowingSettings, seed: int
+) -> tuple[Circuit, Scores, dict[str, Any]]:
+    """Step 1: EM on log p(x | z), and pruning; with log p(x | z) of all heads after it, and what was measured."""
+    history, rows = _em(pc, x, labels, em, seed), np.arange(len(labels))
+    before = pc.log_likelihood(x, head="all")[rows, labels]
+    pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
+    if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges:
+        pruned = pc
+    scores = pruned.log_likelihood(x, head="all")
+    after = scores[rows, labels]
+    measured = {
+        **_size(pruned),
+        "em": history,
+        "log_likelihood": float(after.mean()),
+        "cluster_log_likelihoods": _means(after, labels, pruned.num_heads),
+        "pruned_edges": pc.num_edges - pruned.num_edges,
+        "pruning_loss": float(before.mean() - after.mean()),
+    }
+    return pruned, scores, measured
+
+
+def _means(scores: npt.NDArray[np.float64], labels: Heads, heads: int) -> list[float]:
+    return [float(scores[labels == head].mean()) for head in range(heads)]
+
+
+def _size(pc: Circuit) -> dict[str, int]:
+    return {"heads": pc.num_heads, "units": pc.num_nodes, "edges": pc.num_edges, "params": pc.num_params}
+
+
+def _next(
+    pc: Circuit,
+    scores: Scores,
+    labels: Heads,
+    x: Table,
+    h: npt.NDArray[np.float32],
+    num_heads: int,
+    rounds: GrowingSettings,
+    seed: int,
+    measured: dict[str, Any],
+) -> tuple[tuple[Circuit, Heads] | None, str]:
+    """Steps 2 to 4: the circuit and labels of the next round, None if it would have no more heads; and what to say."""
+    before = pc.num_heads
+    moved = relabel(scores, labels, rounds.stickiness)
+    measured["moved"] = int((moved != labels).sum())
+    used, again = np.unique(moved, return_inverse=True)
+    labels = again.astype(np.int32)
+    message = ""
+    if len(used) < before:
+        message = f"{before - len(used)} of {before} heads had no patch left, and were dropped"
+        pc, scores = pc.with_heads(used), scores[:, used]
+    own = scores[np.arange(len(labels)), labels]
+    measured["relabelled_log_likelihood"] = float(own.mean())
+    picked = pick(np.array(_means(own, labels, pc.num_heads)), np.bincount(labels), rounds.share)
+    members = np.flatnonzero(np.isin(labels, picked))
+    wanted = min(len(picked) if rounds.new_heads == "double" else 1, num_heads - pc.num_heads)
+    divided, origins = divide(h[members], labels[members], wanted, pc.num_heads, seed)
+    measured |= {"picked": picked.tolist(), "new_heads": len(origins)}
+    if pc.num_heads + len(origins) <= before:
+        return None, f"{before} heads in place of {num_heads}: no more clusters can be told apart"
+    # The flows that say what to copy are those of the patches as they are labelled now, before the division.
+    grown = pc.grow(x, heads=labels, select=origins, threshold=rounds.threshold, noise=rounds.noise, seed=seed)
+    labels[members] = divided
+    return (grown, labels), message
+
+
+def relabel(scores: Scores, labels: Heads, stickiness: float = 0.0) -> Heads:
+    """Step 2: the head under which each patch is most likely; `stickiness` nats are in favour of its present one.
+
+    `scores`: log p(x | z), float64 (n, heads). Ties go to the present head, then to the first.
+    """
+    rows = np.arange(len(labels))
+    best = scores.argmax(axis=1).astype(np.int32)
+    stays = scores[rows, labels] + stickiness >= scores[rows, best]
+    return np.where(stays, labels, best).astype(np.int32)
+
+
+def pick(means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+    """Step 3: the clusters by ascending mean log-likelihood, until they hold `share` of the patches."""
+    order = np.argsort(means, kind="stable")
+    held = np.cumsum(counts[order])
+    return order[: int(np.searchsorted(held, share * counts.sum())) + 1]

@@ -1,0 +1,138 @@
+"""Outer clusters refined by feedback from circuits: step 2 of progressive growing, for the clusters of the features.
+
+K-means on the teacher's features does not know which patches one circuit models well together. Here one small circuit
+for each cluster says so, in rounds of EM and relabelling: the classification EM algorithm (Celeux and Govaert, 1992) on
+the mixture of these circuits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.rows import Table, shares, some_rows
+from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.progress import SILENT, Progress, Stage
+from pyjuice_lvd.settings import RefiningSettings
+
+_RANKED_BYTES = 32
+"""What a patch and a cluster take while patches are ranked: the score, its exponential, its rank and a copy."""
+
+
+def refine(
+    x: Table,
+    labels: npt.NDArray[np.int32],
+    settings: RefiningSettings,
+    *,
+    candidates: int = 1,
+    num_cats: int = 256,
+    seed: int = 0,
+    name: str = "outer clusters",
+    record: Record = lambda _: None,
+    progress: Progress = SILENT,
+) -> npt.NDArray[np.int32]:
+    """Move patches to the clusters whose small circuits model them best.
+
+    Each round is an epoch of EM for each cluster's HCLT on the patches of the cluster; then each patch goes to the
+    cluster of the largest share times likelihood. Some of the patches take part (`settings.patches` for each cluster);
+    in the end all are ranked. A cluster that no patch prefers is dropped: that is said in the log.
+
+    Parameters
+    ----------
+    x : integers (n, V)
+        Patches, n > 0, categories from 0.
+    labels : int32 (n,)
+        The clusters to begin with, from 0 without a gap.
+    settings : RefiningSettings
+        Of the rounds.
+    candidates : int
+        How many clusters to name for each patch.
+    num_cats : int
+        Categories of each variable.
+    seed : int
+        Of the patches that take part, and of EM.
+    name : str
+        What messages call the clusters.
+    record : callable
+        Gets one record (plain numbers) after each round; log-likelihoods are means in nats.
+    progress : Progress
+        Where the work is shown.
+
+    Returns
+    -------
+    int32 (n, m), m = min(candidates, clusters left)
+        The most probable clusters of each patch, the best first, numbered from 0 without a gap.
+
+    """
+    clusters = int(labels.max()) + 1
+    seen = some_rows(len(x), settings.patches * clusters, seed)
+    rows, own = x[seen], labels[seen]
+    own = np.unique(own, return_inverse=True)[1].astype(np.int32)
+    circuits: list[Circuit] = []
+    steps = np.linspace(*settings.step_size, settings.rounds)
+    with progress.stage(name, total=(1 + settings.rounds) * len(rows) + len(x), unit="patches") as stage:
+        for cluster in range(int(own.max()) + 1):
+            members, own_seed = rows[own == cluster], seed + cluster
+            circuits.append(
+                Circuit.hclt(members, num_latents=settings.latents, num_cats=num_cats, start="clusters", seed=own_seed)
+            )
+            stage.advance(len(members))
+        for number, step in enumerate(steps):
+            started = time.monotonic()
+            for cluster, circuit in enumerate(circuits):
+                circuit.fit_em(
+                    rows[own == cluster],
+                    epochs=1,
+                    batch_size=settings.batch_size,
+                    step_size=float(step),
+                    pseudocount=settings.pseudocount,
+                    seed=seed + number,
+                )
+            ranked, log_likelihood = _ranked(rows, circuits, np.bincount(own), 1, stage)
+            moved = int((ranked[:, 0] != own).sum())
+            used, again = np.unique(ranked[:, 0], return_inverse=True)
+            own = again.astype(np.int32)
+            circuits = [circuits[cluster] for cluster in used]
+            record(
+                {
+                    "stage": "outer clusters",
+                    "round": number,
+                    "clusters": len(circuits),
+                    "patches": len(rows),
+                    "moved": moved,
+                    "log_likelihood": log_likelihood,
+                    "seconds": time.monotonic() - started,
+                }
+            )
+            rounds, share = f"{number + 1}/{settings.rounds}", f"{moved / len(rows):.1%}"
+            stage.advance(0, rounds=rounds, log_likelihood=log_likelihood, moved=share)
+        counts = np.bincount(own)
+        ranked, _ = _ranked(x, circuits, counts, candidates, stage)
+        used = np.unique(ranked[:, 0])
+        if len(used) < len(circuits):  # what is dropped must not be named as a candidate either
+            stage.update(completed=(1 + settings.rounds) * len(rows))
+            ranked, _ = _ranked(x, [circuits[cluster] for cluster in used], counts[used], candidates, stage)
+    if len(used) < clusters:
+        progress.log(f"{name}: {clusters - len(used)} of {clusters} clusters had no patch left, and were dropped")
+    return ranked
+
+
+def _ranked(
+    x: Table, circuits: Sequence[Circuit], counts: npt.NDArray[np.int64], candidates: int, stage: Stage
+) -> tuple[npt.NDArray[np.int32], float]:
+    """The circuits in order of each row's posterior, int32 (n, m), and the mean log-likelihood of their mixture, nats.
+
+    Its weights are in proportion to the counts, int64 (circuits,).
+    """
+    share = np.log(counts / counts.sum())
+    ranked, total = np.empty((len(x), min(candidates, len(circuits))), np.int32), 0.0
+    for part in shares(len(x), _RANKED_BYTES * len(circuits)):
+        scores = np.stack([circuit.log_likelihood(x[part]) for circuit in circuits], axis=1) + share
+        total += float(np.logaddexp.reduce(scores, axis=1).sum())
+        ranked[part] = np.argsort(-scores, axis=1, kind="stable")[:, : ranked.shape[1]]
+        stage.advance(part.stop - part.start)
+    return ranked, total / len(x)

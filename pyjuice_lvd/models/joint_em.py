@@ -1,0 +1,209 @@
+"""EM on the joint model's p(x): over the prior alone, and end to end, prior and patch circuits together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, integers, nonnegative, number, step_sizes
+from pyjuice_lvd.circuit import Evidence
+from pyjuice_lvd.circuit.checkpoint import Checkpoint
+from pyjuice_lvd.circuit.engine import PIECE
+from pyjuice_lvd.circuit.history import History, Validation
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.progress import SILENT, Progress
+
+Images = npt.NDArray[np.uint8]
+
+
+def fit_prior(
+    model: JointModel,
+    train: Images,
+    valid: Images,
+    *,
+    epochs: int,
+    step_size: tuple[float, float],
+    batch_size: int = 256,
+    pseudocount: float = 0.1,
+    patience: int = 3,
+    memory: float = 4.0,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> History:
+    """EM on p(x) over the prior's parameters, in place; the patch circuits stay as they are.
+
+    Ends after `patience` epochs without a better validation likelihood; the best parameters are kept (the starting
+    ones included). Evidence of up to `memory` GiB is kept; where there is more, it is computed anew in each epoch,
+    share by share: images are then shuffled across shares, and within each.
+
+    Returns the mean log-likelihood of each epoch run, in nats, before each batch's step; in `.valid` that of the
+    validation images after each.
+    """
+    epochs, seed = integer("epochs", epochs, least=0), integer("seed", seed, least=0)
+    history, steps = History(), np.linspace(*step_sizes(step_size), epochs)
+    nonnegative("memory", number("memory", memory))
+    with progress.stage("p(z) on p(x)", total=epochs * len(train), unit="images") as stage:
+        learned_from, held_out = (_Shares(model, images, int(memory * 2**30)) for images in (train, valid))
+        watch = Validation(held_out.mean_score, model.prior.parameters(), patience)
+        try:
+            while len(history) < epochs and not watch.over(history):
+                epoch, total = len(history), 0.0
+                for evidence in learned_from.shuffled(seed + epoch):
+                    (mean,) = model.prior.fit_em(
+                        evidence,
+                        epochs=1,
+                        batch_size=batch_size,
+                        step_size=float(steps[epoch]),
+                        pseudocount=pseudocount,
+                        seed=seed + epoch,
+                    )
+                    total += mean * len(evidence)
+                    stage.advance(len(evidence), log_likelihood=mean)
+                history.append(total / len(train))
+                watch.look(history)
+                stage.advance(0, valid=history.valid[-1])
+        finally:
+            watch.restore()
+    return history
+
+
+class _Shares:
+    """The evidence of images for p(z), in shares of bounded memory: kept where there is but one, else computed anew."""
+
+    def __init__(self, model: JointModel, images: Images, room: int) -> None:
+        self.model, self.images, self.room = model, images, room
+        fits = model.evidence_bytes(len(images)) <= room
+        self.kept = Evidence(model.patch_scores(images)) if fits else None
+
+    def shuffled(self, seed: int) -> Iterator[Evidence]:
+        """Give the shares of all images, in an order of the seed's."""
+        if self.kept is not None:
+            yield self.kept  # whoever takes it shuffles it
+            return
+        order = np.random.default_rng(seed).permutation(len(self.images))
+        for rows in self.model.chunks(len(order), self.room):
+            yield Evidence(self.model.patch_scores(self.images[order[rows]]))
+
+    def mean_score(self) -> float:
+        """Mean log p(x), nats."""
+        if self.kept is not None:
+            return float(self.model.prior.log_likelihood(self.kept).mean())
+        return float(self.model.score_samples(self.images).mean())
+
+
+def fit_end_to_end(
+    model: JointModel,
+    train: Images,
+    valid: Images,
+    *,
+    epochs: int,
+    step_size: tuple[float, float],
+    batch_size: int = 256,
+    candidates: npt.NDArray[np.integer[Any]] | None = None,
+    pseudocount: float = 0.1,
+    prior_pseudocount: float = 0.1,
+    patience: int = 3,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    on_epoch: Callable[[History], None] | None = None,
+    progress: Progress = SILENT,
+) -> History:
+    """Mini-batch EM on p(x), in place: p(z) and the p(x_i | z_i) of all positions learn together.
+
+    The flow of p(x) into a head at a position, p(z_i = k | x), is the weight of that patch in the statistics of the
+    head's circuit. Memory is bounded by the batch: 8 bytes for each of its images, positions and latent values.
+
+    Parameters
+    ----------
+    model : JointModel
+        Starts from its parameters, and has the best in the end.
+    train, valid : uint8 (N, H, W, C)
+        Images to learn from, and to stop early by: the parameters with the best mean log-likelihood of `valid` are
+        kept, those from before included.
+    epochs, batch_size : int
+        Batches are of images; the last, short one is used.
+    candidates : integers (N, P, M), optional
+        For each patch of the training images the circuits, from 0, that it is tried under: all heads of the others
+        count as impossible for it. The cost is then M circuits for each patch, not all of them, and EM raises the
+        truncated likelihood, a lower bound of p(x) (truncated variational EM; Luecke and Eggert, JMLR 2010): the
+        returned history is of that bound, but not its `.valid`.
+    step_size : (float, float)
+        In the first and the last epoch; linear in between.
+    pseudocount, prior_pseudocount : float
+        Of the patch circuits and of the prior, in each step.
+    patience : int
+        Training ends after so many epochs in a row that did not improve the validation images'.
+    seed : int
+        Of the shuffling.
+    checkpoint : path, optional
+        A safetensors file, replaced from time to time and at the end. If it exists, training goes on from it and ends
+        in the very parameters of undisturbed training at the same number of threads.
+    on_epoch : callable, optional
+        Gets the history after each epoch that is run here.
+    progress : Progress
+        Where the work is shown.
+
+    Returns the history: mean log-likelihoods of each epoch in nats, as `Circuit.fit_em` does. Raises InputError where
+    images do not fit the model, a parameter is out of range, or the checkpoint is of other training. After Ctrl-C the
+    model has the best parameters so far.
+
+    """
+    epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
+    pseudocounts = number("pseudocount", pseudocount), number("prior_pseudocount", prior_pseudocount)
+    first_step, last_step = step_sizes(step_size)
+    n, patches = len(train), model.patches(train)
+    if candidates is not None:
+        candidates = _checked(candidates, patches.shape[:2], len(model.circuits))
+    parts = [part.engine for part in (model.prior, *model.circuits)]
+    learned = [array for part in parts for array in part.learned()]
+    watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
+    history, state, position, total = History(), None, 0, 0.0
+    if checkpoint is not None:
+        about = {
+            "structure": [part.structure for part in parts], "images": n, "epochs": epochs, "batch_size": batch_size,
+            "step_size": (first_step, last_step), "pseudocount": pseudocounts, "seed": seed,
+            "candidates": 0 if candidates is None else candidates.shape[2],
+        }  # fmt: skip
+        state = Checkpoint(checkpoint, learned, about)
+        position, total = state.restore(history, watch)
+    job = julia.call(
+        "joint_em_job", patches, candidates, epochs, batch_size, first_step, last_step, *pseudocounts, seed, model.tied,
+        *(part.circuit for part in parts),
+    )  # fmt: skip
+    julia.call("continue_from!", job, len(history), position, total)
+    try:
+        with progress.stage("p(x), end to end", total=epochs * n, unit="images") as stage:
+            while len(history) < epochs and not watch.over(history):
+                finished, position, mean = julia.call("advance!", job, PIECE)
+                stage.update(completed=finished * n + position, log_likelihood=mean)
+                if finished > len(history):
+                    history.append(mean)
+                    watch.look(history)
+                    stage.update(completed=finished * n, valid=history.valid[-1])
+                    if on_epoch:
+                        on_epoch(history)
+                if state:
+                    state.keep(history, watch, position, mean * position)
+        if state:
+            state.keep(history, watch, now=True)
+    finally:
+        watch.restore()
+    return history
+
+
+def _checked(candidates: npt.NDArray[np.integer[Any]], shape: tuple[int, ...], circuits: int) -> npt.NDArray[np.uint16]:
+    array = np.asarray(candidates)
+    if array.ndim != 3 or array.shape[:2] != shape or not array.shape[2] or array.dtype.kind not in "iu":
+        raise InputError(
+            f"candidates: found {array.dtype} {array.shape}, wanted integers ({shape[0]}, {shape[1]}, M), M at least 1"
+        )
+    most = min(circuits, 2**16)  # the engine keeps them in 16 bits
+    if array.size and not (array.min() >= 0 and array.max() < most):
+        raise InputError(f"candidates: found {array.min()}..{array.max()}, wanted 0..{most - 1}")
+    return np.ascontiguousarray(array, np.uint16)

@@ -1,0 +1,1 @@
+"""A run for people: figures, pictures of images, and one HTML page."""
