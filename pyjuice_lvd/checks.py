@@ -92,7 +92,7 @@ def nonnegative(name: str, value: float) -> None:
 
 
 def check_pseudocount(name: str, value: float) -> None:
-    """Check that a number is a pseudocount that the engine can work with (`check_pseudocount` in julia/src/learning/em.jl)."""
+    """Check that a number is a pseudocount that the engine can work with (`check_pseudocount` in learning/em.jl)."""
     require(value == 0 or 1e-30 <= value <= 1e20, name, value, "a finite number, 0 or above: 0, or 1e-30 to 1e20")
 
 

@@ -373,7 +373,7 @@ def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> 
         (checkout / "pyjuice_lvd" / "__init__.py").touch()
         sources = checkout / "julia" / "src"
         sources.mkdir(parents=True)
-        shutil.copy(find.sources() / "boundary.jl", sources)
+        shutil.copy(find.sources() / "door" / "boundary.jl", sources)
         (sources / "LVDJuice.jl").write_text('module LVDJuice\ninclude("boundary.jl")\nend\n')
         # As in a wheel that someone else installed.
         sources.chmod(0o555)
