@@ -1,0 +1,159 @@
+# What flows say of a sample: posterior marginals of its hidden variables.
+
+"""
+    MarginalsJob(plan, X, head_of, out)
+
+Posterior marginals p(x_i = k | what is known of sample n, head_of[n]) for the hidden variables of `X`, [`Masked`](@ref) or
+[`SoftEvidence`](@ref): `out`, Float64 `(categories, variables, samples)`, all zeros, receives them. An observed variable
+has a 1 at its category.
+
+The derivative of log p(evidence) with respect to the logarithm of an input's value is the input's flow (Darwiche 2003): one
+pass up and one down give all variables' marginals. `X`, `head_of` and `out` are kept, not copied. [`advance!`](@ref) does
+the work.
+"""
+mutable struct MarginalsJob{D<:Query}
+    plan::Plan
+    X::D
+    sources::Sources
+    out::Array{Float64,3}
+    workspaces::Vector{Workspace}
+    statistics::Vector{Statistics}  # what the way down leaves behind, not used
+    products::Vector{Vector{Float32}}
+    position::Int                   # finished samples
+end
+
+function MarginalsJob(plan::Plan, X::Query, head_of, out::Array{Float64,3})
+    check_query(plan, X, head_of, size(out, 3))
+    C, N, threads = maximum(plan.circuit.categories), num_samples(X), Threads.nthreads()
+    size(out, 1) >= C || throw(ArgumentError("out has room for $(size(out, 1)) categories, the circuit has $C"))
+    return MarginalsJob(plan, X, Sources(head_of, ones(Float32, N)), out, [Workspace(plan; flows=true) for _ in 1:threads],
+                        [Statistics(plan.circuit) for _ in 1:threads], [zeros(Float32, TILE * C) for _ in 1:threads], 0)
+end
+
+function advance!(job::MarginalsJob, seconds::Real=Inf)
+    started, threads, N = time(), length(job.workspaces), num_samples(job.X)
+    at_once = threads * TILE
+    while job.position < N
+        began, skip, last = time(), job.position, min(job.position + at_once, N)
+        vanished = [Int[] for _ in 1:threads]
+        Threads.@threads for t in 1:threads
+            for first in skip + (t - 1) * TILE + 1:threads * TILE:last
+                tile_marginals!(vanished[t], job, t, job.X, first, last)
+            end
+        end
+        for n in sort!(reduce(vcat, vanished))
+            exact_marginals!(job, job.X, n)
+        end
+        job.position = last
+        time() - began < SHARE && (at_once *= 2)
+        time() - started > seconds && break
+    end
+    return job.position
+end
+
+function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::Int, last::Int)
+    plan, ws, stat, product, out = job.plan, job.workspaces[t], job.statistics[t], job.products[t], job.out
+    count = evaluate_tile!(vanished, ws, plan, X, job.sources.head_of, first, last)
+    GC.@preserve ws stat plan X product begin
+        for s in 1:TILE
+            ws.live[s] = s <= count && !(ws.samples[s] in vanished)
+        end
+        start_flows!(ws, plan, job.sources, count)
+        backward!(stat, ws, plan) do gi
+            g = plan.groups[gi]
+            any_hidden(X, g.variable, ws.samples, count) || return
+            add_marginals!(out, ws, plan, g, X, input_derivatives!(ws, plan, g, X), product, count)
+        end
+    end
+    for s in 1:count
+        ws.live[s] && finish_marginals!(out, plan.circuit, X, ws.samples[s], job.sources.head_of)
+    end
+end
+
+"Adds a group of inputs' share of its variable's marginals, which its derivatives, in columns, say, to the tile's samples."
+function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, g::Group, X::Query, derivatives::Ptr{Float32},
+                        product::Vector{Float32}, count::Int)
+    C = g.categories
+    gemm!('T', 'T', 1f0, table(plan, g), matrix(derivatives, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
+    for s in 1:count
+        n = ws.samples[s]
+        is_hidden(X, g.variable, n) || continue
+        @inbounds @simd for k in 1:C
+            out[k, g.variable, n] += product[k + (s - 1) * C] * likelihood(X, g.variable, k - 1, n)
+        end
+    end
+end
+
+function any_hidden(X, i, samples, count)
+    for s in 1:count
+        is_hidden(X, i, samples[s]) && return true
+    end
+    return false
+end
+
+"""
+The derivatives of log p(evidence) with respect to a group of hidden inputs, in columns: flow / value, where the value of a
+marginalised input is 1.
+"""
+input_derivatives!(ws, plan, g, X::Masked) = flow_columns(ws, g)
+
+function input_derivatives!(ws, plan, g, X::SoftEvidence)
+    evidence_values!(ws, plan, g, X)
+    value, flow = value_columns(ws, g), flow_columns(ws, g)
+    for k in 0:width(g) - 1, v in 0:VECTORS - 1
+        p = column(value, k) + 64 * v
+        store_lanes(p, ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)))
+    end
+    return value
+end
+
+"Scales each hidden variable's marginal to 1, which rounding misses by little, and writes the observed ones."
+function finish_marginals!(out, c::Circuit, X, n, head_of)
+    for i in 1:c.num_vars
+        if is_hidden(X, i, n)
+            total = 0.0
+            for k in axes(out, 1)
+                total += out[k, i, n]
+            end
+            total > 0 || uncovered(head_of[n], i)
+            for k in axes(out, 1)
+                out[k, i, n] /= total
+            end
+        else
+            k = observed(X, i, n) + 1
+            k <= size(out, 1) && (out[k, i, n] = 1)  # a variable that the circuit does not cover may have any value
+        end
+    end
+end
+
+function exact_marginals!(job::MarginalsJob, X::Query, n::Int)
+    exact_marginals!(job.out, job.plan.circuit, X, job.sources.head_of, n) || no_evidence(n, job.sources.head_of[n])
+end
+
+"Returns whether there are any: none follow from evidence of probability 0."
+function exact_marginals!(out::Array{<:AbstractFloat,3}, c::Circuit, X::Query, head_of, n::Int)
+    head, log_value = head_of[n], log_values(c, X, n)
+    isfinite(log_value[c.heads[head]]) || return false
+    flow = exact_unit_flows(c, log_value, head)
+    for u in 1:num_units(c)
+        isinput(c.kind[u]) && flow[u] > 0 && is_hidden(X, c.variable[u], n) || continue
+        for k in 0:c.categories[u] - 1
+            p = c.leaf[c.param_start[u] + k * c.param_stride[u]] * likelihood(X, c.variable[u], k, n)
+            out[k + 1, c.variable[u], n] += flow[u] * p / exp(log_value[u])
+        end
+    end
+    finish_marginals!(out, c, X, n, head_of)
+    return true
+end
+
+"""
+    posterior_marginals(circuit, X; head_of = ones) -> Array{Float64,3}
+
+`(categories, variables, samples)`: see [`MarginalsJob`](@ref).
+"""
+function posterior_marginals(c::Circuit, X::Query; head_of=ones(Int32, num_samples(X)))
+    plan = Plan(c; soft=X isa SoftEvidence)
+    job = MarginalsJob(plan, X, head_of, zeros(maximum(c.categories), c.num_vars, num_samples(X)))
+    advance!(job)
+    return job.out
+end
