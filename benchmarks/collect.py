@@ -15,7 +15,8 @@ from typing import Any
 from common import machine
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import RunDirectory, read_json, write_json
+from pyjuice_lvd.files.formats import read_json, write_json
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.report.page import stage_seconds
 
 

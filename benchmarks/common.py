@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.files.run import write_json
+from pyjuice_lvd.files.formats import write_json
 
 
 def machine() -> dict[str, float | int | None]:

@@ -23,7 +23,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.data.load import load_data, num_categories
 from pyjuice_lvd.data.splits import Splits
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import write_json
+from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.learn.baselines import learn_circuit
 from pyjuice_lvd.settings import HCLTSettings, Settings
 

@@ -6,7 +6,7 @@ import click
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.bench import as_text, run_bench
-from pyjuice_lvd.files.run import json_text
+from pyjuice_lvd.files.formats import json_text
 from pyjuice_lvd.progress import make_progress
 
 from .options import json_option, quiet_option

@@ -10,7 +10,8 @@ import click
 from pyjuice_lvd.data.load import load_test_data
 from pyjuice_lvd.data.splits import noun
 from pyjuice_lvd.evaluate.merit import figures_of_merit, protocol
-from pyjuice_lvd.files.run import RunDirectory, read_json
+from pyjuice_lvd.files.formats import read_json
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.settings import Settings
 

@@ -12,7 +12,8 @@ from pyjuice_lvd.circuit.files import circuit_suffix
 from pyjuice_lvd.data.color import ColorTransform
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import RunDirectory, check_writable
+from pyjuice_lvd.files.atomic import check_writable
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.models.written_out import num_params_written_out, written_out

@@ -15,7 +15,8 @@ from pyjuice_lvd.data.load import load_data, num_categories
 from pyjuice_lvd.data.splits import Splits, digest_of, noun
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit, protocol
-from pyjuice_lvd.files.run import RunDirectory, read_json, write_json
+from pyjuice_lvd.files.formats import read_json, write_json
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
 from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve

@@ -13,7 +13,9 @@ from pyjuice_lvd.data.load import load_data, load_test_data
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import protocol, protocol_text
-from pyjuice_lvd.files.run import RunDirectory, check_writable, json_text, read_arrays, read_json, write_json
+from pyjuice_lvd.files.atomic import check_writable
+from pyjuice_lvd.files.formats import json_text, read_arrays, read_json, write_json
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_gap
 from pyjuice_lvd.settings import BASELINES, Settings

@@ -12,7 +12,8 @@ from pyjuice_lvd.data.load import load_test_data
 from pyjuice_lvd.data.masks import MASKS, read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import protocol
-from pyjuice_lvd.files.run import RunDirectory, read_json
+from pyjuice_lvd.files.formats import read_json
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import plot_inpainting

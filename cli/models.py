@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import RunDirectory, atomic_write, check_writable
+from pyjuice_lvd.files.atomic import atomic_write, check_writable
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import BASELINES, Settings

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pyjuice_lvd.evaluate.merit import protocol_text
-from pyjuice_lvd.files.run import json_text
+from pyjuice_lvd.files.formats import json_text
 from pyjuice_lvd.settings import DEVICES
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")

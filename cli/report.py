@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from pyjuice_lvd.files.run import RunDirectory, check_writable
+from pyjuice_lvd.files.atomic import check_writable
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.report.page import write_report
 
 from .options import emit, json_option

@@ -13,7 +13,7 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.progress import SILENT
 
 Silent = type(SILENT)

@@ -26,7 +26,8 @@ FAKE = """
 import os, sys, time
 import click
 from pyjuice_lvd.cli import main as frame
-from pyjuice_lvd.files.run import RunDirectory, atomic_write
+from pyjuice_lvd.files.atomic import atomic_write
+from pyjuice_lvd.files.run import RunDirectory
 
 @click.command()
 @click.argument("what")

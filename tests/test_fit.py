@@ -14,7 +14,7 @@ import pytest
 
 from pyjuice_lvd import LVD, LVDPG
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_arrays
+from pyjuice_lvd.files.formats import read_arrays
 
 # Everything small, so that a whole run takes seconds.
 SMALL = [

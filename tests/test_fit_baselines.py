@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyjuice_lvd.files.run import read_arrays
+from pyjuice_lvd.files.formats import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
 RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]

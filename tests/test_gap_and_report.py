@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pyjuice_lvd.cli.main import main
-from pyjuice_lvd.files.run import read_arrays
+from pyjuice_lvd.files.formats import read_arrays
 
 SMALL = [
     "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",

@@ -17,18 +17,9 @@ import numpy as np
 import pytest
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import (
-    RunDirectory,
-    atomic_write,
-    check_writable,
-    json_text,
-    read_arrays,
-    read_json,
-    read_toml,
-    write_arrays,
-    write_json,
-    write_toml,
-)
+from pyjuice_lvd.files.atomic import atomic_write, check_writable
+from pyjuice_lvd.files.formats import json_text, read_arrays, read_json, read_toml, write_arrays, write_json, write_toml
+from pyjuice_lvd.files.run import RunDirectory
 
 SETTINGS = {"seed": 0, "threads": 0, "circuit": {"latents": 16, "step_size": [0.1, 0.01]}}
 
@@ -149,7 +140,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
     script = (
-        "import os, sys; from pyjuice_lvd.files.run import atomic_write\n"
+        "import os, sys; from pyjuice_lvd.files.atomic import atomic_write\n"
         "with atomic_write(sys.argv[1]) as file: file.write(b'part'); file.flush(); os.kill(os.getpid(), 9)"
     )
     python(script, path, wanted=-signal.SIGKILL)
@@ -386,7 +377,8 @@ def test_two_fits_do_not_write_one_run(tmp_path):
 
 def test_the_lock_of_a_killed_fit_is_free(tmp_path):
     script = (
-        "import os, sys; from pyjuice_lvd.files.run import RunDirectory, atomic_write\n"
+        "import os, sys; from pyjuice_lvd.files.atomic import atomic_write\n"
+        "from pyjuice_lvd.files.run import RunDirectory\n"
         "run = RunDirectory.create(sys.argv[1], settings={'seed': 0})\n"
         "run.log({'epoch': 1})\n"
         "with atomic_write(run / 'model.safetensors') as file: file.write(b'x'); os.kill(os.getpid(), 9)"

@@ -13,7 +13,8 @@ from pyjuice_lvd import Circuit
 from pyjuice_lvd.cli.main import main
 from pyjuice_lvd.data.masks import read_mask
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import RunDirectory, write_json
+from pyjuice_lvd.files.formats import write_json
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import resolve

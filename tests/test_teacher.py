@@ -477,7 +477,7 @@ def test_bad_files(photos, fitted, tmp_path):
     Teacher(TINY).fit(photos[:32], device="cpu", checkpoint=tmp_path / "checkpoint.safetensors")
     with pytest.raises(InputError, match=r"checkpoint\.safetensors: found a file of kind 'teacher checkpoint'"):
         Teacher.load(tmp_path / "checkpoint.safetensors")
-    from pyjuice_lvd.files.run import read_arrays, write_arrays
+    from pyjuice_lvd.files.formats import read_arrays, write_arrays
 
     fitted.save(path)
     arrays, metadata = read_arrays(path)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
 
 _INTERVAL = 10.0
 """Seconds between two writes, at least, and as often the time that one takes: what a crash may cost."""

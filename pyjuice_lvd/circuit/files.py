@@ -12,7 +12,8 @@ from typing import BinaryIO
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.engine import ARRAYS, PIECE
 from pyjuice_lvd.errors import InputError, JuliaError
-from pyjuice_lvd.files.run import atomic_write, read_arrays, write_arrays
+from pyjuice_lvd.files.atomic import atomic_write
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.progress import SILENT, Progress
 
 _FORMAT = "lvd-juice circuit 1"

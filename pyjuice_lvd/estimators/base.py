@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.data.images import as_images, crop_images, parse_crop
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_toml
+from pyjuice_lvd.files.formats import read_toml
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings
 

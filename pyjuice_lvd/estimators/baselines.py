@@ -14,7 +14,7 @@ from pyjuice_lvd.circuit.rows import as_table
 from pyjuice_lvd.data.load import IMAGE_CATEGORIES
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.estimators.base import Array, DensityEstimator
-from pyjuice_lvd.files.run import write_toml
+from pyjuice_lvd.files.formats import write_toml
 from pyjuice_lvd.learn.baselines import learn_circuit
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import Progress

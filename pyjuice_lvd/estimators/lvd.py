@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
-from pyjuice_lvd.files.run import write_toml
+from pyjuice_lvd.files.formats import write_toml
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import Progress

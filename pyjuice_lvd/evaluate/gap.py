@@ -20,7 +20,7 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.merit import std_error
-from pyjuice_lvd.files.run import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.teacher import Teacher

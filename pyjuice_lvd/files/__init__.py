@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all; the directory of a run."""
+"""Files on disk: written whole or not at all, their formats, and the directory of a run."""

@@ -1,7 +1,4 @@
-"""Files that no crash leaves half written, and the run directory made of them.
-
-Every file is written aside, fsynced and renamed: a reader finds the old contents or the new, never a part of them. A
-run directory holds plain files only:
+"""The directory of a run. It holds plain files only.
 
 - `settings.toml`, the run's complete settings, written first: a directory that has it is a run;
 - `metrics.jsonl`, one JSON object a line, in the order of the work;
@@ -11,200 +8,30 @@ run directory holds plain files only:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
-import secrets
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
-import numpy as np
 import tomli_w
 
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.atomic import ASIDE, atomic_write, fsync_folder, naming
+from pyjuice_lvd.files.formats import json_text, read_bytes, read_json, read_toml, write_json, write_toml
 
-_TEXTS = "lvd-juice"  # the entry of a safetensors file's metadata that holds all of ours, as JSON
 Record = Callable[[Mapping[str, Any]], None]
 """What takes a record of the metrics, such as `RunDirectory.log`."""
 
-_ASIDE = ".tmp-"  # how the name of a file that is being written begins
 _SETTINGS, _METRICS, _RESULT, _LOCK = "settings.toml", "metrics.jsonl", "result.json", ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
-_ABOUT = (
-    "stage",
-    "cluster",
-    "round",
-    "epoch",
-)  # the entries of a metrics record that say which piece of work it is about
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Write a file aside in the same folder; when the block ends well, fsync it and rename it to `path`.
-
-    Yields the file, open for binary writing. Its `.name` is the temporary path, with `path`'s suffix, for writers that
-    want a path (they must write into that file, not replace it). When the block raises, the file is removed and `path`
-    is as it was.
-
-    Raises
-    ------
-    InputError
-        The folder is missing or cannot be written, or `path` is a folder.
-    OSError
-        The disk is full or failing.
-
-    """
-    target, aside, file = _open_aside(path)
-    try:
-        with _naming(path), file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _fsync_folder(target.parent)
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise what `atomic_write` would where `path` cannot be written: before the work, in place of after it."""
-    _, aside, file = _open_aside(path)
-    file.close()
-    aside.unlink()
-
-
-def _open_aside(path: str | os.PathLike[str]) -> tuple[Path, Path, BinaryIO]:
-    """Open a new file beside `path`: returns where the contents belong in the end, the new file's path, and it."""
-    target = Path(os.path.realpath(path))  # a symbolic link stays one
-    aside = target.with_name(f"{_ASIDE}{secrets.token_hex(4)}-{target.name}")
-    try:
-        if target.is_dir():
-            raise InputError(f"{path}: is a folder, wanted a file to write")
-        return target, aside, aside.open("xb")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a file in a writable folder") from error
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give the errors of writing to an open file the file's name: a full disk is reported without one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # raised by a library, which says what went wrong in words of its own
-            raise OSError(errno.EIO, str(error), str(path)) from error
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make the folder's entries durable: a rename lives in the folder, not in the file."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Turn a result into standard JSON: numpy scalars and arrays become plain numbers, NaN and infinities `null`."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, os.PathLike) else value
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file (see `json_text`)."""
-    with atomic_write(path) as file:
-        file.write((json_text(value, indent=2) + "\n").encode())
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; raises InputError when it is missing or damaged."""
-    contents = _read_bytes(path)
-    try:
-        return json.loads(contents)
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}), wanted JSON") from error
-
-
-def write_toml(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
-    """Write a TOML file."""
-    with atomic_write(path) as file:
-        tomli_w.dump(table, file)
-
-
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a TOML file; raises InputError when it is missing or is not TOML."""
-    contents = _read_bytes(path)
-    try:
-        return tomllib.loads(contents.decode())
-    except ValueError as error:
-        raise InputError(f"{path}: {_one_line(error)}, wanted TOML") from error
-
-
-def write_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write arrays of numbers or Booleans, of any shape and memory order, and texts about them as safetensors."""
-    import safetensors.numpy
-
-    # safetensors copies memory as it lies: an array in another order than C's would come back scrambled.
-    tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with atomic_write(path) as file:
-        # One entry: the library writes several in any order, and equal contents shall give equal bytes.
-        texts = {_TEXTS: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
-        file.write(safetensors.numpy.save(tensors, metadata=texts))
-
-
-def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read what `write_arrays` wrote: the arrays (C order, writable) and the metadata.
-
-    Raises InputError when the file is missing, truncated or no safetensors file.
-    """
-    import safetensors
-
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            names = file.keys()
-            texts = json.loads((file.metadata() or {}).get(_TEXTS, "{}"))
-            return {name: file.get_tensor(name) for name in names}, {str(key): str(texts[key]) for key in texts}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, wanted a safetensors file") from error
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: damaged ({_one_line(error)}), wanted a safetensors file") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+_ABOUT = ("stage", "cluster", "round", "epoch")
+"""The entries of a metrics record that say which piece of work it is about."""
 
 
 class RunDirectory:
@@ -240,7 +67,7 @@ class RunDirectory:
         try:
             run._take_lock(lock)
             _check_place(path, resume)  # again: another process may have been here before we had the lock
-            for leftover in path.rglob(f"{_ASIDE}*"):
+            for leftover in path.rglob(f"{ASIDE}*"):
                 leftover.unlink()
             if resume:
                 _check_same(path, run.settings, settings)
@@ -318,14 +145,14 @@ class RunDirectory:
             self._drop_records(_about(record))
         line = (json_text({"time": round(time.time(), 3), **record}) + "\n").encode()
         new = not (self / _METRICS).exists()
-        with _naming(self / _METRICS), (self / _METRICS).open("ab", buffering=0) as file:
+        with naming(self / _METRICS), (self / _METRICS).open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if file.write(line) < len(line):
                 file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         if new:
-            _fsync_folder(self.path)
+            fsync_folder(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the records of `metrics.jsonl`, oldest first; raises InputError when a line but the last is damaged."""
@@ -336,7 +163,7 @@ class RunDirectory:
         path = self / _METRICS
         records: list[dict[str, Any]] = []
         size = 0
-        lines = _read_bytes(path).splitlines(keepends=True) if path.exists() else []
+        lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line) if line.endswith(b"\n") else None
@@ -392,7 +219,7 @@ def _check_place(path: Path, resume: bool) -> None:
         raise InputError(f"{path}: there is no run to resume; leave out --resume to start one")
     if _SETTINGS in names and not resume:
         raise InputError(f"{path}: holds a run already; continue it with --resume or choose another -o")
-    others = [name for name in names if name != _LOCK and not name.startswith(_ASIDE)]
+    others = [name for name in names if name != _LOCK and not name.startswith(ASIDE)]
     if others and not resume:
         raise InputError(f"{path}: is not empty (it has {others[0]}) and holds no run; choose another -o")
 

@@ -17,7 +17,8 @@ from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import Record, read_arrays, write_arrays
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.growing import Grown, derived_seed, one_shot, progressive_growing
 from pyjuice_lvd.learn.refining import refine
 from pyjuice_lvd.models.joint import JointModel, circuit_path

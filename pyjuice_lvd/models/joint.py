@@ -18,7 +18,7 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import Hidden, as_image_mask
 from pyjuice_lvd.data.patches import from_patches, to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_json, write_json
+from pyjuice_lvd.files.formats import read_json, write_json
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary, anomaly, complete, derive_seed, mixed
 from pyjuice_lvd.progress import SILENT, Progress
 

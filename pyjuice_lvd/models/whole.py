@@ -17,7 +17,7 @@ from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import as_image_mask
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_json, write_json
+from pyjuice_lvd.files.formats import read_json, write_json
 from pyjuice_lvd.progress import SILENT, Progress
 
 Array = npt.NDArray[Any]

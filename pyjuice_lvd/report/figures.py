@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.evaluate.merit import std_error
-from pyjuice_lvd.files.run import atomic_write
+from pyjuice_lvd.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

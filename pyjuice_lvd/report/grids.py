@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.files.run import atomic_write
+from pyjuice_lvd.files.atomic import atomic_write
 
 UInt8 = npt.NDArray[np.uint8]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pyjuice_lvd.evaluate.merit import protocol_text
-from pyjuice_lvd.files.run import RunDirectory, atomic_write, read_json
+from pyjuice_lvd.files.atomic import atomic_write
+from pyjuice_lvd.files.formats import read_json
+from pyjuice_lvd.files.run import RunDirectory
 
 _METHODS = {
     "lvd-pg": "latent variable distillation with progressive growing",

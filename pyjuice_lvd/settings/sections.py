@@ -17,7 +17,7 @@ from pyjuice_lvd.circuit.hclt import STARTS
 from pyjuice_lvd.data.color import COLORS
 from pyjuice_lvd.data.images import parse_crop
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_toml
+from pyjuice_lvd.files.formats import read_toml
 from pyjuice_lvd.teacher.settings import TeacherSettings
 
 METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.run import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
 
 
 def write_tensors(

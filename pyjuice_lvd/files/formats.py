@@ -1,0 +1,110 @@
+"""The formats of a run's files: JSON, TOML, and arrays as safetensors; written whole or not at all, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.atomic import atomic_write
+
+_TEXTS = "lvd-juice"  # the entry of a safetensors file's metadata that holds all of ours, as JSON
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a whole file; raises InputError that names it when that cannot be."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Turn a result into standard JSON: numpy scalars and arrays become plain numbers, NaN and infinities `null`."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file (see `json_text`)."""
+    with atomic_write(path) as file:
+        file.write((json_text(value, indent=2) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; raises InputError when it is missing or damaged."""
+    contents = read_bytes(path)
+    try:
+        return json.loads(contents)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}), wanted JSON") from error
+
+
+def write_toml(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
+    """Write a TOML file."""
+    with atomic_write(path) as file:
+        tomli_w.dump(table, file)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file; raises InputError when it is missing or is not TOML."""
+    contents = read_bytes(path)
+    try:
+        return tomllib.loads(contents.decode())
+    except ValueError as error:
+        raise InputError(f"{path}: {_one_line(error)}, wanted TOML") from error
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays of numbers or Booleans, of any shape and memory order, and texts about them as safetensors."""
+    import safetensors.numpy
+
+    # safetensors copies memory as it lies: an array in another order than C's would come back scrambled.
+    tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with atomic_write(path) as file:
+        # One entry: the library writes several in any order, and equal contents shall give equal bytes.
+        texts = {_TEXTS: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+        file.write(safetensors.numpy.save(tensors, metadata=texts))
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read what `write_arrays` wrote: the arrays (C order, writable) and the metadata.
+
+    Raises InputError when the file is missing, truncated or no safetensors file.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+            names = file.keys()
+            texts = json.loads((file.metadata() or {}).get(_TEXTS, "{}"))
+            return {name: file.get_tensor(name) for name in names}, {str(key): str(texts[key]) for key in texts}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file, wanted a safetensors file") from error
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: damaged ({_one_line(error)}), wanted a safetensors file") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
