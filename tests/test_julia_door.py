@@ -388,3 +388,62 @@ def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> 
     first, both, again = precompiled
     assert (len(first), len(both)) == (1, 2)
     assert again == both  # each compilation has a number of its own: there was no third
+
+
+# ------------------------------------------------------------------------------------------------------- in pieces
+
+SLOW = """
+LVDJuice.eval(:(module DoorTestSlow
+    using ..Boundary: pause
+    const ROUNDS = Ref(0)
+    function slow(seconds, fails)
+        ended = time() + seconds
+        while time() < ended
+            ROUNDS[] += 1
+            Threads.@threads for t in 1:4
+                sleep_until(time() + 0.002)
+            end
+            pause()
+        end
+        fails && throw(ArgumentError("seconds = $seconds: too long"))
+        return "done", zeros(3)
+    end
+    sleep_until(t) = while time() < t; pause(); end
+    rounds() = ROUNDS[]
+end))
+nothing
+"""
+
+
+def test_a_long_call_comes_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyjuice_lvd.julia import session
+
+    julia.evaluate(SLOW)
+    pieces, entry = [], session._session.entry
+
+    def timed(*args: Any) -> int:
+        began = time.monotonic()
+        count = entry(*args)
+        pieces.append(time.monotonic() - began)
+        return count
+
+    monkeypatch.setattr(session._session, "entry", timed)
+    text, zeros = julia.call("DoorTestSlow.slow", 1.0, False)
+    assert (text, zeros.tolist()) == ("done", [0, 0, 0])
+    assert len(pieces) >= 3
+    assert max(pieces) < 0.5
+    with pytest.raises(InputError, match=r"seconds = 0\.7: too long"):
+        julia.call("DoorTestSlow.slow", 0.7, True)
+
+
+def test_ctrl_c_ends_a_long_call_and_the_next_one_is_well() -> None:
+    julia.evaluate(SLOW)
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        julia.call("DoorTestSlow.slow", 60.0, False)
+    assert time.monotonic() - began < 5
+    rounds = julia.call("DoorTestSlow.rounds")
+    julia.call("Base.GC.gc")
+    assert julia.call("DoorTestSlow.slow", 0.01, False)[0] == "done"
+    assert julia.call("DoorTestSlow.rounds") - rounds < 20  # the first one is given up, and does not go on

@@ -14,6 +14,7 @@ module LVDJuice
 using LinearAlgebra.BLAS: gemm!
 
 include("door/boundary.jl")
+using .Boundary: pause
 include("rng.jl")
 include("cpu/simd.jl")
 include("circuits/circuit.jl")

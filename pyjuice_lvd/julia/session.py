@@ -20,6 +20,7 @@ from pyjuice_lvd.julia.find import Choice, choose, sources
 from pyjuice_lvd.julia.values import Value, decode, encode, released
 
 MAX_RESULTS = 16
+_PAUSED = -2
 _Entry = ctypes.CFUNCTYPE(  # unlike PYFUNCTYPE, it lets other Python threads run during a call
     ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.POINTER(Value), ctypes.POINTER(Value), ctypes.c_int32
 )
@@ -94,6 +95,8 @@ class _Session:
         try:
             self.busy = True
             count = self.entry(name.encode(), len(arguments), values, results, MAX_RESULTS)
+            while count == _PAUSED:  # a long call comes back now and then: here Ctrl-C is heard
+                count = self.entry(b"", 0, values, results, MAX_RESULTS)
             del alive
             if count < 0:
                 return decode(results[0], arguments)
