@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.data.color import COLORS, color_transform
@@ -20,6 +19,7 @@ from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
 from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve
+from pyjuice_lvd.units import bits_per_dimension
 from pyjuice_lvd.versions import versions
 
 from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
@@ -155,7 +155,7 @@ def _distill(
         plot_growth(directory / "growth.png", directory.metrics())
     return model, {
         "teacher": {
-            "reconstruction_bits_per_dim": float(-nats.mean() / (np.log(2) * model.dims)),
+            "reconstruction_bits_per_dim": bits_per_dimension(float(nats.mean()), model.dims),
             "perplexity": teacher.perplexity(splits.test),
         }
     }

@@ -38,7 +38,7 @@ def test_bounded_memory_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model(cats=4)
     images = np.random.default_rng(2).integers(0, 4, (30, 2, 2), dtype=np.uint8)
     whole = model.score_samples(images)
-    monkeypatch.setattr("pyjuice_lvd.models.joint._EVIDENCE_BYTES", 200)
+    monkeypatch.setattr("pyjuice_lvd.shares.ROOM", 200)
     assert len(list(model.chunks(30))) > 2
     np.testing.assert_allclose(model.score_samples(images), whole, rtol=1e-12)
 

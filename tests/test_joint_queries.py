@@ -263,8 +263,7 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
         lambda: model.patch_anomaly(images),
     ]
     whole = [query() for query in queries]
-    monkeypatch.setattr("pyjuice_lvd.models.joint._EVIDENCE_BYTES", 300)
-    monkeypatch.setattr("pyjuice_lvd.circuit.rows._SHARE_BYTES", 300)
+    monkeypatch.setattr("pyjuice_lvd.shares.ROOM", 300)
     monkeypatch.setattr("pyjuice_lvd.models.joint_queries._MARGINALS_BYTES", 30_000)
     for query, expected in zip(queries, whole, strict=True):
         np.testing.assert_allclose(query(), expected, rtol=1e-6, atol=1e-9)

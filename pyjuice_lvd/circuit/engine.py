@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
+from pyjuice_lvd.shares import paced
 
 PIECE = 0.3
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
@@ -153,14 +153,8 @@ class Engine:
         return self.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)
 
     def pieces(self, n: int) -> Iterator[slice]:
-        """Cut rows into pieces of about `PIECE`, going by the piece before: between them, Ctrl-C is heard."""
-        first, step = 0, 64 * max(1, min(16, 10**7 // max(self._edges, 1)))
-        while first < n:
-            began = time.monotonic()
-            yield slice(first, min(first + step, n))
-            first += step
-            change = PIECE / max(time.monotonic() - began, 1e-3)
-            step = 64 * max(1, int(step * min(change, 4.0)) // 64)
+        """Cut rows into pieces of about `PIECE`: between them, Ctrl-C is heard."""
+        return paced(n, 64 * max(1, min(16, 10**7 // max(self._edges, 1))), PIECE)
 
 
 def for_julia(rows: Rows, *, masked: bool = False) -> Table | julia.Handle:

@@ -1,8 +1,7 @@
-"""Tables of integers, masks, heads and weights: checked, in the form that the engine takes, in shares."""
+"""Tables of integers, masks, heads and weights: checked, in the form that the engine takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +14,6 @@ Table = npt.NDArray[Any]
 
 Mask = npt.NDArray[np.bool_]
 """(N, V), C-contiguous; True where a value is hidden."""
-
-_SHARE_BYTES = 2**27
-"""How much is in memory at once of what is worked on, beyond what is asked for."""
 
 
 def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> Table:
@@ -114,9 +110,3 @@ def some_rows(n: int, wanted: int, seed: int) -> npt.NDArray[np.int64] | slice:
         return slice(None)
     rng = np.random.default_rng(seed % 2**64)  # numpy knows no negative seeds
     return np.sort(rng.choice(n, wanted, replace=False))
-
-
-def shares(n: int, size: int) -> Iterator[slice]:
-    """Cut n entries of `size` bytes into shares of bounded memory."""
-    step = max(1, _SHARE_BYTES // size)
-    return (slice(first, min(first + step, n)) for first in range(0, n, step))

@@ -17,6 +17,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_toml
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings
+from pyjuice_lvd.units import bits_per_dimension
 
 Array = npt.NDArray[Any]
 RandomState = int | np.random.RandomState | None
@@ -54,7 +55,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def bpd(self, X: Array) -> float:
         """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""
-        return float(-self.score(X) / (np.log(2) * self.model_.dims))
+        return bits_per_dimension(self.score(X), self.model_.dims)
 
     def sample(self, n: int = 1, *, random_state: RandomState = 0) -> Array:
         """Draw exact samples: uint8 (n, H, W, C), or integers (n, V) of a table."""

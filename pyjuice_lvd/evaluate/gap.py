@@ -6,7 +6,6 @@ Liu, Liu, Van den Broeck and Liang, ICML 2023, Sec. 3 and Fig. 2; docs/gap.md de
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.teacher import Teacher
+from pyjuice_lvd.units import bits_per_dimension
 
 Images = npt.NDArray[np.uint8]
 Nats = npt.NDArray[np.float64]
@@ -173,14 +173,17 @@ class Gap:
 
         The error of a gap is that of the images' paired differences.
         """
-        bits = 1 / (math.log(2) * self.dims)
         means = {name: float(values.mean()) for name, values in self.quantities().items()}
         return {
             **means,
-            **{f"{name}_bpd": -mean * bits for name, mean in means.items()},
+            **{f"{name}_bpd": bits_per_dimension(mean, self.dims) for name, mean in means.items()},
             "std_errors": {name: std_error(values) for name, values in self.quantities().items()},
             "gaps": {
-                name: {"nats": float(values.mean()), "std_error": std_error(values), "bpd": float(values.mean()) * bits}
+                name: {
+                    "nats": float(values.mean()),
+                    "std_error": std_error(values),
+                    "bpd": bits_per_dimension(-float(values.mean()), self.dims),
+                }
                 for name, values in self.gaps().items()
             },
             "teacher_elbo_parts": {

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.units import bits_per_dimension
 
 
 def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, An
 
     They are of images or rows; the standard error is that of the mean over them.
     """
-    bpd = -scores / (np.log(2) * dims)
+    bpd = bits_per_dimension(scores, dims)
     return {
         "bpd": float(bpd.mean()),
         "nll_nats": float(-scores.mean()),

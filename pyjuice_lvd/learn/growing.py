@@ -16,6 +16,7 @@ from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.settings import CircuitSettings, GrowingSettings
 
 Features = npt.NDArray[np.floating[Any]]
@@ -100,11 +101,6 @@ def progressive_growing(
             pc, labels = following
         last = following is None or pc.num_heads >= num_heads
         number += 1
-
-
-def derived_seed(seed: int, *numbers: int) -> int:
-    """Derive a seed for a numbered part of the work, which has nothing to do with another part's or another seed's."""
-    return int(np.random.SeedSequence((seed, *numbers)).generate_state(1)[0])
 
 
 def one_shot(

@@ -19,11 +19,12 @@ from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
-from pyjuice_lvd.learn.growing import Grown, derived_seed, one_shot, progressive_growing
+from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.refining import refine
 from pyjuice_lvd.models.joint import JointModel, circuit_path
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.settings import Settings
 from pyjuice_lvd.teacher import Teacher
 

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.circuit.rows import Table, shares, some_rows
+from pyjuice_lvd.circuit.rows import Table, some_rows
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.progress import SILENT, Progress, Stage
 from pyjuice_lvd.settings import RefiningSettings
+from pyjuice_lvd.shares import shares
 
 _RANKED_BYTES = 32
 """What a patch and a cluster take while patches are ranked: the score, its exponential, its rank and a copy."""

@@ -12,18 +12,17 @@ import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
-from pyjuice_lvd.circuit.rows import shares
 from pyjuice_lvd.data.color import ColorTransform, color_transform
 from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import Hidden, as_image_mask
 from pyjuice_lvd.data.patches import from_patches, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_json, write_json
-from pyjuice_lvd.models.joint_queries import LEVELS, Summary, anomaly, complete, derive_seed, mixed
+from pyjuice_lvd.models.joint_queries import LEVELS, Summary, anomaly, complete, mixed
 from pyjuice_lvd.progress import SILENT, Progress
-
-_EVIDENCE_BYTES = 2**27
-"""How much evidence is in memory at once while images are scored."""
+from pyjuice_lvd.seeds import drawn_seed
+from pyjuice_lvd.shares import shares
+from pyjuice_lvd.units import bits_per_dimension
 
 _DRAW_BYTES = 8
 """What a dimension of an image takes while it is drawn: its value, its mask, and both in the engine's form."""
@@ -151,7 +150,7 @@ class JointModel:
 
     def bpd(self, images: npt.NDArray[np.uint8]) -> float:
         """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its colour transform."""
-        return float(-self.score_samples(images).mean() / (np.log(2) * self.dims))
+        return bits_per_dimension(float(self.score_samples(images).mean()), self.dims)
 
     def sample(
         self, n: int, *, seed: int = 0, biased_modes: bool = False, progress: Progress = SILENT
@@ -165,7 +164,7 @@ class JointModel:
         n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
         images = np.empty((n, *self.image_shape), np.uint8)
         with progress.stage("sampling", total=n, unit="images") as stage:
-            z = self.prior.sample(n, seed=derive_seed(rng))
+            z = self.prior.sample(n, seed=drawn_seed(rng))
             for part in shares(n, _DRAW_BYTES * self.dims):
                 patches = np.zeros((part.stop - part.start, *self._grid), np.uint8)
                 complete(self, patches, np.ones(patches.shape, bool), z[part], rng, modes=biased_modes)
@@ -213,7 +212,7 @@ class JointModel:
         with progress.stage("in-painting", total=drawn.size // self.dims, unit="images") as stage:
             for rows in self.chunks(len(images)):
                 known, masks = self.patches(images[rows]), to_patches(hidden[rows], self.patch)
-                z = self.prior.sample(n_samples, X=self._evidence(images, hidden, rows), seed=derive_seed(rng))
+                z = self.prior.sample(n_samples, X=self._evidence(images, hidden, rows), seed=drawn_seed(rng))
                 z = z.reshape(-1, z.shape[2])
                 for part in shares(len(z), _DRAW_BYTES * self.dims):
                     draw, image = np.divmod(np.arange(part.start, part.stop), len(known))
@@ -385,8 +384,7 @@ class JointModel:
 
     def chunks(self, n: int, room: int | None = None) -> Iterator[slice]:
         """Cut n images into shares whose evidence fits in `room` bytes."""
-        step = max(1, (_EVIDENCE_BYTES if room is None else room) // self.evidence_bytes(1))
-        return (slice(first, min(first + step, n)) for first in range(0, n, step))
+        return shares(n, self.evidence_bytes(1), room)
 
     def evidence_bytes(self, images: int) -> int:
         """Count the bytes of the scores of so many images."""

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask, Table
+from pyjuice_lvd.seeds import drawn_seed
+from pyjuice_lvd.shares import shares
 
 if TYPE_CHECKING:
     from pyjuice_lvd.models.joint import JointModel
@@ -55,23 +57,18 @@ def complete(
                 if modes:
                     here[chosen] = circuit.mpe(rows, mask, head=head[chosen])
                 else:
-                    here[chosen] = circuit.sample(1, X=rows, mask=mask, head=head[chosen], seed=derive_seed(rng))[0]
+                    here[chosen] = circuit.sample(1, X=rows, mask=mask, head=head[chosen], seed=drawn_seed(rng))[0]
 
 
 def _whole(circuit: Circuit, head: npt.NDArray[np.int64], rng: np.random.Generator, *, modes: bool) -> Table:
     """Draw whole patches (m, V) from the heads (m,): no evidence to go by."""
     if not modes:
-        drawn: Table = circuit.sample(1, head=head, seed=derive_seed(rng))[0]
+        drawn: Table = circuit.sample(1, head=head, seed=drawn_seed(rng))[0]
         return drawn
     distinct, place = np.unique(head, return_inverse=True)
     nothing = np.zeros((len(distinct), circuit.num_vars), np.uint8)
     found: Table = circuit.mpe(nothing, nothing == 0, head=distinct)[place]
     return found
-
-
-def derive_seed(rng: np.random.Generator) -> int:
-    """Draw the seed of one call: the prior and each circuit need random numbers of their own."""
-    return int(rng.integers(2**63))
 
 
 def mixed(model: JointModel, patches: UInt8, hidden: Mask, posterior: Float64, size: int, summary: Summary) -> Float64:
@@ -110,9 +107,7 @@ def _summaries(
     circuit: Circuit, rows: UInt8, hidden: Mask, heads: npt.NDArray[np.integer], summary: Summary
 ) -> Iterator[tuple[slice, Float64]]:
     """Summarise the marginals of rows, each under its head, in pieces of bounded memory."""
-    step = max(1, _MARGINALS_BYTES // (8 * rows.shape[1] * LEVELS))
-    for first in range(0, len(rows), step):
-        part = slice(first, first + step)
+    for part in shares(len(rows), 8 * rows.shape[1] * LEVELS, _MARGINALS_BYTES):
         marginals = circuit.posterior_marginals(rows[part], hidden[part], head=heads[part])
         if marginals.shape[2] < LEVELS:
             marginals = np.pad(marginals, ((0, 0), (0, 0), (0, LEVELS - marginals.shape[2])))

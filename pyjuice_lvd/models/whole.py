@@ -12,13 +12,15 @@ import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_table, shares
+from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_table
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import as_image_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_json, write_json
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.shares import shares
+from pyjuice_lvd.units import bits_per_dimension
 
 Array = npt.NDArray[Any]
 
@@ -104,7 +106,7 @@ class CircuitModel:
 
     def bpd(self, X: npt.ArrayLike) -> float:
         """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its colour transform."""
-        return float(-self.score_samples(X).mean() / (np.log(2) * self.dims))
+        return bits_per_dimension(float(self.score_samples(X).mean()), self.dims)
 
     def sample(self, n: int, *, seed: int = 0, progress: Progress = SILENT) -> Array:
         """Draw exact samples: uint8 (n, H, W, C), or (n, V) of a table."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.evaluate.merit import std_error
 from pyjuice_lvd.files.atomic import atomic_write
+from pyjuice_lvd.units import bits_per_dimension, log_likelihood_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,8 +118,8 @@ def plot_gap(path: Path, gap: Gap, protocol: str) -> None:
     left.set_yticks(range(3), names)
     left.set(ylim=(2.5, -0.5), xlabel="nats", title=f"mean over {len(gap.codes)} images ({protocol})")
     left.margins(x=0.3)
-    scale = np.log(2) * gap.dims
-    left.secondary_xaxis("top", functions=(lambda nats: -nats / scale, lambda bpd: -bpd * scale)).set_xlabel("bpd")
+    units = (lambda nats: bits_per_dimension(nats, gap.dims), lambda bpd: log_likelihood_of(bpd, gap.dims))
+    left.secondary_xaxis("top", functions=units).set_xlabel("bpd")
     right.axvline(0, color="grey", linewidth=0.8)
     right.set(title="gaps, image by image", xlabel="nats, at most", ylabel="share of the images")
     right.legend(frameon=False, loc="lower right")

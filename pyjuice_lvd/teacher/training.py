@@ -20,11 +20,13 @@ from torch import Tensor
 
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.progress import Progress, Stage
+from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.teacher import mixture
 from pyjuice_lvd.teacher.quantizer import Quantized, perplexity
 from pyjuice_lvd.teacher.settings import TeacherSettings
 from pyjuice_lvd.teacher.storage import read_tensors, write_tensors
 from pyjuice_lvd.teacher.vqvae import VQVAE
+from pyjuice_lvd.units import bits_per_dimension
 
 UInt8 = npt.NDArray[np.uint8]
 Record = dict[str, Any]
@@ -44,7 +46,7 @@ def new_network(settings: TeacherSettings, images: UInt8, seed: int) -> VQVAE:
     variance = frequencies @ levels**2 - mean**2
     std = np.sqrt(np.maximum(variance, (1 / 127.5) ** 2))  # at least one grey level, for a constant channel
     scale = [torch.from_numpy(array.astype(np.float32)) for array in (mean, std)]
-    return VQVAE(settings, *scale, seed=_derived_seed(seed, 0))
+    return VQVAE(settings, *scale, seed=derived_seed(seed, 0, bits=64))
 
 
 def train(
@@ -93,7 +95,7 @@ class _Run:
         """Train one epoch, the first being 1."""
         network, settings = self.network, self.settings
         # Each epoch draws from a seed of its own: a resumed run needs no random state.
-        generator = torch.Generator().manual_seed(_derived_seed(self.seed, epoch))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch, bits=64))
         order = torch.randperm(len(self.images), generator=generator)
         if epoch == 1:
             self._first_codes(order, generator)
@@ -121,11 +123,11 @@ class _Run:
                 raise LVDJuiceError(f"teacher: the loss is not finite in epoch {epoch}; lower teacher.learning_rate")
             sums += len(batch) * figures
             all_codes.append(quantized.codes)
-            stage.advance(len(batch), bpd=float(figures[1]) / math.log(2))
+            stage.advance(len(batch), bpd=bits_per_dimension(-float(figures[1]), 1))
         loss_mean, nats_mean, commitment = (sums / len(self.images)).tolist()
         return {
             "loss": loss_mean,
-            "reconstruction_bpd": nats_mean / math.log(2),
+            "reconstruction_bpd": bits_per_dimension(-nats_mean, 1),
             "commitment": commitment,
             "perplexity": perplexity(torch.cat(all_codes), settings.codes),
             "revived": revived,
@@ -179,9 +181,4 @@ def evaluate(network: VQVAE, images: UInt8) -> tuple[float, float]:
     """Compute -log p(x | z(x)) in bits per dimension, and the perplexity of the codes, on images (N, H, W, C)."""
     nats = network.over(images, network.log_likelihood).mean()
     used = perplexity(network.over(images, network.codes), len(network.quantizer.codebook))
-    return -float(nats) / math.log(2) / images[0].size, used
-
-
-def _derived_seed(seed: int, epoch: int) -> int:
-    """Derive the seed of an epoch, or of the first weights (epoch 0): none repeats for another seed or epoch."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    return bits_per_dimension(float(nats), images[0].size), used
