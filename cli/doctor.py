@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import pyjuice_lvd.julia as julia
+from pyjuice_lvd.report.tables import facts, lay_out
 from pyjuice_lvd.versions import version_of
 
 
@@ -18,7 +19,7 @@ from pyjuice_lvd.versions import version_of
 def doctor(context: click.Context, as_json: bool) -> None:
     """Say what is found, which bridge runs Julia and why, and what is missing; status 1 if Julia cannot run."""
     found = examine()
-    click.echo(json.dumps(found) if as_json else "\n".join(_lines(found)))
+    click.echo(json.dumps(found) if as_json else lay_out(facts(_rows(found))))
     if not found["usable"]:
         context.exit(1)
 
@@ -50,7 +51,7 @@ def _torch_devices() -> list[str]:
     return ["cpu", *names]
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(f"bridge {name}", what) for name, what in found["bridges"].items()]
     if found["julia"] is not None:
         started = found["julia"]
@@ -63,11 +64,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
             ("LVDJuice", started["sources"]),
             ("depot", started["depot"]),
         ]
-    rows += [
+    return [
+        *rows,
         ("private prefix", f"{found['prefix']} ({'filled' if found['prefix_filled'] else 'empty'})"),
         ("Python", found["python"]),
         ("packages", ", ".join(f"{name} {number or 'missing'}" for name, number in found["packages"].items())),
         ("torch devices", ", ".join(found["torch_devices"])),
         ("missing", found["problem"] or "nothing"),
     ]
-    return [f"{label:<16} {text}" for label, text in rows]

@@ -18,6 +18,7 @@ from pyjuice_lvd.files.formats import json_text, read_arrays, read_json, write_j
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_gap
+from pyjuice_lvd.report.tables import GAP_TITLES, facts, figure, gap_rows, lay_out, table
 from pyjuice_lvd.settings import BASELINES, Settings
 
 from .fit import prepare
@@ -111,31 +112,11 @@ def _learn_bounds(
 
 def _summary(result: Mapping[str, Any]) -> str:
     """Lay out the result for people: each quantity, and how far it is above the one before."""
-    rows = {"teacher_elbo": "teacher ELBO", "lvd_objective": "LVD objective", "pc_log_likelihood": "PC log-likelihood"}
-    lines, before = [], ""
-    for key, name in rows.items():
-        above = ""
-        if before:
-            found = result["gaps"][f"{before}_to_{key}"]
-            above = f"   {_number(found['nats'], '+')}{_error(found['std_error'])} over {rows[before]}"
-        value = f"{_number(result[key])}{_error(result['std_errors'][key])} nats"
-        lines.append(f"{name:17}  {value:26}  {result[f'{key}_bpd']:.4f} bpd{above}")
-        before = key
-    parts = ", ".join(f"{name} {_number(nats)}" for name, nats in result["teacher_elbo_parts"].items())
-    return "\n".join(
-        [
-            *lines,
-            f"{'':17}  {result['n']:,} images, {protocol_text(result['protocol'])}",
-            f"{'teacher ELBO of':17}  {parts}",
-            f"{'images':17}  {result['images']}",
-            f"{'picture':17}  {result['picture']}",
-        ]
-    )
-
-
-def _number(nats: float, sign: str = "") -> str:
-    return f"{nats:{sign},.1f}"
-
-
-def _error(nats: float | None) -> str:
-    return "" if nats is None else f" ± {nats:,.1f}"
+    parts = (f"{name} {figure(nats, 1)} nats" for name, nats in result["teacher_elbo_parts"].items())
+    about = {
+        "of": f"{result['n']:,} images, {protocol_text(result['protocol'])}",
+        "teacher ELBO of": ", ".join(parts),
+        "images": result["images"],
+        "picture": result["picture"],
+    }
+    return lay_out(table(GAP_TITLES, gap_rows(result)), facts(about.items()))

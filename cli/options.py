@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files.formats import json_text
+from pyjuice_lvd.report.tables import facts, figure, lay_out, text
 from pyjuice_lvd.settings import DEVICES
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
@@ -22,34 +23,17 @@ seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Se
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:
     """Print a command's result on stdout: one JSON object, or a line for each figure."""
-    click.echo(json_text(result) if as_json else _summary(result))
+    click.echo(json_text(result) if as_json else lay_out(facts(_rows(result))))
 
 
-def _summary(result: Mapping[str, Any]) -> str:
-    """Lay out a result for people. A bpd stands beside its protocol and its standard error, never alone."""
+def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Write a result for people. A bpd stands beside its protocol and its standard error, never alone."""
     protocol = result.get("protocol")
-    rows: list[tuple[str, str]] = []
     for name, value in result.items():
-        text = _text(value)
         if name in ("protocol", "std_error_bpd"):
             continue
-        if name.startswith("bpd"):
-            if name == "bpd" and result.get("std_error_bpd") is not None:
-                text += f" ± {_text(result['std_error_bpd'])}"
-            if protocol is not None:
-                text += f"  ({protocol_text(protocol)})"
-        rows.append((name, text))
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}={_text(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.4f}" if isinstance(value, float) else str(value)
+        if not name.startswith("bpd"):
+            yield name, text(value)
+            continue
+        error = result.get("std_error_bpd") if name == "bpd" else None
+        yield name, figure(value, 4, error) + ("" if protocol is None else f"  ({protocol_text(protocol)})")

@@ -2,74 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from pyjuice_lvd.report.tables import lay_out, table
 
 
 def as_text(result: dict[str, Any]) -> str:
     """Lay out what `run_bench` found, for people."""
     machine = result["machine"]
-    return "\n\n".join(
-        [
-            f"{machine['cpu']}, {machine['cores']} cores; Julia {machine['julia']} ({machine['bridge']}),"
-            f" {machine['threads']} thread(s); sgemm on one, {machine['blas']}.\n"
-            f"Times are the least of many (and the median). GFLOP/s: {result['flops']}.",
-            _table(
-                ("circuit", "V, K, C, batch", "EM step ms", "likelihood ms", "GFLOP/s", "sgemm", "ratio", "parity"),
-                [
-                    (
-                        case["name"],
-                        "{num_vars}, {num_latents}, {num_cats}, {batch_size}".format(**case),
-                        *_speed(case),
-                        f"{case['em_step_gflops']:.0f}",
-                        f"{case['sgemm_gflops']:.0f}",
-                        f"{case['em_step_of_sgemm']:.2f}",
-                        _parity(case),
-                    )
-                    for case in result["cases"]
-                ],
-            ),
-            *(
-                [
-                    _table(
-                        ("peer", "circuit", "EM step ms", "likelihood ms", "parity"),
-                        [(peer["peer"], peer["case"], *_speed(peer), _parity(peer)) for peer in result["peers"]],
-                    )
-                ]
-                if result["peers"]
-                else []
-            ),
-            _table(
-                ("samples", "EM us a sample", "likelihood us a sample"),
-                [
-                    (f"{n['samples']:,}", f"{n['em_us_per_sample']:.2f}", f"{n['likelihood_us_per_sample']:.2f}")
-                    for n in result["samples"]["counts"]
-                ],
-            ),
-            _table(
-                ("pruned circuit", "edges kept", "edges", "EM step ms", "likelihood ms", "of the dense step", "parity"),
-                [
-                    (e["name"], f"{e['keep']:.0%}", f"{e['edges']:,}", *_speed(e), f"{e['of_dense']:.2f}", _parity(e))
-                    for e in result["edges"]
-                ],
-            ),
-            _table(
-                ("threads", "EM step ms", "speed-up"),
-                [(t["threads"], _times(t["em_step_ms"]), f"{t['speedup']:.2f}") for t in result["threads"]],
-            ),
-            _table(
-                ("circuit", "EM job MiB", "parameters MiB", "of twice the parameters and a tile a thread"),
-                [
-                    (name, _mebibytes(m["job_bytes"]), _mebibytes(m["parameter_bytes"]), f"{m['of_bound']:.2f}")
-                    for name, m in result["memory"].items()
-                ],
-            ),
-            _table(("start-up", "s"), [(what, f"{seconds:.1f}") for what, seconds in result["startup"].items()]),
-            _table(
-                ("target", "wanted", "found", "met"),
-                [(t["what"], t["wanted"], f"{t['found']:.3g}", "yes" if t["met"] else "NO") for t in result["targets"]],
-            ),
-        ]
+    return lay_out(
+        f"{machine['cpu']}, {machine['cores']} cores; Julia {machine['julia']} ({machine['bridge']}),"
+        f" {machine['threads']} thread(s); sgemm on one, {machine['blas']}.\n"
+        f"Times are the least of many (and the median). GFLOP/s: {result['flops']}.",
+        table(
+            ("circuit", "V, K, C, batch", "EM step ms", "likelihood ms", "GFLOP/s", "sgemm", "ratio", "parity"),
+            [
+                (
+                    case["name"],
+                    "{num_vars}, {num_latents}, {num_cats}, {batch_size}".format(**case),
+                    *_speed(case),
+                    f"{case['em_step_gflops']:.0f}",
+                    f"{case['sgemm_gflops']:.0f}",
+                    f"{case['em_step_of_sgemm']:.2f}",
+                    _parity(case),
+                )
+                for case in result["cases"]
+            ],
+        ),
+        *(
+            [
+                table(
+                    ("peer", "circuit", "EM step ms", "likelihood ms", "parity"),
+                    [(peer["peer"], peer["case"], *_speed(peer), _parity(peer)) for peer in result["peers"]],
+                )
+            ]
+            if result["peers"]
+            else []
+        ),
+        table(
+            ("samples", "EM us a sample", "likelihood us a sample"),
+            [
+                (f"{n['samples']:,}", f"{n['em_us_per_sample']:.2f}", f"{n['likelihood_us_per_sample']:.2f}")
+                for n in result["samples"]["counts"]
+            ],
+        ),
+        table(
+            ("pruned circuit", "edges kept", "edges", "EM step ms", "likelihood ms", "of the dense step", "parity"),
+            [
+                (e["name"], f"{e['keep']:.0%}", f"{e['edges']:,}", *_speed(e), f"{e['of_dense']:.2f}", _parity(e))
+                for e in result["edges"]
+            ],
+        ),
+        table(
+            ("threads", "EM step ms", "speed-up"),
+            [(t["threads"], _times(t["em_step_ms"]), f"{t['speedup']:.2f}") for t in result["threads"]],
+        ),
+        table(
+            ("circuit", "EM job MiB", "parameters MiB", "of twice the parameters and a tile a thread"),
+            [
+                (name, _mebibytes(m["job_bytes"]), _mebibytes(m["parameter_bytes"]), f"{m['of_bound']:.2f}")
+                for name, m in result["memory"].items()
+            ],
+        ),
+        table(("start-up", "s"), [(what, f"{seconds:.1f}") for what, seconds in result["startup"].items()]),
+        table(
+            ("target", "wanted", "found", "met"),
+            [(t["what"], t["wanted"], f"{t['found']:.3g}", "yes" if t["met"] else "NO") for t in result["targets"]],
+        ),
     )
 
 
@@ -87,16 +86,3 @@ def _parity(entry: dict[str, Any]) -> str:
 
 def _mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Align columns: the first to the left, the others to the right."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )

@@ -54,7 +54,11 @@ def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     _line(left, teacher, "epoch", {"train": "reconstruction_bpd", "validation": "valid_reconstruction_bpd"})
     left.set(title="teacher", xlabel="epoch", ylabel="reconstruction, bits per dimension")
 
-    patches = {record["cluster"]: record["log_likelihood"] for record in metrics if record["stage"] == "patch circuit"}
+    patches = {
+        record["cluster"]: record["log_likelihood"]
+        for record in metrics
+        if record["stage"] == "patch circuit" and record["log_likelihood"] is not None  # not finite
+    }
     middle.bar(list(patches), list(patches.values()))
     middle.set(title="patch circuits", xlabel="outer cluster", ylabel="mean log p(x | z) of a patch, nats")
 
