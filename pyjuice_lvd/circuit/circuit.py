@@ -118,7 +118,10 @@ class Circuit:
         progress : Progress
             Where the work is shown.
 
-        Raises InputError where the data or a parameter is out of range.
+        Raises
+        ------
+        InputError
+            Where the data or a parameter is out of range.
 
         """
         return cls(hclt(X, num_latents, num_cats, heads, start, labels, perturbation, pseudocount, seed, progress))
@@ -213,7 +216,8 @@ class Circuit:
 
         Returns
         -------
-        float64 (N,), or (N, num_heads) for "all". -inf where p(x) is 0.
+        float64 (N,), or (N, num_heads) for "all"
+            In nats; -inf where p(x) is 0.
 
         """
         which = which_head(head, self.num_heads)
@@ -285,8 +289,14 @@ class Circuit:
             A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step; with a
             validation set, its scores in `.valid` and the epoch kept in `.best`.
 
-        Raises InputError where the data or a parameter is out of range, or the checkpoint is of other training. After
-        Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
+        Raises
+        ------
+        InputError
+            Where the data or a parameter is out of range, or the checkpoint is of other training.
+
+        Notes
+        -----
+        After Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
 
         """
         rows, _ = self.engine.rows(X)
@@ -399,7 +409,10 @@ class Circuit:
         seed : int
             Of the noise.
 
-        Raises InputError where the data or a parameter is out of range.
+        Raises
+        ------
+        InputError
+            Where the data or a parameter is out of range.
 
         """
         return type(self)(grow(self.engine, X, heads, weights, select, threshold, noise, seed, progress))
@@ -433,10 +446,13 @@ class Circuit:
 
         Returns
         -------
-        (n, num_vars), or with X or N heads (n, N, num_vars), the known values included: uint8, or int32 if a variable
-        has more than 256 categories.
+        uint8, or int32 where a variable has more than 256 categories
+            (n, num_vars), or with X or N heads (n, N, num_vars), the known values included.
 
-        Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
+        Raises
+        ------
+        InputError
+            Where the data are out of range, and where the evidence of a row has probability 0.
 
         """
         n, seed = integer("n", n, least=0), integer("seed", seed)
@@ -473,10 +489,14 @@ class Circuit:
 
         Returns
         -------
-        float64 (N, num_vars, C), C the largest number of categories of a variable; sums to 1 over them. An observed
-        variable has a 1 at its category.
+        float64 (N, num_vars, C)
+            C is the largest number of categories of a variable; sums to 1 over them. An observed variable has a 1 at
+            its category.
 
-        Raises InputError where the data are out of range, and where the evidence of a row has probability 0.
+        Raises
+        ------
+        InputError
+            Where the data are out of range, and where the evidence of a row has probability 0.
 
         """
         rows, hidden = self.engine.rows(X, mask, hides=True)

@@ -79,9 +79,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
         Returns
         -------
-        uint8 (n_samples, N, H, W, C), or integers (n_samples, N, V): what is known is as in X.
+        uint8 (n_samples, N, H, W, C), or integers (n_samples, N, V)
+            What is known is as in X.
 
-        Raises InputError where X or the mask does not fit the model, or p is 0 for what is known.
+        Raises
+        ------
+        InputError
+            Where X or the mask does not fit the model, or p is 0 for what is known.
 
         """
         data, hidden = self._question(X, mask)

@@ -82,7 +82,10 @@ class Bounds:
         progress : Progress
             Where the work is shown.
 
-        Raises InputError where the labels are not those of the images' patches.
+        Raises
+        ------
+        InputError
+            Where the labels are not those of the images' patches.
 
         """
         centres = None

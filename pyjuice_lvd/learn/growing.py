@@ -78,7 +78,10 @@ def progressive_growing(
     progress : Progress
         Where messages are shown.
 
-    Raises InputError where the patches, features or settings are not what is wanted.
+    Raises
+    ------
+    InputError
+        Where the patches, features or settings are not what is wanted.
 
     """
     patches, features = _checked(x, h, num_heads)

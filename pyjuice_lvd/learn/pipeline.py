@@ -64,7 +64,10 @@ def distill(
     progress : Progress
         Where the work is shown.
 
-    Raises InputError where the images do not fit the settings.
+    Raises
+    ------
+    InputError
+        Where the images do not fit the settings.
 
     """
     check_images(train, settings)

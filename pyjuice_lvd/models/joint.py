@@ -48,7 +48,10 @@ class JointModel:
         False: each position has circuits of its own. `circuits` are then those of the first position, of the second and
         so on; their heads are values of that position's z, as many at each.
 
-    Raises InputError where positions that are not tied have different numbers of heads.
+    Raises
+    ------
+    InputError
+        Where positions that are not tied have different numbers of heads.
 
     """
 
@@ -135,9 +138,13 @@ class JointModel:
 
         Returns
         -------
-        float64 (N,), in nats. Memory stays bounded for any number of images.
+        float64 (N,)
+            In nats. Memory stays bounded for any number of images.
 
-        Raises InputError where the images or the mask do not fit the model.
+        Raises
+        ------
+        InputError
+            Where the images or the mask do not fit the model.
 
         """
         images, hidden = self._checked(images, mask)
@@ -200,9 +207,13 @@ class JointModel:
 
         Returns
         -------
-        uint8 (n_samples, N, H, W, C): what is known is as in the images, also with a lossy colour transform.
+        uint8 (n_samples, N, H, W, C)
+            What is known is as in the images, also with a lossy colour transform.
 
-        Raises InputError where the images or the mask do not fit the model, or p is 0 for what is known.
+        Raises
+        ------
+        InputError
+            Where the images or the mask do not fit the model, or p is 0 for what is known.
 
         """
         n_samples, seed = integer("n_samples", n_samples, least=0), integer("seed", seed, least=0)

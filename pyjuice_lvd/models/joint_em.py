@@ -149,9 +149,16 @@ def fit_end_to_end(
     progress : Progress
         Where the work is shown.
 
-    Returns the history: mean log-likelihoods of each epoch in nats, as `Circuit.fit_em` does. Raises InputError where
-    images do not fit the model, a parameter is out of range, or the checkpoint is of other training. After Ctrl-C the
-    model has the best parameters so far.
+    Returns
+    -------
+    History
+        Mean log-likelihoods of each epoch in nats, as `Circuit.fit_em` gives them. After Ctrl-C the model has the best
+        parameters so far.
+
+    Raises
+    ------
+    InputError
+        Where images do not fit the model, a parameter is out of range, or the checkpoint is of other training.
 
     """
     epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)

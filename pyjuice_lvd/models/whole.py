@@ -132,9 +132,13 @@ class CircuitModel:
 
         Returns
         -------
-        uint8 (n_samples, N, H, W, C), or (n_samples, N, V): what is known is as in X.
+        uint8 (n_samples, N, H, W, C), or (n_samples, N, V)
+            What is known is as in X.
 
-        Raises InputError where X or the mask does not fit the model, or p is 0 for what is known.
+        Raises
+        ------
+        InputError
+            Where X or the mask does not fit the model, or p is 0 for what is known.
 
         """
         n_samples = integer("n_samples", n_samples, least=0)
