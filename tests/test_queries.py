@@ -218,6 +218,27 @@ def test_evidence_answers_every_query(pc: Circuit) -> None:
     np.testing.assert_allclose(pc.flows(Evidence(sharp)).nodes, pc.flows(ALL[:7]).nodes, rtol=1e-4, atol=1e-6)
 
 
+def test_evidence_for_what_a_binomials_table_has_lost(tmp_path: Path) -> None:
+    (tmp_path / "binomial.jpc").write_text("jpc 1\nB 0 0 1 2000 -6.907755\n")  # 60 of 2000 at 0.001: e-65
+    pc = Circuit.load(tmp_path / "binomial.jpc")
+
+    def evidence(*allowed: int) -> Evidence:
+        scores = np.full((1, 1, 2001), -np.inf, np.float32)
+        scores[0, 0, list(allowed)] = 0
+        return Evidence(scores)
+
+    for value in (60, 2000):
+        np.testing.assert_allclose(pc.log_likelihood(evidence(value)), pc.log_likelihood([[value]]), rtol=1e-6)
+        np.testing.assert_array_equal(pc.sample(20, X=evidence(value)), np.full((20, 1, 1), value))
+        np.testing.assert_array_equal(pc.mpe(evidence(value)), [[value]])
+        np.testing.assert_array_equal(pc.posterior_marginals(evidence(value))[0, 0], np.arange(2001) == value)
+        np.testing.assert_allclose(pc.accumulate(evidence(value)).inputs, np.arange(2001) == value, rtol=1e-6)
+    odds = np.exp(np.diff(pc.log_likelihood([[60], [61]])))
+    np.testing.assert_allclose(
+        pc.posterior_marginals(evidence(60, 61))[0, 0, 60:62], [1 / (1 + odds[0]), odds[0] / (1 + odds[0])], rtol=1e-6
+    )
+
+
 def test_bad_questions_are_named(pc: Circuit, kinds: Circuit, tmp_path: Path) -> None:
     X, mask, _ = questions(100, 15)
     for ask in (

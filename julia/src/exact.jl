@@ -21,8 +21,25 @@ log_input(c, u, X::Masked, n) = X.mask[c.variable[u], n] ? 0.0 : log_input(c, u,
 
 log_input(c, u, X::AbstractMatrix, n) = log_probability(c, u, X[c.variable[u], n])
 
-log_input(c, u, X::SoftEvidence, n) = log(soft_input(c, u, X, n))
+function log_input(c, u, X::SoftEvidence, n)
+    scale = log_scale(c, u, X, n)
+    return scale + log(sum(share(c, u, X, k, n, scale) for k in 0:c.categories[u] - 1))
+end
 
-"The value of input `u` given soft evidence: of numbers whose products may be smaller than any Float32."
-soft_input(c, u, X::SoftEvidence, n) =
-    sum(probability(c, u, k) * X.likelihood[k + 1, c.variable[u], n] for k in 0:c.categories[u] - 1)
+# What a category makes of the evidence: its probability times its likelihood. A binomial's may be below any number, where its table
+# has underflowed; others' are not, in Float64.
+
+term(c, u, X, k, n) = c.leaf[c.param_start[u] + k * c.param_stride[u]] * likelihood(X, c.variable[u], k, n)
+
+log_term(c, u, X, k, n) = log_probability(c, u, k) + log(likelihood(X, c.variable[u], k, n))
+
+"A logarithm in whose scale the terms of input `u` can be added up."
+function log_scale(c, u, X, n)
+    c.kind[u] == BINOMIAL || return 0.0
+    top = maximum(log_term(c, u, X, k, n) for k in 0:c.categories[u] - 1)
+    return isfinite(top) ? top : 0.0
+end
+
+"Category `k`'s term over exp(scale)."
+share(c, u, X, k, n, scale) =
+    c.kind[u] == BINOMIAL ? exp(log_term(c, u, X, k, n) - scale) : scale == 0 ? term(c, u, X, k, n) : term(c, u, X, k, n) / exp(scale)

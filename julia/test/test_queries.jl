@@ -306,3 +306,53 @@ end
     q.mask[2] = false
     @test posterior_marginals(c, q)[:, 1, 1] ≈ [0.25, 0.75]
 end
+
+@testset "soft evidence for what a binomial's table has lost" begin
+    # A mixture of two binomials over 2000 trials, each beside a categorical. Evidence for 60 and 61 successes, or for 2000 alone:
+    # of probabilities around 1e-65 and 1e-6000, which no table in single precision has.
+    categories, seen = 2001, (0.2f0, 0.5f0, 0.3f0)
+    table = zeros(Float32, 2, categories)
+    table[:, 1:3] = Float32[0.5 0.25 0.25; 0.125 0.25 0.625]
+    b = LVDJuice.Builder(2)
+    tails = LVDJuice.add_binomials!(b, 1, categories - 1, Float32[0.001, 0.0011])
+    others = LVDJuice.add_inputs!(b, 2, table)
+    c = LVDJuice.Circuit(b, [LVDJuice.add_sum!(b, [LVDJuice.add_product!(b, (tails[k], others[k])) for k in 1:2], Float32[0.9, 0.1])])
+    for allowed in ([60, 61], [2000])
+        scores = fill(-Inf32, categories, 2, 1)
+        scores[allowed .+ 1, 1, 1] .= 0
+        scores[1:3, 2, 1] .= log.(seen)
+        evidence() = SoftEvidence(copy(scores))
+        terms = [log(Float64(c.weight[end - 2 + k])) + LVDJuice.log_binomial(2000, x, c.success[tails[k]]) + log(table[k, y] * seen[y])
+                 for k in 1:2, x in allowed, y in 1:3]
+        p = exp.(terms .- maximum(terms))
+        @test isapprox(log_likelihood(c, evidence())[1], maximum(terms) + log(sum(p)); rtol=1e-6)
+        p ./= sum(p)
+        marginals = posterior_marginals(c, evidence())
+        @test isapprox(marginals[allowed .+ 1, 1, 1], vec(sum(p, dims=(1, 3))); rtol=1e-4)
+        @test isapprox(marginals[1:3, 2, 1], vec(sum(p, dims=(1, 2))); rtol=1e-4)
+        @test sum(marginals) ≈ 2
+        n = 4000
+        draws = sample(c, evidence(), n; seed=1)[:, :, 1]
+        @test sort(unique(draws[1, :])) == allowed
+        for (j, x) in enumerate(allowed), y in 1:3
+            expected = n * sum(p[:, j, y])
+            @test abs(count((draws[1, :] .== x) .& (draws[2, :] .== y - 1)) - expected) <= 5 * sqrt(expected) + 1
+        end
+        _, j, y = Tuple(argmax(p))
+        @test mpe(c, evidence())[:, 1] == [allowed[j], y - 1]
+        # The flows of the categories, from which EM learns; nothing may be pruned without making the sample less likely.
+        job = LVDJuice.FlowJob(Plan(c; soft=true), evidence(), [1])
+        advance!(job)
+        found = [job.counts.leaf[c.param_start[u] + x * c.param_stride[u]] for u in tails, x in allowed]
+        @test isapprox(found, dropdims(sum(p, dims=3), dims=3); rtol=1e-3, atol=1e-6)
+        @test num_edges(prune(c, evidence(), [1]; min_flow=0)) == num_edges(c)
+    end
+end
+
+@testset "marginals of a binomial's tail" begin
+    b = LVDJuice.Builder(1)
+    c = LVDJuice.Circuit(b, LVDJuice.add_binomials!(b, 1, 120, Float32[0.01]))
+    marginals = posterior_marginals(c, Masked(zeros(Int32, 1, 1), fill(true, 1, 1)))[:, 1, 1]
+    @test isapprox(log.(marginals), [LVDJuice.log_binomial(120, x, 0.01f0) for x in 0:120]; rtol=1e-5)
+    @test 0 < marginals[end] < 1e-200
+end

@@ -112,21 +112,20 @@ end
 function underflowed_binomial!(ws::WideWorkspace, c::Circuit, u, k)
     for s in 1:LANES
         ws.looked_up[TILE * (k - 1) + s] < floatmin(Float32) || continue
-        bits = log_probability(c, u, ws.x[TILE * (c.variable[u] - 1) + s]) / log(2)
-        bits > -Inf && set_value!(ws, u, s, exp2(bits - round(bits)), round(Int, bits))
+        set_value!(ws, u, s, log_probability(c, u, ws.x[TILE * (c.variable[u] - 1) + s]) / log(2))
     end
 end
 
 function input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::SoftEvidence)
     for u in plan.groups[gi].units, s in 1:LANES
-        value, e = frexp(soft_input(plan.circuit, u, X, ws.samples[s]))
-        set_value!(ws, u, s, value, value == 0 ? -2^28 : e)
+        set_value!(ws, u, s, log_input(plan.circuit, u, X, ws.samples[s]) / log(2))
     end
 end
 
-function set_value!(ws::WideWorkspace, u, s, mantissa, exponent)
-    ws.mantissa[LANES * (u - 1) + s] = mantissa
-    ws.exponent[LANES * (u - 1) + s] = exponent
+"Gives input `u` the value 2^bits in lane `s`."
+function set_value!(ws::WideWorkspace, u, s, bits)
+    at = LANES * (u - 1) + s
+    ws.mantissa[at], ws.exponent[at] = bits > -Inf ? (exp2(bits - round(bits)), round(Int, bits)) : (0, -2^28)
 end
 
 "log p(x | head) of lane `s`, in nats (without a soft evidence's offset)."
@@ -213,9 +212,8 @@ add_input_flow!(stat, c, u, X::Masked, n, flow) =
     X.mask[c.variable[u], n] || add_input_flow!(stat, c, u, X.values, n, flow)
 
 function add_input_flow!(stat, c, u, X::SoftEvidence, n, flow)
-    total = exp(log_input(c, u, X, n))
+    total = log_input(c, u, X, n)
     for k in 0:c.categories[u] - 1
-        e = c.param_start[u] + k * c.param_stride[u]
-        stat.leaf[e] += flow * c.leaf[e] * X.likelihood[k + 1, c.variable[u], n] / total
+        stat.leaf[c.param_start[u] + k * c.param_stride[u]] += flow * share(c, u, X, k, n, total)
     end
 end

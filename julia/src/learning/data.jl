@@ -54,6 +54,10 @@ num_samples(X::AbstractMatrix) = size(X, 2)
 num_samples(X::Masked) = size(X.values, 2)
 num_samples(X::SoftEvidence) = size(X.likelihood, 3)
 
+"The likelihood of what is known of variable `i` of sample `n`, given category `k`, from 0; 1 for all where it is not looked at."
+@inline likelihood(X::SoftEvidence, i, k, n) = Float64(X.likelihood[k + 1, i, n])
+@inline likelihood(X, i, k, n) = 1.0
+
 "What soft evidence took out of a sample's log-likelihood, in nats."
 offset(X::Union{AbstractMatrix,Masked}, n) = 0.0
 offset(X::SoftEvidence, n) = X.offset[n]

@@ -73,13 +73,22 @@ end
 "Adds a group of inputs' share of its variable's marginals, which its derivatives, in columns, say, to the tile's samples."
 function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, g::Group, X::Query, derivatives::Ptr{Float32},
                         product::Vector{Float32}, count::Int)
-    C = g.categories
-    gemm!('T', 'T', 1f0, table(plan, g), matrix(derivatives, TILE, width(g)), 0f0, matrix(pointer(product), C, TILE))
+    C, flows = g.categories, matrix(derivatives, TILE, width(g))
+    if g.kind == BINOMIAL  # a table in single precision has lost the tails
+        tails = [probability(plan.circuit, u, k) for k in 0:C - 1, u in g.units]
+        add_products!(out, tails * Float64.(transpose(flows)), g, X, ws.samples, count)
+    else
+        gemm!('T', 'T', 1f0, table(plan, g), flows, 0f0, matrix(pointer(product), C, TILE))
+        add_products!(out, matrix(pointer(product), C, TILE), g, X, ws.samples, count)
+    end
+end
+
+function add_products!(out, product::Matrix, g::Group, X::Query, samples, count::Int)
     for s in 1:count
-        n = ws.samples[s]
+        n = samples[s]
         is_hidden(X, g.variable, n) || continue
-        @inbounds @simd for k in 1:C
-            out[k, g.variable, n] += product[k + (s - 1) * C] * likelihood(X, g.variable, k - 1, n)
+        @inbounds @simd for k in 1:g.categories
+            out[k, g.variable, n] += product[k, s] * likelihood(X, g.variable, k - 1, n)
         end
     end
 end
@@ -138,8 +147,7 @@ function exact_marginals!(out::Array{<:AbstractFloat,3}, c::Circuit, X::Query, h
     for u in 1:num_units(c)
         isinput(c.kind[u]) && flow[u] > 0 && is_hidden(X, c.variable[u], n) || continue
         for k in 0:c.categories[u] - 1
-            p = c.leaf[c.param_start[u] + k * c.param_stride[u]] * likelihood(X, c.variable[u], k, n)
-            out[k + 1, c.variable[u], n] += flow[u] * p / exp(log_value[u])
+            out[k + 1, c.variable[u], n] += flow[u] * share(c, u, X, k, n, log_value[u])
         end
     end
     finish_marginals!(out, c, X, n, head_of)

@@ -38,11 +38,10 @@ end
 
 "The category of input `u` that has the largest probability times likelihood."
 function best_category(c::Circuit, u, X, n)
-    e, best, top = c.param_start[u], 0, -1.0
+    best, top, scale = 0, -1.0, log_scale(c, u, X, n)
     @inbounds for k in 0:c.categories[u] - 1
-        p = c.leaf[e] * likelihood(X, c.variable[u], k, n)
+        p = share(c, u, X, k, n, scale)
         p > top && ((best, top) = (k, p))
-        e += c.param_stride[u]
     end
     return Int32(best)
 end
@@ -143,10 +142,7 @@ end
     return log_probability(c, u, k)
 end
 
-function best_input(job, c, u, X::SoftEvidence, n)
-    k = best_category(c, u, X, n)
-    return log(c.leaf[c.param_start[u] + k * c.param_stride[u]] * likelihood(X, c.variable[u], k, n))
-end
+best_input(job, c, u, X::SoftEvidence, n) = log_term(c, u, X, best_category(c, u, X, n), n)
 
 """
     mpe(circuit, X; head_of = ones) -> Matrix{Int32}

@@ -190,15 +190,11 @@ function decide_category(s::Sampler, u)
 end
 
 function cumulative_categories!(out, start, c::Circuit, u, X, n)
-    e, total = c.param_start[u], 0.0
+    total, scale = 0.0, log_scale(c, u, X, n)
     @inbounds for k in 0:c.categories[u] - 1
-        out[start + k] = total += c.leaf[e] * likelihood(X, c.variable[u], k, n)
-        e += c.param_stride[u]
+        out[start + k] = total += share(c, u, X, k, n, scale)
     end
 end
-
-@inline likelihood(X::SoftEvidence, i, k, n) = Float64(X.likelihood[k + 1, i, n])
-@inline likelihood(X, i, k, n) = 1.0
 
 "A random index of `first:last`, in proportion to the increments of `cumulative`."
 @inline function draw(rng::SplitMix, cumulative::Vector{Float64}, first::Int, last::Int)

@@ -21,7 +21,7 @@ end
 function SupportJob(plan::Plan, X::Data, head_of; weights=ones(Float32, num_samples(X)))
     c, threads = plan.circuit, Threads.nthreads()
     check_data(X, plan.limits)
-    everywhere = [isinput(c.kind[u]) && all(>(0), probabilities(c, u)) for u in 1:num_units(c)]
+    everywhere = [isinput(c.kind[u]) && all(k -> log_probability(c, u, k) > -Inf, 0:c.categories[u] - 1) for u in 1:num_units(c)]
     return SupportJob(plan, X, Sources(c, head_of, weights, num_samples(X)), everywhere,
                       [zeros(UInt64, num_units(c)) for _ in 1:threads], [zeros(UInt64, num_units(c)) for _ in 1:threads],
                       [fill(false, num_edges(c)) for _ in 1:threads], 0)
