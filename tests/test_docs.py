@@ -27,7 +27,7 @@ def test_the_julia_example_prints_what_the_page_says(tmp_path: Path) -> None:
     script = tmp_path / "example.jl"
     script.write_text(code)
     ran = subprocess.run(
-        [find.choose().julia.executable, "--startup-file=no", f"--project={ROOT}", script],
+        [find.choose().julia.executable, "--startup-file=no", f"--project={ROOT / 'julia'}", script],
         env={**os.environ, "JULIA_NUM_THREADS": "2"},
         capture_output=True,
         text=True,

@@ -256,9 +256,9 @@ def test_julia_starts_once() -> None:
 # ------------------------------------------------------------------------------------------------- processes
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, "-c", textwrap.dedent(code), *args],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -349,6 +349,132 @@ def test_ctrl_c_stops_a_long_job_and_leaves_julia_usable() -> None:
     assert process.returncode == 0
 
 
+SIGNALS = """
+import os, signal, subprocess, sys, time
+from pyjuice_lvd import julia
+
+def state():
+    ours = open("/proc/thread-self/status").read()
+    # What a child process finds: blocked and ignored signals are handed down, handlers are not.
+    child = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+    return [line for text in (ours, child) for line in text.splitlines() if line[:6] in ("SigBlk", "SigIgn")]
+
+heard = []
+ours = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGURG, signal.SIGCONT}
+for number in ours:
+    signal.signal(number, lambda number, _: heard.append(number))
+signal.signal(signal.SIGURG, signal.SIG_IGN)
+signal.signal(signal.SIGCONT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+before = state()
+julia.start(threads=2)
+julia.evaluate("run(`true`); Threads.@threads for i in 1:4; sum(rand(1000)); end")
+assert state() == before, (before, state())
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGWINCH})
+heard.clear()
+for number in ours:
+    os.kill(os.getpid(), number)
+    julia.evaluate("1")
+print(set(ours) - set(heard), len(heard) - len(ours), flush=True)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+os.kill(os.getpid(), signal.SIGUSR1)
+signal.signal(signal.SIGABRT, signal.SIG_DFL)
+os.abort()
+"""
+
+
+def test_signals_are_as_they_were_before_julia() -> None:
+    ran = python(SIGNALS, LVD_THREADS="2")
+    assert ran.stdout == "set() 0\n", ran.stderr
+    assert ran.returncode == -signal.SIGABRT
+    assert ran.stderr == ""  # it ended as it would without Julia, and without Julia's report
+
+
+FAULTS = """
+import faulthandler, sys
+from pyjuice_lvd import julia
+
+if sys.argv[1] == "enabled":
+    faulthandler.enable()
+julia.start(threads=2)
+julia.evaluate('''
+meet() = (Threads.@threads for i in 1:100; foreach(_ -> sum(rand(100)), 1:300); GC.gc(false); end; nothing)
+''')
+for change in (faulthandler.enable, faulthandler.disable, faulthandler.enable, faulthandler.disable):
+    change()
+    julia.evaluate("meet()")
+    change()
+julia.evaluate("atexit(meet)")
+faulthandler.disable()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("before", ["enabled", "disabled"])
+def test_julias_threads_meet_whatever_becomes_of_faulthandler(before: str) -> None:
+    ran = python(FAULTS, before, LVD_THREADS="2")
+    assert (ran.stdout, ran.returncode) == ("done\n", 0), ran.stderr
+
+
+def test_pytest_ends_well(tmp_path: Path) -> None:
+    # pytest switches its faulthandler on before the tests and off after them.
+    code = "meet() = (Threads.@threads for i in 1:100; foreach(_ -> sum(rand(100)), 1:300); GC.gc(false); end; nothing)"
+    test = f'from pyjuice_lvd import julia\ndef test(): julia.evaluate("{code}; atexit(meet); meet()")\n'
+    (tmp_path / "test_it.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
+    environment = {**os.environ, "LVD_THREADS": "2"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+FORKED = """
+import os, signal, sys
+from pyjuice_lvd import julia
+
+julia.start(threads=2)
+# The child has the thread that forks, not the one that is at work: whoever waits for that waits for ever.
+julia.evaluate('''
+const BUSY = Threads.Atomic{Int}(0)
+atexit(() -> (GC.gc(); println("Julia has ended"); flush(stdout)))
+Threads.@spawn (BUSY[] = 1; while BUSY[] == 1 end)
+while BUSY[] == 0; ccall(:usleep, Int32, (UInt32,), 1000) end
+''')
+for status in range(3):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        sys.exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+julia.evaluate("BUSY[] = 2")
+"""
+
+
+def test_a_forked_process_ends_without_julia() -> None:
+    ran = python(FORKED)
+    assert ran.stdout == "0\n1\n2\nJulia has ended\n", ran.stderr
+    assert ran.returncode == 0
+
+
+def test_after_its_end_julia_is_not_called() -> None:
+    code = """
+        import atexit
+        from pyjuice_lvd import julia
+        from pyjuice_lvd.errors import JuliaError
+
+        @atexit.register  # before Julia starts: it runs after Julia's end
+        def late():
+            try:
+                print(julia.evaluate("1"))
+            except JuliaError as error:
+                print(error)
+
+        julia.start()
+        atexit.register(lambda: print(julia.evaluate("6 * 7")))
+    """
+    ran = python(code)
+    assert ran.stdout == "42\nJulia was called after its end, which comes with Python's exit\n", ran.stderr
+
+
 def test_extensions_imported_after_julia_may_throw_cxx_exceptions() -> None:
     # matplotlib's ft2font answers a missing attribute with a C++ exception, and Python asks for one on import.
     code = """
@@ -364,30 +490,92 @@ def test_extensions_imported_after_julia_may_throw_cxx_exceptions() -> None:
     assert ran.stdout == "caught 1\n", ran.stderr
 
 
-def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> None:
-    # The door in front of a package that is nothing but the boundary: it precompiles in a moment.
+# ------------------------------------------------------------------------------------------------- the package
+
+
+def checkout(folder: Path, *, extensions: str = "", code: str = "") -> Path:
+    """The door in front of a package that is nothing but the boundary: it precompiles in a moment."""
     here = Path(find.__file__).parent
-    for checkout in (tmp_path / "one", tmp_path / "two"):
-        shutil.copytree(here, checkout / "pyjuice_lvd" / "julia", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(here.parent / "errors.py", checkout / "pyjuice_lvd")
-        (checkout / "pyjuice_lvd" / "__init__.py").touch()
-        sources = checkout / "julia" / "src"
-        sources.mkdir(parents=True)
-        shutil.copy(find.sources() / "door" / "boundary.jl", sources)
-        (sources / "LVDJuice.jl").write_text('module LVDJuice\ninclude("boundary.jl")\nend\n')
-        # As in a wheel that someone else installed.
-        sources.chmod(0o555)
+    shutil.copytree(here, folder / "pyjuice_lvd" / "julia", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(here.parent / "errors.py", folder / "pyjuice_lvd")
+    (folder / "pyjuice_lvd" / "__init__.py").touch()
+    package = folder / "julia"
+    shutil.copytree(find.sources() / "door", package / "src" / "door")
+    project = (find.sources().parent / "Project.toml").read_text()
+    (package / "Project.toml").write_text(project + extensions)
+    includes = 'include("door/boundary.jl")\ninclude("door/extensions.jl")\n'
+    (package / "src" / "LVDJuice.jl").write_text(f"module LVDJuice\n{includes}{code}\nend\n")
+    return folder
+
+
+def in_checkout(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return python(code, PYTHONSAFEPATH="1", PYTHONPATH=str(folder), LVD_THREADS="1", **environment)
+
+
+def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> None:
+    folders = [checkout(tmp_path / name) for name in ("one", "two")]
+    for folder in folders:  # as in a wheel that someone else installed
+        (folder / "julia" / "src").chmod(0o555)
     code = "from pyjuice_lvd import julia; info = julia.start(); print(info.sources, info.depot)"
     precompiled: list[dict[Path, bytes]] = []
-    for checkout in (tmp_path / "one", tmp_path / "two", tmp_path / "one"):
-        ran = python(
-            code, PYTHONSAFEPATH="1", PYTHONPATH=str(checkout), JULIA_DEPOT_PATH=f"{tmp_path / 'depot'}{os.pathsep}"
-        )
-        assert ran.stdout.split() == [str(checkout / "julia" / "src"), str(tmp_path / "depot")], ran.stderr
-        precompiled.append({file: file.read_bytes() for file in (tmp_path / "depot").glob("**/LVDJuice*.ji")})
+    for folder in (*folders, folders[0]):
+        ran = in_checkout(folder, code, JULIA_DEPOT_PATH=f"{tmp_path / 'depot'}{os.pathsep}")
+        assert ran.stdout.split() == [str(folder / "julia" / "src"), str(tmp_path / "depot")], ran.stderr
+        files = (tmp_path / "depot").glob("lvd-juice/**/LVDJuice/*.ji")
+        precompiled.append({file: file.read_bytes() for file in files})
     first, both, again = precompiled
     assert (len(first), len(both)) == (1, 2)
     assert again == both  # each compilation has a number of its own: there was no third
+
+
+TOY = "c7a5b0de-5d0e-4f0c-9a44-3d5c9c1f7e21"
+
+WITH_TOY = """
+from pyjuice_lvd import julia
+from pyjuice_lvd.errors import InputError, JuliaError
+
+print(julia.evaluate("string(Base.PkgId(LVDJuice).uuid)"))
+try:
+    julia.call("answer", 21)
+except JuliaError as error:
+    print("MethodError" in str(error))
+for name in ("LVDJuiceToyExt", "LVDJuiceToyExt", "LVDJuiceToysExt", "LVDJuiceGoneExt"):
+    try:
+        julia.load_extension(name)
+        print(julia.call("answer", 21))
+    except InputError as error:
+        print(str(error).splitlines()[0])
+print(julia.evaluate("!isdefined(Base, :get_extension) || Base.get_extension(LVDJuice, :LVDJuiceToyExt) !== nothing"))
+"""
+
+
+def test_an_extension_is_loaded_with_the_package_that_it_is_for(tmp_path: Path) -> None:
+    extensions = f"""
+[weakdeps]
+Gone = "7b0c1f0e-1f3b-4d0e-8e55-0a6f2f6f9b11"
+Toy = "{TOY}"
+
+[extensions]
+LVDJuiceGoneExt = "Gone"
+LVDJuiceToyExt = ["Toy"]
+"""
+    folder = checkout(tmp_path / "one", extensions=extensions, code="function answer end")
+    (folder / "julia" / "ext").mkdir()
+    extension = "module LVDJuiceToyExt\nusing LVDJuice, Toy\nLVDJuice.answer(x::Int) = Toy.twice(x)\nend\n"
+    (folder / "julia" / "ext" / "LVDJuiceToyExt.jl").write_text(extension)
+    toy = tmp_path / "others" / "Toy"
+    (toy / "src").mkdir(parents=True)
+    (toy / "Project.toml").write_text(f'name = "Toy"\nuuid = "{TOY}"\nversion = "1.0.0"\n')
+    (toy / "src" / "Toy.jl").write_text("module Toy\ntwice(x) = 2x\nend\n")
+    # A load path of the user's own, without Julia's standard library, is kept, and no obstacle.
+    paths = {"JULIA_DEPOT_PATH": f"{tmp_path / 'depot'}{os.pathsep}", "JULIA_LOAD_PATH": str(toy.parent)}
+    ran = in_checkout(folder, WITH_TOY, **paths)
+    assert ran.returncode == 0, ran.stderr
+    *lines, gone, last = ran.stdout.splitlines()
+    unknown = "extension: found LVDJuiceToysExt, want one of LVDJuiceGoneExt, LVDJuiceToyExt"
+    assert lines == ["d0f6d2d6-1c43-4b0e-9d37-6b9b8d1f3a10", "True", "42", "42", unknown]
+    assert "Gone" in gone
+    assert last == "True"
 
 
 # ------------------------------------------------------------------------------------------------------- in pieces

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 def test_julia_package() -> None:
     executable = find.choose().julia.executable
     ran = subprocess.run(
-        [executable, "--startup-file=no", f"--project={ROOT}", ROOT / "julia" / "test" / "runtests.jl"],
+        [executable, "--startup-file=no", f"--project={ROOT / 'julia'}", ROOT / "julia" / "test" / "runtests.jl"],
         env={**os.environ, "JULIA_NUM_THREADS": "2"},
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ another one of it, where the data call for less or more; it answers [`log_likeli
 [`flows`](@ref), [`sample`](@ref), [`posterior_marginals`](@ref) and [`mpe`](@ref), also with variables [`Masked`](@ref).
 Evaluation goes through a [`Plan`](@ref), which groups the units and fixes the order of work.
 
-Standard library only; runs on Julia 1.5 and later.
+Standard library only; runs on Julia 1.5 and later. What it does together with other packages are extensions: [`load_extension`](@ref).
 """
 module LVDJuice
 
@@ -15,6 +15,7 @@ using LinearAlgebra.BLAS: gemm!
 
 include("door/boundary.jl")
 using .Boundary: pause
+include("door/extensions.jl")
 include("rng.jl")
 include("cpu/simd.jl")
 include("circuits/circuit.jl")

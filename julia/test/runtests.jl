@@ -1,4 +1,4 @@
-# The tests of the Julia package: `julia --project=. julia/test/runtests.jl`, from the top of the checkout.
+# The tests of the Julia package: `julia --project=julia julia/test/runtests.jl`, from the top of the checkout.
 
 using LVDJuice, LinearAlgebra, Random, Test
 

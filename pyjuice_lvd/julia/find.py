@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ OLDEST = (1, 5)
 OLDEST_FOR_JULIACALL = (1, 10)
 REMEDY = "run `lvd-juice setup`, or install Julia >= 1.10 and put it on PATH"
 PROBE_SECONDS = 120
+SETTINGS = ("JULIA_LOAD_PATH", "JULIA_PROJECT", "JULIA_DEPOT_PATH", "JULIA_NUM_THREADS", "JULIA_BINDIR")
 
 # One line per fact. The list of loaded libraries finds libjulia under whatever name this version gives it.
 PROBE = """
@@ -41,6 +43,13 @@ class Julia:
     libjulia: Path
     libraries: tuple[Path, ...]  # all that it has loaded when it is up
 
+    def pools(self, threads: int) -> str:
+        """Say `threads` in a way that every version understands alike.
+
+        1.12 keeps one more for interactive tasks, and the main thread in it, unless told otherwise.
+        """
+        return f"{threads},0" if self.version >= (1, 12) else str(threads)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -49,6 +58,15 @@ class Choice:
     bridge: str
     why: str
     julia: Julia
+
+
+@dataclass(frozen=True)
+class Started:
+    """A Julia that runs in this process, as its bridge gives it."""
+
+    evaluate: Callable[[str], str]  # code whose value is a Julia String, and that never throws
+    children: Callable[[], AbstractContextManager[None]]  # while Julia may start another of its kind
+    forget: Callable[[], None]  # in a forked process, which must not run what Julia does at its exit
 
 
 def prefix() -> Path:
@@ -63,8 +81,17 @@ def probe(executable: Path, source: str) -> Julia:
     Raises JuliaUnavailableError if it does not run, is older than 1.5 or has no shared libjulia to embed.
     """
     command = [str(executable), "--startup-file=no", "--history-file=no", "-O0", "--compile=min", "-e", PROBE]
+    # What a user has set for programs in Julia must not make this one look broken.
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL)
+        ran = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
     except (OSError, subprocess.TimeoutExpired) as failure:
         raise JuliaUnavailableError(f"{executable} ({source}) does not run: {failure}") from failure
     lines = ran.stdout.splitlines()
@@ -176,7 +203,7 @@ def juliacall_has_started() -> bool:
 
 
 def sources() -> Path:
-    """Locate the folder of LVDJuice.jl: inside the installed package, or beside it in a checkout."""
+    """Locate the folder of LVDJuice.jl, in that of its project: inside the installed package, or a checkout's."""
     here = Path(__file__).resolve().parent
     for folder in (here / "LVDJuice" / "src", here.parents[1] / "julia" / "src"):
         if (folder / "LVDJuice.jl").exists():

@@ -5,23 +5,21 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyjuice_lvd.errors import JuliaUnavailableError
-from pyjuice_lvd.julia.find import Julia
+from pyjuice_lvd.julia.find import Julia, Started
 
 
-def start(julia: Julia, threads: int) -> Callable[[str], str]:
-    """Start Julia; returns a function that evaluates code whose value is a Julia String (and that never throws)."""
+def start(julia: Julia, threads: int) -> Started:
+    """Start Julia."""
     library = _load_libjulia(julia)
-    # 1.12 keeps one thread of its own for interactive tasks unless told otherwise.
-    pools = f"{threads},0" if julia.version >= (1, 12) else str(threads)
     options = (
         str(julia.executable),
         "--startup-file=no",
-        f"--threads={pools}",
+        f"--threads={julia.pools(threads)}",
         "--cpu-target=native",  # a generic build runs SSE2 code unless told so
         "-O3",
     )
@@ -34,18 +32,20 @@ def start(julia: Julia, threads: int) -> Callable[[str], str]:
     init.argtypes, init.restype = [ctypes.c_char_p, ctypes.c_char_p], None
     init(os.fsencode(julia.bindir), os.fsencode(julia.sysimage))
     library.jl_atexit_hook.argtypes, library.jl_atexit_hook.restype = [ctypes.c_int], None
-    atexit.register(library.jl_atexit_hook, 0)  # Julia flushes its streams and runs its finalizers
+
+    def leave() -> None:
+        library.jl_atexit_hook(0)  # Julia flushes its streams and runs its finalizers
+
+    atexit.register(leave)
 
     library.jl_eval_string.argtypes, library.jl_eval_string.restype = [ctypes.c_char_p], ctypes.c_void_p
     library.jl_string_ptr.argtypes, library.jl_string_ptr.restype = [ctypes.c_void_p], ctypes.c_char_p
 
     def evaluate(code: str) -> str:
-        with _libraries_for_children(julia):
-            value = library.jl_eval_string(code.encode())
-        answer: bytes = library.jl_string_ptr(value)
+        answer: bytes = library.jl_string_ptr(library.jl_eval_string(code.encode()))
         return answer.decode()
 
-    return evaluate
+    return Started(evaluate, lambda: _libraries_for_children(julia), lambda: atexit.unregister(leave))
 
 
 def _load_libjulia(julia: Julia) -> ctypes.CDLL:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from pyjuice_lvd.errors import InputError, JuliaError, JuliaUnavailableError
-from pyjuice_lvd.julia import libjulia, via_juliacall
-from pyjuice_lvd.julia.find import Choice, choose, sources
+from pyjuice_lvd.julia import libjulia, signals, via_juliacall
+from pyjuice_lvd.julia.find import Choice, Started, choose, juliacall_has_started, sources
 from pyjuice_lvd.julia.values import Value, decode, encode, released
 
 MAX_RESULTS = 16
@@ -26,21 +27,32 @@ _Entry = ctypes.CFUNCTYPE(  # unlike PYFUNCTYPE, it lets other Python threads ru
 )
 
 # Loads the package and gives the address of its C entry, or "!" and what went wrong. Its value is a String in any case.
+# The package is the project of its folder, first in the load path: Julia finds its extensions there, and others' in it.
 # Julia keeps one precompiled LVDJuice in a depot, wherever its sources are. A depot inside the user's for each folder
-# of sources keeps those of two checkouts, or of two installed versions, apart.
+# of sources keeps those of two checkouts, or of two installed versions, apart; extensions look for it there later.
 BOOT = """
-let sources = raw"{sources}"
+let package = String(UInt8{package}), depot = ""
     try
-        pushfirst!(LOAD_PATH, sources)
-        pushfirst!(DEPOT_PATH, joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(sources); base = 16)))
+        isempty(DEPOT_PATH) && error("found no depot: unset JULIA_DEPOT_PATH, or name a folder")
+        package in LOAD_PATH || pushfirst!(LOAD_PATH, package)
+        "@stdlib" in LOAD_PATH || push!(LOAD_PATH, "@stdlib")
+        depot = joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(package); base = 16))
+        pushfirst!(DEPOT_PATH, depot)
         try
             @eval Main using LVDJuice
         finally
             popfirst!(DEPOT_PATH)
         end
+        insert!(DEPOT_PATH, 2, depot)
         string(Base.invokelatest(() -> Main.LVDJuice.Boundary.open_door()))  # the name is younger than this expression
     catch e
-        string("!", sprint(showerror, e))
+        unwritable = try
+            isempty(depot) || mktemp((path, io) -> nothing, mkpath(depot))
+            ""
+        catch
+            " (cannot write to $depot: set JULIA_DEPOT_PATH to a folder where you can)"
+        end
+        string("!", sprint(showerror, e), unwritable)
     end
 end
 """
@@ -63,25 +75,64 @@ class Info:
     depot: Path
 
 
-class _Session:
-    """Julia started, and the thread and process that it lives in."""
+class _Running:
+    """A Julia that runs in this process, whether or not it has loaded LVDJuice: it cannot be started a second time."""
 
-    def __init__(self, entry: Callable[..., int], choice: Choice, folder: Path) -> None:
-        self.entry = entry
-        self.thread = threading.get_ident()
+    def __init__(self, choice: Choice, threads: int) -> None:
+        self.choice = choice
         self.process = os.getpid()
+        self.ended = False
+        by_others = juliacall_has_started()
+        self.signals = signals.Ours()
+        with signals.kept():
+            bridge = via_juliacall if choice.bridge == "juliacall" else libjulia
+            self.started: Started = bridge.start(choice.julia, threads)
+        if by_others:
+            signals.take_back()
+        self.signals.taken()
+        atexit.register(self._end)  # just before Julia's own end: the last to be registered is the first to run
+        os.register_at_fork(after_in_child=self._forked)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Let Julia load packages: it may precompile them in other processes, and then leaves SIGCHLD as it likes."""
+        self.signals.stand()
+        with signals.kept(), self.started.children():
+            yield
+
+    def _end(self) -> None:
+        self.signals.stand()
+        self.ended = True
+
+    def _forked(self) -> None:
+        """Make the child forget Julia, whose other threads are not there: at its exit Julia would wait for them."""
+        self.started.forget()
+        atexit.unregister(self._end)
+        self.signals.give_back()
+
+
+class _Session:
+    """LVDJuice loaded, and the thread that it is called from."""
+
+    def __init__(self, entry: Callable[..., int], running: _Running, folder: Path) -> None:
+        self.entry = entry
+        self.running = running
+        self.thread = threading.get_ident()
         self.busy = False
         version, threads, target, cpu, bindir, image, depot = self.call("Boundary.describe", ())
+        choice = running.choice
         paths = (choice.julia.executable, Path(bindir), Path(image), folder, Path(depot))
         self.info = Info(choice.bridge, choice.why, version, threads, target, cpu, *paths)
 
     def check(self) -> None:
-        if os.getpid() != self.process:
+        if os.getpid() != self.running.process:
             raise JuliaError("Julia does not survive a fork: start worker processes with the method 'spawn'")
         if threading.get_ident() != self.thread:
             raise JuliaError("Julia was called from another thread: call it only from the thread that started it")
         if self.busy:
             raise JuliaError("Julia was called from within a call")
+        if self.running.ended:
+            raise JuliaError("Julia was called after its end, which comes with Python's exit")
 
     def call(self, name: str, arguments: tuple[object, ...]) -> Any:
         self.check()
@@ -94,8 +145,10 @@ class _Session:
         results = (Value * MAX_RESULTS)()
         try:
             self.busy = True
+            self.running.signals.stand()
             count = self.entry(name.encode(), len(arguments), values, results, MAX_RESULTS)
             while count == _PAUSED:  # a long call comes back now and then: here Ctrl-C is heard
+                self.running.signals.stand()
                 count = self.entry(b"", 0, values, results, MAX_RESULTS)
             del alive
             if count < 0:
@@ -109,8 +162,7 @@ class _Session:
             self.busy = False
 
 
-# A Julia that was started but could not load LVDJuice stays: it cannot be started a second time.
-_started: tuple[Choice, Callable[[str], str]] | None = None
+_running: _Running | None = None
 _session: _Session | None = None
 
 
@@ -122,30 +174,22 @@ def start(*, threads: int | None = None, bridge: str | None = None) -> Info:
 
     Raises InputError if the arguments are invalid or contradict the Julia that runs, JuliaUnavailableError if none can.
     """
-    global _session, _started
+    global _session, _running
     if _session is not None:
         _session.check()
         return _agree(_session.info, threads, bridge)
     if threading.current_thread() is not threading.main_thread():
         raise JuliaError("Julia must be started from the main thread: call pyjuice_lvd.julia.start() there first")
     wanted, folder = _threads(threads), sources()
-    if _started is None:
-        choice = choose(bridge)
-        try:
-            _started = choice, _start_bridge(choice, wanted)
-        finally:
-            _take_back_signals()
-    choice, evaluate = _started
-    address = evaluate(BOOT.format(sources=folder))
+    if _running is None:
+        _running = _Running(choose(bridge), wanted)
+    with _running.loading():
+        address = _running.started.evaluate(BOOT.format(package=list(os.fsencode(folder.parent))))
     if address.startswith("!"):
-        reason = " ".join(address[1:].split())
-        raise JuliaUnavailableError(f"{choice.julia.executable} cannot load {folder / 'LVDJuice.jl'}: {reason}")
-    _session = _Session(_Entry(int(address)), choice, folder)
+        executable, reason = _running.choice.julia.executable, " ".join(address[1:].split())
+        raise JuliaUnavailableError(f"{executable} cannot load {folder / 'LVDJuice.jl'}: {reason}")
+    _session = _Session(_Entry(int(address)), _running, folder)
     return _agree(_session.info, threads, bridge)
-
-
-def _start_bridge(choice: Choice, threads: int) -> Callable[[str], str]:
-    return via_juliacall.start(threads) if choice.bridge == "juliacall" else libjulia.start(choice.julia, threads)
 
 
 def _agree(info: Info, threads: int | None, bridge: str | None) -> Info:
@@ -171,39 +215,45 @@ def _threads(threads: int | None) -> int:
     return count
 
 
-def _take_back_signals() -> None:
-    """Julia blocks these in the thread that starts it and waits for them in one of its own: Ctrl-C would be lost."""
-    ours = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
-    for number in ours:
-        handler = signal.getsignal(number)
-        if handler is not None:  # None: not installed from Python, nothing to put back
-            signal.signal(number, handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
-
-
 def call(name: str, *args: object) -> Any:
     """Call `LVDJuice.<name>(args...)` in Julia, and start Julia if need be.
 
     args: None, bool, int, float, str, Handle, or numpy arrays of bool, integers, float32 or float64 with up to 6
     dimensions. An array must be C-contiguous and is passed without a copy: a C-ordered (N, V) array is Julia's (V, N)
-    Array, and Julia may write to it; Julia must not keep it beyond the call. Results come back as the same kinds, a
-    Julia tuple as a tuple, a Julia Array as a numpy array on Julia's memory, which lives as long as any view of it;
-    anything else as a Handle.
+    Array. Julia may write to it if it is writable. It is lent for the call, and on for as long as a Handle that the
+    call returns lives. Results come back as the same kinds, a Julia tuple as a tuple, a Julia Array as a numpy array on
+    Julia's memory, which lives as long as any view of it; anything else as a Handle.
 
     Raises InputError for arguments that cannot cross and for Julia's ArgumentError, DimensionMismatch and DomainError;
     JuliaError, with Julia's message, for every other exception in Julia, and for calls from another thread.
     """
-    if _session is None:
-        start()
-    assert _session is not None
-    return _session.call(name, args)
+    return _open().call(name, args)
 
 
 def evaluate(code: str) -> Any:
     """Evaluate Julia code in Main, and start Julia if need be; returns the last expression's value as `call` does."""
-    return call("Boundary.evaluate", code)
+    session = _open()
+    with session.running.loading():
+        return session.call("Boundary.evaluate", (code,))
+
+
+def load_extension(name: str) -> None:
+    """Load an extension of LVDJuice, `julia/ext/<name>.jl`, and the Julia packages that it is for.
+
+    Raises InputError if there is no such extension, or a package that it is for is not installed.
+    """
+    session = _open()
+    with session.running.loading():
+        session.call("load_extension", (name,))
 
 
 def info() -> Info | None:
     """Describe the Julia that runs in this process; None if none has been started."""
     return _session.info if _session is not None else None
+
+
+def _open() -> _Session:
+    if _session is None:
+        start()
+    assert _session is not None
+    return _session

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from pyjuice_lvd.errors import JuliaUnavailableError
-from pyjuice_lvd.julia.find import juliacall_has_started
+from pyjuice_lvd.julia.find import Julia, Started, juliacall_has_started
 
 
-def start(threads: int) -> Callable[[str], str]:
-    """Start Julia; returns a function that evaluates code whose value is a Julia String (and that never throws)."""
+def start(julia: Julia, threads: int) -> Started:
+    """Start Julia; where somebody has imported juliacall already, take that one."""
     # Without the first, a Julia of several threads crashes sooner or later, for its threads meet by a signal.
-    settings = {"handle_signals": "yes", "threads": str(threads), "optimize": "3"}
+    settings = {"handle_signals": "yes", "threads": julia.pools(threads)}
     if juliacall_has_started():
         _warn_of_other_settings(settings)
     with _environment(settings), warnings.catch_warnings():
@@ -32,14 +32,21 @@ def start(threads: int) -> Callable[[str], str]:
     def evaluate(code: str) -> str:
         return str(juliacall.Main.seval(code))
 
-    return evaluate
+    def forget() -> None:
+        # juliacall registers a function for Python's exit that takes this one out of the library.
+        juliacall.CONFIG["lib"].jl_atexit_hook = _nothing
+
+    return Started(evaluate, nullcontext, forget)
+
+
+def _nothing(_: int) -> None:
+    """Stand in for Julia's exit."""
 
 
 @contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
     """Set what the user has not set, for the import alone: child processes choose for themselves."""
     ours = {f"PYTHON_JULIACALL_{name.upper()}": value for name, value in settings.items()}
-    ours["PYTHON_JULIACALL_OPTLEVEL"] = settings["optimize"]  # what other packages call it
     ours = {name: value for name, value in ours.items() if name not in os.environ}
     os.environ.update(ours)
     try:

@@ -1,0 +1,83 @@
+"""Julia takes signals over as it starts: they are put back as they were, but for those by which its threads meet."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Julia's threads stop for a garbage collection by a fault on a page of memory. SIGUSR2 stops one for a look at it, and
+# ends the process where nobody handles it: it stays Julia's unless somebody had a use for it.
+FAULT, LOOK = signal.SIGSEGV, signal.SIGUSR2
+# Those that Julia blocks in the thread that starts it, to wait for them in one of its own.
+AWAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1}
+
+
+class _Action(ctypes.Structure):
+    """A `struct sigaction`: everywhere, the handler's address comes first."""
+
+    _fields_ = (("handler", ctypes.c_void_p), ("rest", ctypes.c_byte * 248))
+
+
+_sigaction = ctypes.CDLL(None).sigaction
+_sigaction.argtypes = [ctypes.c_int, ctypes.POINTER(_Action), ctypes.POINTER(_Action)]
+
+
+def _action(number: int) -> _Action:
+    action = _Action()
+    _sigaction(number, None, ctypes.byref(action))
+    return action
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Put the handlers and the mask of this thread back when the body is done, whoever set them and from what language.
+
+    What the body needs of signals (Julia waits for its child processes by SIGCHLD) it has until then.
+    """
+    before = {number: _action(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, FAULT}}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            if _action(number).handler != action.handler and not (number == LOOK and not action.handler):
+                _sigaction(number, ctypes.byref(action), None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def take_back() -> None:
+    """Put back what Python knows of, where somebody else started Julia and nobody looked before."""
+    for number in signal.valid_signals() - {FAULT}:
+        handler = signal.getsignal(number)
+        if handler is not None and (handler != signal.SIG_DFL or number in AWAITED):
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
+
+
+class Ours:
+    """The handlers that stay Julia's: made before it starts, `taken` once it has.
+
+    Others take them away: faulthandler, as it is switched on or off, puts its own or the default in their place.
+    """
+
+    def __init__(self) -> None:
+        self._before = {number: _action(number) for number in (FAULT, LOOK)}
+        self._fault = _Action()
+
+    def taken(self) -> None:
+        """Look at what Julia has put in their place."""
+        self._taken = {number: _action(number) for number in (FAULT, LOOK)}
+
+    def stand(self) -> None:
+        """Make sure that faults come to Julia: before each entry into it, so it takes a microsecond."""
+        _sigaction(FAULT, None, self._fault)
+        if self._fault.handler != self._taken[FAULT].handler:
+            _sigaction(FAULT, self._taken[FAULT], None)
+
+    def give_back(self) -> None:
+        """Put back what was there before, in a process that has no use for Julia's."""
+        for number, action in self._taken.items():
+            if _action(number).handler == action.handler:
+                _sigaction(number, self._before[number], None)
