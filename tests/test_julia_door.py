@@ -549,7 +549,24 @@ print(julia.evaluate("!isdefined(Base, :get_extension) || Base.get_extension(LVD
 """
 
 
-def test_an_extension_is_loaded_with_the_package_that_it_is_for(tmp_path: Path) -> None:
+def wheel_of(folder: Path) -> Path:
+    """Build a wheel as of a checkout with `folder`'s Julia package, and unpack it; returns where."""
+    root = Path(__file__).parent.parent
+    tree = folder.with_name("tree")
+    for name in ("pyjuice_lvd", "cli"):
+        shutil.copytree(root / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(folder / "julia", tree / "julia")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tree)
+    build = [sys.executable, "-c", "from setuptools.build_meta import build_wheel; build_wheel('dist')"]
+    subprocess.run(build, cwd=tree, check=True, capture_output=True, timeout=120)
+    (wheel,) = (tree / "dist").glob("*.whl")
+    shutil.unpack_archive(wheel, folder.with_name("installed"), "zip")
+    return folder.with_name("installed")
+
+
+@pytest.mark.parametrize("place", ["checkout", "wheel"])
+def test_an_extension_is_loaded_with_the_package_that_it_is_for(tmp_path: Path, place: str) -> None:
     extensions = f"""
 [weakdeps]
 Gone = "7b0c1f0e-1f3b-4d0e-8e55-0a6f2f6f9b11"
@@ -569,7 +586,7 @@ LVDJuiceToyExt = ["Toy"]
     (toy / "src" / "Toy.jl").write_text("module Toy\ntwice(x) = 2x\nend\n")
     # A load path of the user's own, without Julia's standard library, is kept, and no obstacle.
     paths = {"JULIA_DEPOT_PATH": f"{tmp_path / 'depot'}{os.pathsep}", "JULIA_LOAD_PATH": str(toy.parent)}
-    ran = in_checkout(folder, WITH_TOY, **paths)
+    ran = in_checkout(folder if place == "checkout" else wheel_of(folder), WITH_TOY, **paths)
     assert ran.returncode == 0, ran.stderr
     *lines, gone, last = ran.stdout.splitlines()
     unknown = "extension: found LVDJuiceToysExt, want one of LVDJuiceGoneExt, LVDJuiceToyExt"

@@ -117,6 +117,26 @@ def test_threads_come_from_the_environment() -> None:
     assert fails_to_start(LVD_THREADS="many") == "InputError LVD_THREADS: found 'many', want a positive integer"
 
 
+def test_a_users_settings_for_julia_do_not_make_it_look_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable = find.choose().julia.executable
+    there = find.probe(executable, "LVD_JULIA")
+    for name in ("JULIA_LOAD_PATH", "JULIA_PROJECT", "JULIA_DEPOT_PATH", "JULIA_BINDIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.setenv("JULIA_NUM_THREADS", "many")
+    assert find.probe(executable, "LVD_JULIA") == there
+
+
+def test_a_depot_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    depot = tmp_path / "file" / "depot"
+    line = fails_to_start(JULIA_DEPOT_PATH=f"{depot}{os.pathsep}")
+    assert line.startswith("JuliaUnavailableError ")
+    assert f"cannot write to {depot / 'lvd-juice'}" in line
+    assert line.endswith(": set JULIA_DEPOT_PATH to a folder where you can)")
+    line = fails_to_start(JULIA_DEPOT_PATH="")
+    assert line.endswith("found no depot: unset JULIA_DEPOT_PATH, or name a folder")
+
+
 # ------------------------------------------------------------------------------------------------- setup and doctor
 
 
