@@ -21,10 +21,11 @@ from common import start, write_comparison
 
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import figures_of_merit, protocol, std_error
+from pyjuice_lvd.evaluate.merit import figures_of_merit, std_error
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint_em import fit_end_to_end
 from pyjuice_lvd.settings import resolve
+from pyjuice_lvd.units import bits_per_dimension
 
 
 def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -50,19 +51,19 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         seed=seed,
     )
     finetuned, after = time.monotonic(), model.score_samples(splits.test)
-    nats = np.log(2) * model.dims
+    gain = -bits_per_dimension(after - before, model.dims)
     found = {
         "seed": seed,
         "prior_alone": figures_of_merit(before, model.dims),
         "end_to_end": figures_of_merit(after, model.dims),
-        "gain": float((after - before).mean() / nats),
-        "std_error_gain": std_error((after - before) / nats),
-        "valid_bpd": [-score / nats for score in history.valid],
+        "gain": float(gain.mean()),
+        "std_error_gain": std_error(gain),
+        "valid_bpd": [bits_per_dimension(score, model.dims) for score in history.valid],
         "kept_epoch": history.best,
         "params": model.num_params,
         "heads": model.num_latent_values,
         "train": len(train),
-        "protocol": protocol(settings.data.color, settings.data.crop, train),
+        "protocol": model.protocol(settings.data.crop),
         "seconds": {"before": round(learned - started, 1), "end to end": round(finetuned - learned, 1)},
         "settings": settings.to_dict(),
     }

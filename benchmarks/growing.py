@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 from common import start, write_comparison
 
-from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit, protocol
+from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.settings import resolve
 
@@ -66,9 +65,8 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "settings": settings.to_dict(),
             }
             print(f"seed {seed}, {name}: bpd {found[name]['bpd']:.4f}", file=sys.stderr, flush=True)
-        color = color_transform(settings.data.color, train.shape[3])
-        found["bpd_factorized"] = factorized_bpd(*(color.forward(x) for x in (train, splits.valid, splits.test)))
-        found["protocol"] = protocol(settings.data.color, settings.data.crop, train)
+        found["bpd_factorized"] = factorized_bpd(*(model.modelled(x) for x in (train, splits.valid, splits.test)))
+        found["protocol"] = model.protocol(settings.data.crop)
         found["train"] = len(train)
     baseline, *others = variants(options)
     found["gain"] = {name: found[baseline]["bpd"] - found[name]["bpd"] for name in others}

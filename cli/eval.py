@@ -7,15 +7,11 @@ from pathlib import Path
 
 import click
 
-from pyjuice_lvd.data.load import load_test_data
 from pyjuice_lvd.data.splits import noun
-from pyjuice_lvd.evaluate.merit import figures_of_merit, protocol
-from pyjuice_lvd.files.formats import read_json
-from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.evaluate.merit import figures_of_merit
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.settings import Settings
 
-from .models import check_data, load_model, start_julia
+from .models import Run, start_julia
 from .options import emit, json_option, quiet_option, threads_option
 
 
@@ -31,19 +27,17 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     Of the DATA that the run was fitted on, the same test set as then; of other DATA without a test set, all.
     """
     started = time.monotonic()
-    directory = RunDirectory.open_existing(run)
-    settings = Settings.from_dict(directory.settings)
-    rows, which = load_test_data(data, settings, digest=read_json(directory / "data.json")["digest"])
-    start_julia(settings, threads)
-    model = load_model(directory, settings)
-    check_data(model, rows, data)
-    scores = model.score_samples(rows, progress=make_progress(quiet))
+    opened = Run.open(run)
+    rows, which = opened.test_data(data)
+    start_julia(opened.settings, threads)
+    model = opened.load()
+    scores = model.score_samples(model.checked(rows, data), progress=make_progress(quiet))
     emit(
         {
-            "method": settings.method,
+            "method": opened.method,
             **figures_of_merit(scores, model.dims),
             "params": model.num_params,
-            "protocol": protocol(settings.data.color, settings.data.crop, rows),
+            "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,
             noun(rows): which,
         },

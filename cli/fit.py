@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.data.color import COLORS, color_transform
+from pyjuice_lvd.data.color import COLORS
 from pyjuice_lvd.data.load import load_data, num_categories
 from pyjuice_lvd.data.splits import Splits, digest_of, noun
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit, protocol
+from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_json, write_json
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.progress import Progress, make_progress
@@ -25,8 +26,7 @@ from pyjuice_lvd.versions import versions
 from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
 
 if TYPE_CHECKING:
-    from pyjuice_lvd.models.joint import JointModel
-    from pyjuice_lvd.models.whole import CircuitModel
+    from pyjuice_lvd.models.base import DensityModel
 
 
 @click.command()
@@ -129,7 +129,7 @@ def _keep_source(directory: RunDirectory, splits: Splits) -> None:
         "valid": list(splits.valid.shape),
         "test": list(splits.test.shape),
     }
-    path = directory / "data.json"
+    path = directory / names.DATA
     if path.exists() and read_json(path)["train_digest"] != digest:
         source = read_json(path)["source"]
         raise InputError(f"{directory.path}: this run learns from other {noun(splits.train)} ({source})")
@@ -139,20 +139,20 @@ def _keep_source(directory: RunDirectory, splits: Splits) -> None:
 
 def _distill(
     splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
-) -> tuple[JointModel, dict[str, Any]]:
+) -> tuple[DensityModel, dict[str, Any]]:
     """Learn by distillation; returns the model and what the result says beyond its figures."""
     from pyjuice_lvd.learn.pipeline import distill
 
     learned = distill(
         splits.train, splits.valid, settings,
-        folder=directory / "model", record=directory.log, progress=progress,
+        folder=directory / names.MODEL, record=directory.log, progress=progress,
     )  # fmt: skip
     model, teacher = learned.model, learned.teacher
     nats = teacher.reconstruction_nats(splits.test)
-    plot_reconstructions(directory / "reconstructions.png", splits.test, teacher)
-    plot_training(directory / "training.png", directory.metrics())
+    plot_reconstructions(directory / names.RECONSTRUCTIONS, splits.test, teacher)
+    plot_training(directory / names.TRAINING, directory.metrics())
     if settings.method == "lvd-pg":
-        plot_growth(directory / "growth.png", directory.metrics())
+        plot_growth(directory / names.GROWTH, directory.metrics())
     return model, {
         "teacher": {
             "reconstruction_bits_per_dim": bits_per_dimension(float(nats.mean()), model.dims),
@@ -163,29 +163,26 @@ def _distill(
 
 def _learn_baseline(
     splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
-) -> tuple[CircuitModel, dict[str, Any]]:
+) -> tuple[DensityModel, dict[str, Any]]:
     """Learn one circuit; as `_distill`."""
     from pyjuice_lvd.learn.baselines import learn_circuit
 
     model = learn_circuit(
         splits.train, splits.valid, settings, num_cats=num_categories(splits),
-        folder=directory / "model", record=directory.log, progress=progress,
+        folder=directory / names.MODEL, record=directory.log, progress=progress,
     )  # fmt: skip
-    plot_em(directory / "training.png", directory.metrics())
+    plot_em(directory / names.TRAINING, directory.metrics())
     return model, {}
 
 
-def _result(model: JointModel | CircuitModel, splits: Splits, settings: Settings, progress: Progress) -> dict[str, Any]:
+def _result(model: DensityModel, splits: Splits, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Measure the model on the test set, beside the factorised one."""
-    train, valid, test = splits.train, splits.valid, splits.test
-    if train.ndim == 4:
-        color = color_transform(settings.data.color, train.shape[3])
-        train, valid, test = (color.forward(part) for part in (train, valid, test))
+    train, valid, test = (model.modelled(part) for part in (splits.train, splits.valid, splits.test))
     scores = model.score_samples(splits.test, progress=progress)
     return {
         "method": settings.method,
         **figures_of_merit(scores, model.dims),
         "bpd_factorized": factorized_bpd(train, valid, test, num_categories(splits)),
         "params": model.num_params,
-        "protocol": protocol(settings.data.color, settings.data.crop, splits.train),
+        "protocol": model.protocol(settings.data.crop),
     }

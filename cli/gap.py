@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyjuice_lvd.data.load import load_data, load_test_data
+from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import protocol, protocol_text
+from pyjuice_lvd.evaluate.merit import protocol_text
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
-from pyjuice_lvd.files.formats import json_text, read_arrays, read_json, write_json
-from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.files.formats import json_text, read_arrays, write_json
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_gap
 from pyjuice_lvd.report.tables import GAP_TITLES, facts, figure, gap_rows, lay_out, table
-from pyjuice_lvd.settings import BASELINES, Settings
+from pyjuice_lvd.settings import Settings
 
 from .fit import prepare
-from .models import check_data
+from .models import Run
 from .options import device_option, json_option, quiet_option, threads_option
 
 if TYPE_CHECKING:
@@ -50,34 +50,33 @@ def gap(
     """
     started = time.monotonic()
     progress = make_progress(quiet)
-    directory = RunDirectory.open_existing(run)
-    settings = Settings.from_dict(directory.settings)
-    picture = directory / "gap.png" if output is None else output
-    if settings.method in BASELINES:
-        raise InputError(f"{run}: a run of method {settings.method}, which has no teacher; wanted one of lvd-pg or lvd")
-    for file in (picture, directory / "gap.json"):
+    opened = Run.open(run)
+    directory, settings = opened.directory, opened.settings
+    picture = directory / names.GAP_PICTURE if output is None else output
+    if not opened.kind.latents:
+        raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
+    for file in (picture, directory / names.GAP):
         check_writable(file)
-    about = read_json(directory / "data.json")
-    images, which = load_test_data(data, settings, digest=about["digest"])
+    images, which = opened.test_data(data)
     prepare(settings.method, settings.threads if threads is None else threads)
 
     from pyjuice_lvd.evaluate.gap import Bounds, measure_gap  # PyTorch: not for --help, nor before the data are checked
     from pyjuice_lvd.models.joint import JointModel
     from pyjuice_lvd.teacher import Teacher
 
-    folder = directory / "model"
+    folder = directory / names.MODEL
     model = JointModel.load(folder)
-    check_data(model, images, data)
-    teacher = Teacher.load(folder / "teacher.safetensors", device=device or settings.device)
+    images = model.checked(images, data)
+    teacher = Teacher.load(folder / names.TEACHER, device=device or settings.device)
     if Bounds.kept(folder):
         bounds = Bounds.load(folder)
     else:
-        bounds = _learn_bounds(teacher, folder, data, settings, about["train_digest"], progress)
+        bounds = _learn_bounds(teacher, folder, data, settings, directory.data["train_digest"], progress)
     measured = measure_gap(model, teacher, bounds, images, progress=progress)
-    of = protocol(settings.data.color, settings.data.crop, images)
+    of = opened.protocol(model)
     plot_gap(picture, measured, protocol_text(of))
     result = {
-        "method": settings.method,
+        "method": opened.method,
         **measured.figures(),
         "protocol": of,
         "code_prior": bounds.about,
@@ -85,7 +84,7 @@ def gap(
         "picture": str(picture),
         "seconds": time.monotonic() - started,
     }
-    write_json(directory / "gap.json", result)
+    write_json(directory / names.GAP, result)
     click.echo(json_text(result) if as_json else _summary(result))
 
 
@@ -104,7 +103,7 @@ def _learn_bounds(
         raise InputError(f"{data}: found other training images than the run was fitted on; {wanted}")
     outer = None
     if not settings.refining.rounds:
-        outer = read_arrays(folder / "labels.safetensors")[0]["outer"][: len(splits.train)]  # mirror images come last
+        outer = read_arrays(folder / names.LABELS)[0]["outer"][: len(splits.train)]  # mirror images come last
     return Bounds.learn(
         teacher, outer, splits.train, splits.valid, seed=settings.seed, folder=folder, progress=progress
     )

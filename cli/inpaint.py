@@ -8,18 +8,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from pyjuice_lvd.data.load import load_test_data
 from pyjuice_lvd.data.masks import MASKS, read_mask
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import protocol
-from pyjuice_lvd.files.formats import read_json
-from pyjuice_lvd.files.run import RunDirectory
-from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.files.formats import write_npy
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import plot_inpainting
-from pyjuice_lvd.settings import Settings
 
-from .models import check_data, check_modes, load_model, modes_option, output_option, start_julia, write_npy
+from .models import Run, modes_option, output_option, start_julia
 from .options import emit, json_option, quiet_option, seed_option, threads_option
 
 
@@ -66,24 +61,19 @@ def inpaint(
     samples, uint8 (n, images, H, W, C).
     """
     started = time.monotonic()
-    directory = RunDirectory.open_existing(run)
-    settings = Settings.from_dict(directory.settings)
-    check_modes(biased_modes, settings)
-    test, which = load_test_data(data, settings, digest=read_json(directory / "data.json")["digest"])
+    opened = Run.open(run, biased_modes=biased_modes)
+    test, which = opened.test_data(data)
     if test.ndim != 4:
         raise InputError(f"{data}: found a table, wanted images to hide a part of")
     hidden = read_mask(mask, test.shape[1], test.shape[2])
-    start_julia(settings, threads)
-    model, progress = load_model(directory, settings), make_progress(quiet)
+    start_julia(opened.settings, threads)
+    model, progress = opened.load(), make_progress(quiet)
     if model.image_shape is None:
         raise InputError(f"{run}: found a model of tables, wanted one of images")
-    check_data(model, test, data)
+    test = model.checked(test, data)
     chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
     images, seed = test[chosen], 0 if seed is None else seed
-    if isinstance(model, CircuitModel):
-        drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, progress=progress)
-    else:
-        drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, biased_modes=biased_modes, progress=progress)
+    drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, biased_modes=biased_modes, progress=progress)
     if output.suffix.lower() == ".png":
         means = model.posterior_mean(images, hidden, progress=progress)
         plot_inpainting(output, images, hidden, drawn, means, "biased" if biased_modes else "sample")
@@ -91,7 +81,7 @@ def inpaint(
         write_npy(output, drawn)
     emit(
         {
-            "method": settings.method,
+            "method": opened.method,
             "what": "most probable patches of drawn z (biased)" if biased_modes else "conditional samples",
             "n": count,
             "images": len(chosen),
@@ -101,7 +91,7 @@ def inpaint(
             "shape": drawn.shape,
             "seed": seed,
             "output": output,
-            "protocol": protocol(settings.data.color, settings.data.crop, images),
+            "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,
         },
         as_json,

@@ -1,41 +1,66 @@
-"""What the commands on a run's model share: loading it, and the file that they write."""
+"""What the commands on a run's model share: the run, checked before anything slow starts, and the file they write."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.data.load import load_test_data
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.atomic import atomic_write, check_writable
+from pyjuice_lvd.files import names
+from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.run import RunDirectory
-from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.whole import CircuitModel
-from pyjuice_lvd.settings import BASELINES, Settings
+from pyjuice_lvd.models.base import DensityModel
+from pyjuice_lvd.models.load import model_kind
+from pyjuice_lvd.settings import Settings
 
 
-def load_model(directory: RunDirectory, settings: Settings) -> JointModel | CircuitModel:
-    """Load the model of a finished run; Julia has been started."""
-    kind = CircuitModel if settings.method in BASELINES else JointModel
-    return kind.load(directory / "model")
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its settings, and of which class its model is, which is not loaded yet."""
+
+    directory: RunDirectory
+    settings: Settings
+    kind: type[DensityModel]
+
+    @classmethod
+    def open(cls, path: Path, *, biased_modes: bool = False) -> Run:
+        """Open a run; raises InputError where there is none, or its model has no patches to take the modes of."""
+        directory = RunDirectory.open_existing(path)
+        settings = Settings.from_dict(directory.settings)
+        kind = model_kind(directory / names.MODEL)
+        if biased_modes and not kind.latents:
+            raise InputError(
+                f"--biased-modes: found method {settings.method}, wanted lvd-pg or lvd: a model with patches"
+            )
+        return cls(directory, settings, kind)
+
+    @property
+    def method(self) -> str:
+        """The method that it was fitted by."""
+        return self.settings.method
+
+    def test_data(self, data: str) -> tuple[npt.NDArray[Any], str]:
+        """Load what of DATA the run may be tested on, and say in one line what it is (`data.load.load_test_data`)."""
+        return load_test_data(data, self.settings, digest=self.directory.data["digest"])
+
+    def load(self) -> DensityModel:
+        """Load the model; starts Julia, if it does not run yet."""
+        return self.kind.load(self.directory / names.MODEL)
+
+    def protocol(self, model: DensityModel) -> dict[str, Any]:
+        """Say what a bpd of the model is a bpd of."""
+        return model.protocol(self.settings.data.crop)
 
 
 def start_julia(settings: Settings, threads: int | None) -> None:
     """Start Julia with as many threads as the option says, or the run's settings do."""
     julia.start(threads=(settings.threads if threads is None else threads) or None)
-
-
-def check_data(model: JointModel | CircuitModel, data: npt.NDArray[Any], name: str) -> None:
-    """Raise InputError, whose line begins with `name`, where images or rows do not fit the model."""
-    if isinstance(model, CircuitModel):
-        model.rows(data, name)
-    elif data.shape[1:] != model.image_shape:
-        found = data.shape[1:]
-        raise InputError(f"{name}: found images of {found}, wanted {model.image_shape} (height, width, channels)")
 
 
 def _check_output(_: click.Context, __: click.Parameter, value: Path) -> Path:
@@ -57,18 +82,3 @@ output_option = click.option(
 modes_option = click.option(
     "--biased-modes", is_flag=True, help="Most probable patches instead of samples: biased (docs/queries.md)."
 )
-
-
-def check_modes(biased_modes: bool, settings: Settings) -> None:
-    """Raise InputError where a method has no z to draw and no patches to maximise."""
-    if biased_modes and settings.method in BASELINES:
-        raise InputError(f"--biased-modes: found method {settings.method}, wanted lvd-pg or lvd: a model with patches")
-
-
-def write_npy(path: Path, array: npt.NDArray[np.generic]) -> None:
-    """Write an array to a `.npy` file, aside and renamed."""
-    array = np.ascontiguousarray(array)
-    with atomic_write(path) as file:
-        # Not np.save: where the disk is full, it says how many values were written and not why no more were.
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.data)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.report.page import write_report
@@ -25,7 +26,7 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
     All pictures (.png) in RUN are on it: those of `fit`, that of `gap`, and samples if you put them there.
     """
     directory = RunDirectory.open_existing(run)
-    page = directory / "report.html" if output is None else output
+    page = directory / names.REPORT if output is None else output
     check_writable(page)
     pictures = write_report(directory, page)
     emit({"report": str(page), "pictures": pictures, "bytes": page.stat().st_size}, as_json)

@@ -8,14 +8,11 @@ from pathlib import Path
 import click
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import protocol
-from pyjuice_lvd.files.run import RunDirectory
-from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.files.formats import write_npy
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import plot_samples
-from pyjuice_lvd.settings import Settings
 
-from .models import check_modes, load_model, modes_option, output_option, start_julia, write_npy
+from .models import Run, modes_option, output_option, start_julia
 from .options import emit, json_option, quiet_option, seed_option, threads_option
 
 
@@ -43,33 +40,28 @@ def sample(
     Of a model of tables: an array of integers (n, V).
     """
     started = time.monotonic()
-    directory = RunDirectory.open_existing(run)
-    settings = Settings.from_dict(directory.settings)
-    check_modes(biased_modes, settings)
-    start_julia(settings, threads)
-    model, progress = load_model(directory, settings), make_progress(quiet)
+    opened = Run.open(run, biased_modes=biased_modes)
+    start_julia(opened.settings, threads)
+    model = opened.load()
     picture = output.suffix.lower() == ".png"
     if picture and model.image_shape is None:
         raise InputError(f"{output}: found a model of tables in {run}, wanted a file named .npy")
     seed = 0 if seed is None else seed
-    if isinstance(model, CircuitModel):
-        drawn = model.sample(count, seed=seed, progress=progress)
-    else:
-        drawn = model.sample(count, seed=seed, biased_modes=biased_modes, progress=progress)
+    drawn = model.sample(count, seed=seed, biased_modes=biased_modes, progress=make_progress(quiet))
     if picture:
         title = "biased: most probable patches of drawn z" if biased_modes else "samples"
-        plot_samples(output, drawn, f"{settings.method}: {title}")
+        plot_samples(output, drawn, f"{opened.method}: {title}")
     else:
         write_npy(output, drawn)
     emit(
         {
-            "method": settings.method,
+            "method": opened.method,
             "what": "most probable patches of drawn z (biased)" if biased_modes else "samples",
             "n": count,
             "shape": drawn.shape,
             "seed": seed,
             "output": output,
-            "protocol": protocol(settings.data.color, settings.data.crop, drawn),
+            "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,
         },
         as_json,

@@ -10,7 +10,6 @@ import pytest
 from pyjuice_lvd import HCLT, LVD, LVDPG, RATSPN, Circuit
 from pyjuice_lvd.cli.main import main
 from pyjuice_lvd.learn.pipeline import distill
-from pyjuice_lvd.models.written_out import written_out
 from pyjuice_lvd.settings import resolve
 
 TINY: dict[str, dict[str, Any]] = {
@@ -89,7 +88,7 @@ def test_positions_that_are_not_tied(estimator: Any, tmp_path: Path) -> None:
     assert all(sum(circuit.num_heads for circuit, _ in own) == joint.num_latent_values for own in groups)
     assert [len(own) for own in groups] == [1, 2, 2, 1, 2, 2]  # one cluster, of one head, which stands for all values
     rows = joint.color.forward(images[50:]).reshape(10, -1)
-    np.testing.assert_allclose(written_out(joint).log_likelihood(rows), model.score_samples(images[50:]), rtol=1e-5)
+    np.testing.assert_allclose(joint.written_out().log_likelihood(rows), model.score_samples(images[50:]), rtol=1e-5)
     model.save(tmp_path / "model")
     again = estimator.load(tmp_path / "model")
     np.testing.assert_array_equal(again.score_samples(images[50:]), model.score_samples(images[50:]))

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pyjuice_lvd.cli.main import main
-from pyjuice_lvd.files.formats import read_arrays
+from pyjuice_lvd.files.formats import read_arrays, write_json
+from pyjuice_lvd.models.whole import CircuitModel
 
 SMALL = [
     "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",
@@ -249,7 +250,7 @@ def test_a_page_or_picture_that_cannot_be_written_is_refused_before_the_work(
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("pyjuice_lvd.cli.gap.load_test_data", work)
+    monkeypatch.setattr("pyjuice_lvd.cli.models.load_test_data", work)
     monkeypatch.setattr("pyjuice_lvd.cli.report.write_report", work)
     monkeypatch.chdir(run.parent)
     for command, options in (("gap", [images, "-o", "none/x"]), ("report", ["-o", "none/x"])):
@@ -275,6 +276,9 @@ def places(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "unfinished" / "result.json").unlink()
     settings = folder / "baseline" / "settings.toml"
     settings.write_text(settings.read_text().replace('"lvd-pg"', '"hclt"'))
+    (folder / "baseline" / "model").unlink()
+    (folder / "baseline" / "model").mkdir()
+    write_json(folder / "baseline" / "model" / "model.json", {"format": CircuitModel.format})
     np.savez(folder / "test.npz", test=np.load(images)[:5])
     np.save(folder / "other.npy", np.load(images)[:200])
     return folder

@@ -78,7 +78,7 @@ def test_positions_that_are_not_tied(tmp_path: Path) -> None:
 
 
 def test_images_of_another_shape_are_refused() -> None:
-    with pytest.raises(InputError, match=r"images: found \(3, 2, 1\), wanted \(2, 2, 1\)"):
+    with pytest.raises(InputError, match=r"images: found images of \(3, 2, 1\), wanted \(2, 2, 1\)"):
         tiny_model(cats=4).score_samples(np.zeros((1, 3, 2), np.uint8))
 
 

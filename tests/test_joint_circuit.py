@@ -8,7 +8,6 @@ import pytest
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.written_out import num_params_written_out, written_out
 
 
 def model_of(
@@ -40,18 +39,18 @@ def test_it_scores_images_as_the_model_does(
     image_shape: tuple[int, int, int], patch: tuple[int, int], tied: bool
 ) -> None:
     model = model_of(image_shape, patch, tied=tied)
-    pc = written_out(model)
+    pc = model.written_out()
     images = np.random.default_rng(1).integers(0, 256, (40, *image_shape), dtype=np.uint8)
     rows = model.color.forward(images).reshape(40, -1)
     np.testing.assert_allclose(pc.log_likelihood(rows), model.score_samples(images), rtol=1e-5)
     assert (pc.num_vars, pc.num_heads) == (model.dims, 1)
-    assert pc.num_params == num_params_written_out(model)
+    assert pc.num_params == model.num_params_written_out
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_its_density_and_its_marginals_by_enumeration(tied: bool) -> None:
     model = model_of((2, 2, 1), (1, 2), cats=3, tied=tied)
-    pc = written_out(model)
+    pc = model.written_out()
     everything = np.array(list(itertools.product(range(3), repeat=4)), np.uint8)
     p = np.exp(model.score_samples(everything.reshape(-1, 2, 2)))
     np.testing.assert_allclose(np.exp(pc.log_likelihood(everything)), p, rtol=1e-5)
@@ -63,21 +62,21 @@ def test_its_density_and_its_marginals_by_enumeration(tied: bool) -> None:
 
 def test_values_that_the_prior_rules_out_have_no_edges() -> None:
     model = model_of((2, 2, 1), (1, 2), cats=3)
-    before = written_out(model).num_edges
+    before = model.written_out().num_edges
     _, leaf = model.prior.parameters()
     table = leaf.reshape(2, 6, 3)  # position, value, latent
     table[0, 2:5] = 0
     table[0] /= table[0].sum(axis=0)
-    pc = written_out(model)
+    pc = model.written_out()
     assert before - pc.num_edges == 3 * 3
-    assert pc.num_params == num_params_written_out(model)
+    assert pc.num_params == model.num_params_written_out
     images = np.random.default_rng(1).integers(0, 3, (30, 2, 2), dtype=np.uint8)
     np.testing.assert_allclose(pc.log_likelihood(images.reshape(30, -1)), model.score_samples(images), rtol=1e-5)
 
 
 def test_the_copies_come_first_in_the_order_of_positions_and_circuits() -> None:
     model = model_of((4, 4, 1), (2, 2), cats=5)
-    weight, leaf = written_out(model).parameters()
+    weight, leaf = model.written_out().parameters()
     own = [circuit.parameters() for circuit in model.circuits]
     weights, leaves = (np.concatenate([parameters[i] for parameters in own]) for i in (0, 1))
     np.testing.assert_array_equal(weight[: 4 * len(weights)], np.tile(weights, 4))
@@ -88,10 +87,10 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     model = model_of((4, 4, 1), (2, 2))
     model.circuits.pop()
     with pytest.raises(InputError, match="the prior has 6 categories at position 0, wanted 3: the heads"):
-        written_out(model)
+        model.written_out()
     model.tied = False
     with pytest.raises(InputError, match="other numbers of heads at some of the 4 positions"):
-        written_out(model)
+        model.written_out()
     model.tied, model.patch = True, (2, 1)
     with pytest.raises(InputError, match="found variables of 8 positions, the prior has 4"):
-        written_out(model)
+        model.written_out()

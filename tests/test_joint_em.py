@@ -13,7 +13,6 @@ from pyjuice_lvd.circuit import Statistics
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
-from pyjuice_lvd.models.written_out import written_out
 
 
 def alike(n: int, seed: int = 3) -> np.ndarray:
@@ -60,7 +59,7 @@ def test_em_on_more_images_than_memory_holds_goes_share_by_share(monkeypatch: py
 
 def test_a_step_end_to_end_is_a_step_on_the_circuit_written_out() -> None:
     model, images = tiny_model(cats=4), alike(60)
-    whole = written_out(model)
+    whole = model.written_out()
     stats = whole.accumulate(images.reshape(60, 4))
     expected = tiny_model(cats=4).circuits
     tied: list[Statistics | None] = [None, None]
@@ -87,12 +86,12 @@ def test_a_step_end_to_end_is_a_step_on_the_circuit_written_out() -> None:
 
 def test_positions_that_are_not_tied_learn_as_the_circuit_written_out() -> None:
     model, images = tiny_model(cats=4, tied=False), alike(60)
-    whole = written_out(model)
+    whole = model.written_out()
     (expected,) = whole.fit_em(images.reshape(60, 4), epochs=1, step_size=0.5, batch_size=60, pseudocount=0.2)
     settings: dict[str, Any] = {"step_size": (0.5, 0.5), "batch_size": 60, "pseudocount": 0.2, "prior_pseudocount": 0.2}
     history = fit_end_to_end(model, images, images, epochs=1, patience=9, **settings)
     assert history[0] == pytest.approx(expected, rel=1e-6)
-    for found, values in zip(written_out(model).parameters(), whole.parameters(), strict=True):
+    for found, values in zip(model.written_out().parameters(), whole.parameters(), strict=True):
         np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-7)
 
 

@@ -201,7 +201,12 @@ class Circuit:
         return type(self)(julia.call("circuit_with_heads", self.engine.circuit, chosen))
 
     def log_likelihood(
-        self, X: npt.ArrayLike | Evidence, *, mask: npt.ArrayLike | None = None, head: int | Literal["all"] = 0
+        self,
+        X: npt.ArrayLike | Evidence,
+        *,
+        mask: npt.ArrayLike | None = None,
+        head: int | Literal["all"] = 0,
+        progress: Progress = SILENT,
     ) -> npt.NDArray[np.float64]:
         """Evaluate log p(x | head), in nats.
 
@@ -213,6 +218,8 @@ class Circuit:
             True where a variable is marginalised; its value is not looked at.
         head : int or "all"
             Which head, from 0.
+        progress : Progress
+            Where the work is shown.
 
         Returns
         -------
@@ -224,12 +231,15 @@ class Circuit:
         rows, hidden = self.engine.rows(X, mask)
         plan = self.engine.plan(soft=isinstance(rows, Evidence))
         out = np.empty((len(rows), self.num_heads if which < 0 else 1))
-        for piece in self.engine.pieces(len(rows)):
-            if isinstance(rows, Evidence):
-                julia.call("log_likelihoods!", out[piece], plan, rows.handle, piece.start, which)
-            else:
-                part = for_engine(rows[piece], masked=hidden is not None)
-                julia.call("log_likelihoods!", out[piece], plan, part, None if hidden is None else hidden[piece], which)
+        with progress.stage("log-likelihood", total=len(rows)) as stage:
+            for piece in self.engine.pieces(len(rows)):
+                if isinstance(rows, Evidence):
+                    julia.call("log_likelihoods!", out[piece], plan, rows.handle, piece.start, which)
+                else:
+                    part = for_engine(rows[piece], masked=hidden is not None)
+                    mine = None if hidden is None else hidden[piece]
+                    julia.call("log_likelihoods!", out[piece], plan, part, mine, which)
+                stage.advance(piece.stop - piece.start)
         return out if which < 0 else out[:, 0]
 
     def fit_em(

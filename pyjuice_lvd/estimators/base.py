@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.data.images import as_images, crop_images, parse_crop
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_toml
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings
@@ -117,7 +118,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     @classmethod
     def _kept_settings(cls, folder: Path) -> Settings:
         """Read the settings of a saved model; raises InputError where they are missing, or of another method."""
-        settings = Settings.from_dict(read_toml(folder / "settings.toml"))
+        settings = Settings.from_dict(read_toml(folder / names.SETTINGS))
         if settings.method != cls._method:
             raise InputError(f"{folder}: found a model of method {settings.method}, wanted {cls._method}")
         return settings

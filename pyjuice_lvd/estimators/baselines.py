@@ -14,6 +14,7 @@ from pyjuice_lvd.circuit.rows import as_table
 from pyjuice_lvd.data.load import IMAGE_CATEGORIES
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.estimators.base import Array, DensityEstimator
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_toml
 from pyjuice_lvd.learn.baselines import learn_circuit
 from pyjuice_lvd.models.whole import CircuitModel
@@ -54,7 +55,7 @@ class _Baseline(DensityEstimator):
         self._check_fitted()
         folder = Path(path)
         self.model_.save(folder)
-        write_toml(folder / "settings.toml", self.settings_.to_dict())
+        write_toml(folder / names.SETTINGS, self.settings_.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_toml
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
@@ -123,8 +124,8 @@ class LVDPG(DensityEstimator):
         self._check_fitted()
         folder = Path(path)
         self.model_.save(folder)
-        self.teacher_.save(folder / "teacher.safetensors")
-        write_toml(folder / "settings.toml", self.settings_.to_dict())
+        self.teacher_.save(folder / names.TEACHER)
+        write_toml(folder / names.SETTINGS, self.settings_.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -133,7 +134,7 @@ class LVDPG(DensityEstimator):
         settings = cls._kept_settings(folder)
         estimator = cls(config=settings.to_dict(), random_state=settings.seed, device=settings.device)
         estimator.model_ = JointModel.load(folder)
-        estimator.teacher_ = Teacher.load(folder / "teacher.safetensors", device=settings.device)
+        estimator.teacher_ = Teacher.load(folder / names.TEACHER, device=settings.device)
         estimator.settings_ = settings
         estimator.n_features_in_ = estimator.model_.dims
         return estimator

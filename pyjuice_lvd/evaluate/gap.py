@@ -19,6 +19,7 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.merit import std_error
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -33,9 +34,6 @@ _LATENTS = 64
 _EM: dict[str, Any] = {
     "epochs": 50, "batch_size": 256, "step_size": (0.8, 0.02), "pseudocount": 0.03, "patience": 10,
 }  # fmt: skip
-
-_PRIOR, _CENTRES = "code-prior.safetensors", "outer-centres.safetensors"
-_UNFINISHED = "code-prior-in-training.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ class Bounds:
         circuit = Circuit.hclt(
             codes, num_latents=_LATENTS, num_cats=teacher.settings.codes, seed=seed, progress=progress
         )
-        checkpoint = None if folder is None else folder / _UNFINISHED
+        checkpoint = None if folder is None else folder / names.CODE_PRIOR_IN_TRAINING
         history = circuit.fit_em(codes, **_EM, valid=held_out, seed=seed, checkpoint=checkpoint, progress=progress)
         about = {
             "latents": _LATENTS,
@@ -110,27 +108,27 @@ class Bounds:
         bounds = cls(circuit, centres, about)
         if folder is not None:
             bounds.save(folder)
-            (folder / _UNFINISHED).unlink(missing_ok=True)
+            (folder / names.CODE_PRIOR_IN_TRAINING).unlink(missing_ok=True)
         return bounds
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write both parts to a folder."""
         folder = Path(folder)
         arrays = {} if self.centres is None else {"centres": self.centres}
-        write_arrays(folder / _CENTRES, arrays, {"code_prior": json.dumps(self.about)})
-        self.code_prior.save(folder / _PRIOR)  # last: its file says that both are there
+        write_arrays(folder / names.CENTRES, arrays, {"code_prior": json.dumps(self.about)})
+        self.code_prior.save(folder / names.CODE_PRIOR)  # last: its file says that both are there
 
     @staticmethod
     def kept(folder: str | os.PathLike[str]) -> bool:
         """Whether a folder has what `save` wrote."""
-        return (Path(folder) / _PRIOR).exists()
+        return (Path(folder) / names.CODE_PRIOR).exists()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; raises InputError where a file is missing or damaged."""
         folder = Path(folder)
-        arrays, metadata = read_arrays(folder / _CENTRES)
-        return cls(Circuit.load(folder / _PRIOR), arrays.get("centres"), json.loads(metadata["code_prior"]))
+        arrays, metadata = read_arrays(folder / names.CENTRES)
+        return cls(Circuit.load(folder / names.CODE_PRIOR), arrays.get("centres"), json.loads(metadata["code_prior"]))
 
 
 def _means(h: npt.NDArray[np.float32], outer: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.units import bits_per_dimension
 
 
@@ -32,18 +31,8 @@ def std_error(values: npt.NDArray[np.float64]) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def protocol(color: str, crop: str, data: npt.NDArray[Any]) -> dict[str, Any]:
-    """Say what a bpd of images (N, H, W, C), or of a table (N, V), is a bpd of (docs/data.md).
-
-    Bpds of different protocols do not compare.
-    """
-    if data.ndim == 2:
-        return {"color": None, "crop": None, "lossless": True}
-    return {"color": color, "crop": crop or None, "lossless": color_transform(color, data.shape[3]).lossless}
-
-
 def protocol_text(protocol: Mapping[str, Any]) -> str:
-    """Say in a few words what `protocol` gives."""
+    """Say in a few words what `DensityModel.protocol` gives."""
     if protocol["color"] is None:
         return "bits per variable"
     pixels = f"top-left {protocol['crop']}" if protocol["crop"] else "whole images"

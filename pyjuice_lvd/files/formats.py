@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tomli_w
 
 from pyjuice_lvd.errors import InputError
@@ -59,6 +60,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path}: damaged ({error}), wanted JSON") from error
 
 
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object; raises InputError when it is missing, damaged or none, and later for an entry it lacks."""
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: found a {type(table).__name__}, wanted a JSON object")
+    return _Table(path, table)
+
+
+class _Table(dict[str, Any]):
+    """The entries of a file."""
+
+    def __init__(self, path: str | os.PathLike[str], entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise InputError(f"{self._path}: has no {name!r}: damaged, or written by another version")
+
+
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
     """Write a TOML file."""
     with atomic_write(path) as file:
@@ -104,6 +124,15 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         raise InputError(f"{path}: no such file, wanted a safetensors file") from error
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: damaged ({_one_line(error)}), wanted a safetensors file") from error
+
+
+def write_npy(path: str | os.PathLike[str], array: npt.NDArray[np.generic]) -> None:
+    """Write an array to a `.npy` file."""
+    array = np.ascontiguousarray(array)
+    with atomic_write(path) as file:
+        # Not np.save: where the disk is full, it says how many values were written and not why no more were.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def _one_line(error: BaseException) -> str:

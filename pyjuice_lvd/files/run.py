@@ -22,13 +22,14 @@ from typing import Any, Self
 import tomli_w
 
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import ASIDE, atomic_write, fsync_folder, naming
-from pyjuice_lvd.files.formats import json_text, read_bytes, read_json, read_toml, write_json, write_toml
+from pyjuice_lvd.files.formats import json_text, read_bytes, read_json, read_table, read_toml, write_json, write_toml
 
 Record = Callable[[Mapping[str, Any]], None]
 """What takes a record of the metrics, such as `RunDirectory.log`."""
 
-_SETTINGS, _METRICS, _RESULT, _LOCK = "settings.toml", "metrics.jsonl", "result.json", ".lock"
+_LOCK = ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
 _ABOUT = ("stage", "cluster", "round", "epoch")
 """The entries of a metrics record that say which piece of work it is about."""
@@ -74,7 +75,7 @@ class RunDirectory:
                 run._drop_torn_line()
                 run._earlier = {_about(record) for record in run.metrics()}
             else:
-                write_toml(run / _SETTINGS, settings)
+                write_toml(run / names.SETTINGS, settings)
         except BaseException:
             run.close()
             raise
@@ -87,8 +88,8 @@ class RunDirectory:
         _check_folder(run.path)
         if not run.path.exists():
             raise InputError(f"{path}: does not exist, wanted a run directory")
-        if not (run / _SETTINGS).is_file():
-            raise InputError(f"{path}: is no run directory (it has no {_SETTINGS})")
+        if not (run / names.SETTINGS).is_file():
+            raise InputError(f"{path}: is no run directory (it has no {names.SETTINGS})")
         if finished and not run.finished:
             raise InputError(f"{path}: this run is unfinished; finish it with `lvd-juice fit DATA -o {path} --resume`")
         return run
@@ -115,22 +116,27 @@ class RunDirectory:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that the run was made with, as nested tables."""
-        return read_toml(self / _SETTINGS)
+        return read_toml(self / names.SETTINGS)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the run learned from: its source, its split, and digests by which the data are known again."""
+        return read_table(self / names.DATA)
 
     @property
     def finished(self) -> bool:
         """Whether the run has its result."""
-        return (self / _RESULT).is_file()
+        return (self / names.RESULT).is_file()
 
     @property
     def result(self) -> dict[str, Any]:
         """The figures that `finish` wrote."""
-        result: dict[str, Any] = read_json(self / _RESULT)
+        result: dict[str, Any] = read_json(self / names.RESULT)
         return result
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the run's figures, which makes it a finished run: the last thing that is written."""
-        write_json(self / _RESULT, result)
+        write_json(self / names.RESULT, result)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to `metrics.jsonl`: the record as a JSON object, with `time`, seconds since 1970.
@@ -144,8 +150,8 @@ class RunDirectory:
             self._earlier.remove(_about(record))
             self._drop_records(_about(record))
         line = (json_text({"time": round(time.time(), 3), **record}) + "\n").encode()
-        new = not (self / _METRICS).exists()
-        with naming(self / _METRICS), (self / _METRICS).open("ab", buffering=0) as file:
+        new = not (self / names.METRICS).exists()
+        with naming(self / names.METRICS), (self / names.METRICS).open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             if file.write(line) < len(line):
                 file.truncate(size)
@@ -160,7 +166,7 @@ class RunDirectory:
 
     def _read_metrics(self) -> tuple[list[dict[str, Any]], int]:
         """Read the whole records, and how many bytes of the file they take."""
-        path = self / _METRICS
+        path = self / names.METRICS
         records: list[dict[str, Any]] = []
         size = 0
         lines = read_bytes(path).splitlines(keepends=True) if path.exists() else []
@@ -178,12 +184,12 @@ class RunDirectory:
         return records, size
 
     def _drop_torn_line(self) -> None:
-        if (self / _METRICS).exists():
-            os.truncate(self / _METRICS, self._read_metrics()[1])
+        if (self / names.METRICS).exists():
+            os.truncate(self / names.METRICS, self._read_metrics()[1])
 
     def _drop_records(self, about: tuple[Any, ...]) -> None:
         kept = [record for record in self.metrics() if _about(record) != about]
-        with atomic_write(self / _METRICS) as file:
+        with atomic_write(self / names.METRICS) as file:
             file.writelines((json_text(record) + "\n").encode() for record in kept)
 
     def _take_lock(self, lock: int) -> None:
@@ -214,12 +220,12 @@ def _check_folder(path: Path) -> None:
 def _check_place(path: Path, resume: bool) -> None:
     """Raise InputError unless a run can be made at `path`, or resumed."""
     _check_folder(path)
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if resume and _SETTINGS not in names:
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if resume and names.SETTINGS not in found:
         raise InputError(f"{path}: there is no run to resume; leave out --resume to start one")
-    if _SETTINGS in names and not resume:
+    if names.SETTINGS in found and not resume:
         raise InputError(f"{path}: holds a run already; continue it with --resume or choose another -o")
-    others = [name for name in names if name != _LOCK and not name.startswith(ASIDE)]
+    others = [name for name in found if name != _LOCK and not name.startswith(ASIDE)]
     if others and not resume:
         raise InputError(f"{path}: is not empty (it has {others[0]}) and holds no run; choose another -o")
 

@@ -15,6 +15,7 @@ from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.circuit.rows import Table
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -57,12 +58,12 @@ def learn_circuit(
         Where the work is shown.
 
     """
-    if folder is not None and (folder / "model.json").exists():
+    if folder is not None and (folder / names.DESCRIPTION).exists():
         return CircuitModel.load(folder)
     image_shape = None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3])
     rows, held_out = (_rows(part, settings) for part in (train, valid))
-    start = None if folder is None else folder / "untrained.safetensors"
-    checkpoint = None if folder is None else folder / "em.safetensors"
+    start = None if folder is None else folder / names.UNTRAINED
+    checkpoint = None if folder is None else folder / names.EM
     if start is not None and start.exists():
         circuit = Circuit.load(start)
     else:

@@ -17,11 +17,12 @@ from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.refining import refine
-from pyjuice_lvd.models.joint import JointModel, circuit_path
+from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import derived_seed
@@ -110,18 +111,18 @@ class _Pieces:
 def _teach(
     train: Images, valid: Images, settings: Settings, pieces: _Pieces, record: Record, progress: Progress
 ) -> Teacher:
-    done = pieces.finished("teacher.safetensors")
+    done = pieces.finished(names.TEACHER)
     if done is not None:
         return Teacher.load(done, device=settings.device)
     started = time.monotonic()
-    checkpoint = pieces.path("teacher-in-training.safetensors")
+    checkpoint = pieces.path(names.TEACHER_IN_TRAINING)
     teacher = Teacher(settings.teacher, color=settings.data.color).fit(
         train, valid=valid, seed=settings.seed, device=settings.device, checkpoint=checkpoint, progress=progress
     )
     for entry in teacher.history:
         record({"stage": "teacher", **entry})
     record({"stage": "teacher", "seconds": time.monotonic() - started})
-    path = pieces.path("teacher.safetensors")
+    path = pieces.path(names.TEACHER)
     if path is not None:
         teacher.save(path)
         if checkpoint is not None:
@@ -138,7 +139,7 @@ def _outer_clusters(
     Positions that are not tied have clusters of their own, which follow one another. `x`: patches (N, P, V), `h`:
     features (N, P, D).
     """
-    done = pieces.finished("outer.safetensors")
+    done = pieces.finished(names.OUTER)
     if done is not None:
         return read_arrays(done)[0]["candidates"]
     clusters, wanted, first, ranks = settings.clusters, max(settings.finetuning.candidates, 1), 0, []
@@ -156,7 +157,7 @@ def _outer_clusters(
     widest = max(own.shape[2] for own in ranks)  # positions with fewer clusters name their last candidate again
     ranks = [np.pad(own, ((0, 0), (0, 0), (0, widest - own.shape[2])), mode="edge") for own in ranks]
     candidates = np.concatenate(ranks, axis=1)
-    path = pieces.path("outer.safetensors")
+    path = pieces.path(names.OUTER)
     if path is not None:
         write_arrays(path, {"candidates": candidates})
     return candidates
@@ -170,11 +171,11 @@ def _patch_circuits(
     teacher: Teacher, train: Images, settings: Settings, pieces: _Pieces, record: Record, progress: Progress
 ) -> tuple[list[Circuit], Labels]:
     """Learn p(x | z) and z, one multi-headed circuit for each outer cluster."""
-    done = pieces.finished("labels.safetensors")
+    done = pieces.finished(names.LABELS)
     if done is not None and pieces.folder is not None:
         arrays, _ = read_arrays(done)
         labels = Labels(arrays["outer"], arrays["head"], arrays["heads"], arrays.get("candidates"))
-        return [Circuit.load(circuit_path(pieces.folder, index)) for index in range(len(labels.heads))], labels
+        return [Circuit.load(pieces.folder / names.circuit_of(index)) for index in range(len(labels.heads))], labels
     x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
     h = teacher.features(train)
     candidates = _outer_clusters(x, h, settings, pieces, record, progress)
@@ -194,19 +195,15 @@ def _patch_circuits(
             stage.advance(len(members), cluster=f"{cluster + 1}/{clusters}", heads=grown.circuit.num_heads)
     heads = np.array([pc.num_heads for pc in circuits], np.int32)
     labels = Labels(outer, head.reshape(outer.shape), heads, candidates if settings.finetuning.candidates else None)
-    path = pieces.path("labels.safetensors")
+    path = pieces.path(names.LABELS)
     if path is not None:
         arrays = {"outer": labels.outer, "head": labels.head, "heads": labels.heads}
         if labels.candidates is not None:
             arrays["candidates"] = labels.candidates
         write_arrays(path, arrays)
-        for name in ("outer.safetensors", *(_heads_name(cluster) for cluster in range(clusters))):
+        for name in (names.OUTER, *(names.heads_of(cluster) for cluster in range(clusters))):
             path.with_name(name).unlink(missing_ok=True)
     return circuits, labels
-
-
-def _heads_name(cluster: int) -> str:
-    return f"heads-{cluster:04d}.safetensors"
 
 
 def _patch_circuit(
@@ -219,9 +216,9 @@ def _patch_circuit(
     progress: Progress,
 ) -> Grown:
     """Learn one outer cluster's circuit from its patches and their features, and their heads."""
-    done = pieces.finished(circuit_path(Path(), cluster).name)
+    done = pieces.finished(names.circuit_of(cluster))
     if done is not None:
-        return Grown(Circuit.load(done), read_arrays(done.with_name(_heads_name(cluster)))[0]["head"])
+        return Grown(Circuit.load(done), read_arrays(done.with_name(names.heads_of(cluster)))[0]["head"])
 
     def record_cluster(entry: Mapping[str, Any]) -> None:
         record({**entry, "cluster": cluster, "patches": len(x)})
@@ -235,8 +232,8 @@ def _patch_circuit(
             name=f"outer cluster {cluster}", record=record_cluster, progress=progress,
         )  # fmt: skip
     if pieces.folder is not None:
-        write_arrays(pieces.folder / _heads_name(cluster), {"head": grown.labels})
-        grown.circuit.save(circuit_path(pieces.folder, cluster))  # last: its file says that all of this is done
+        write_arrays(pieces.folder / names.heads_of(cluster), {"head": grown.labels})
+        grown.circuit.save(pieces.folder / names.circuit_of(cluster))  # last: its file says that all of this is done
     return grown
 
 
@@ -251,10 +248,10 @@ def _join(
     progress: Progress,
 ) -> JointModel:
     """Learn p(z) on the labels and by EM on p(x), then all of p(x) end to end."""
-    if pieces.folder is not None and pieces.finished("model.json"):
+    if pieces.folder is not None and pieces.finished(names.DESCRIPTION):
         return JointModel.load(pieces.folder)
     model = _with_prior(circuits, labels, train, valid, settings, pieces, record, progress)
-    own, checkpoint = settings.finetuning, pieces.path("finetuning.safetensors")
+    own, checkpoint = settings.finetuning, pieces.path(names.FINETUNING)
     if own.epochs:
         started, steps = time.monotonic(), np.linspace(*own.step_size, own.epochs)
 
@@ -310,7 +307,7 @@ def _with_prior(
             tied=tied,
         )
 
-    done, path = pieces.finished("prior.safetensors"), pieces.path("prior.safetensors")
+    done, path = pieces.finished(names.PRIOR), pieces.path(names.PRIOR)
     if done is not None:
         return joined(Circuit.load(done))
     started = time.monotonic()

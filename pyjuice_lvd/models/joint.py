@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,24 +12,24 @@ import numpy.typing as npt
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.data.color import ColorTransform, color_transform
-from pyjuice_lvd.data.images import as_images
-from pyjuice_lvd.data.masks import Hidden, as_image_mask
-from pyjuice_lvd.data.patches import from_patches, to_patches
+from pyjuice_lvd.data.masks import Hidden
+from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.formats import read_json, write_json
+from pyjuice_lvd.files import names
+from pyjuice_lvd.models.base import DensityModel, ImageShape, Part
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary, anomaly, complete, mixed
+from pyjuice_lvd.models.written_out import num_params_written_out, written_out
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import drawn_seed
 from pyjuice_lvd.shares import shares
-from pyjuice_lvd.units import bits_per_dimension
 
 _DRAW_BYTES = 8
 """What a dimension of an image takes while it is drawn: its value, its mask, and both in the engine's form."""
 
-_FORMAT = "lvd-juice joint model 1"
+_PATCHES, _PRIOR = "patches", "prior"
 
 
-class JointModel:
+class JointModel(DensityModel):
     """p(x) = sum_z p(z) prod_i p(x_i | z_i) over images (docs/joint.md).
 
     Parameters
@@ -51,14 +50,25 @@ class JointModel:
     Raises
     ------
     InputError
-        Where positions that are not tied have different numbers of heads.
+        Where the circuits are not those of such images, or positions that are not tied have different numbers of heads.
 
     """
+
+    format: ClassVar[str] = "lvd-juice joint model 1"
+    parts: ClassVar[tuple[str, ...]] = (*DensityModel.parts, _PATCHES, _PRIOR)
+    latents: ClassVar[bool] = True
+    _kept: ClassVar[Mapping[str, Any]] = {
+        "image_shape": ImageShape, "patch": tuple[int, int], "color": str, "circuits": int, "tied": bool,
+    }  # fmt: skip
+    _optional: ClassVar[frozenset[str]] = frozenset({"tied"})  # older models do not say
+
+    image_shape: ImageShape
+    color: ColorTransform
 
     def __init__(
         self,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: ImageShape,
         patch: tuple[int, int],
         color: str,
         circuits: Sequence[Circuit],
@@ -67,14 +77,31 @@ class JointModel:
     ) -> None:
         self.image_shape = image_shape
         self.patch = patch
-        self.color: ColorTransform = color_transform(color, image_shape[2])
+        self.color = color_transform(color, image_shape[2])
         self.circuits = list(circuits)
         self.prior = prior
         self.tied = tied
+        self._check()
+
+    def _check(self) -> None:
+        """Check that the circuits fit each other and the images."""
+        rows, columns = position_grid(*self.image_shape[:2], self.patch)
+        if self.prior.num_vars != rows * columns:
+            raise InputError(f"prior: found {self.prior.num_vars} positions, wanted {rows * columns}")
+        if not self.circuits:
+            raise InputError("circuits: found none, wanted at least one")
+        size = self.dims // (rows * columns)
+        for index, circuit in enumerate(self.circuits):
+            if circuit.num_vars != size:
+                raise InputError(f"circuits: found {circuit.num_vars} variables in circuit {index}, wanted {size}")
         ends = np.cumsum([circuit.num_heads for circuit in self.circuits])
-        wanted = self.num_latent_values * np.arange(1, prior.num_vars + 1)
-        if not tied and not (np.isin(wanted, ends).all() and wanted[-1] == ends[-1]):
-            raise InputError(f"circuits: found other numbers of heads at some of the {prior.num_vars} untied positions")
+        wanted = self.num_latent_values * np.arange(1, self.prior.num_vars + 1)
+        if not self.tied and not (np.isin(wanted, ends).all() and wanted[-1] == ends[-1]):
+            raise InputError(
+                f"circuits: found other numbers of heads at some of the {self.prior.num_vars} untied positions"
+            )
+        if (values := self.prior.engine.categories) != self.num_latent_values:
+            raise InputError(f"prior: found {values} values of z, wanted {self.num_latent_values}, the circuits' heads")
 
     @property
     def num_latent_values(self) -> int:
@@ -122,31 +149,9 @@ class JointModel:
         return scores
 
     def score_samples(
-        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], /, *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
-        """log p(x) of every image, or of the pixels that are not hidden, exact.
-
-        Parameters
-        ----------
-        images : uint8 (N, H, W[, C])
-            What is asked about.
-        mask : bool (H, W), (N, H, W) or (N, H, W, C), optional
-            True where a pixel is hidden: its value is not looked at, but summed out. Colour transforms that mix
-            channels take whole pixels only.
-        progress : Progress
-            Where the work is shown.
-
-        Returns
-        -------
-        float64 (N,)
-            In nats. Memory stays bounded for any number of images.
-
-        Raises
-        ------
-        InputError
-            Where the images or the mask do not fit the model.
-
-        """
+        """log p(x) of every image, or of the pixels that are not hidden (`DensityModel.score_samples`)."""
         images, hidden = self._checked(images, mask)
         scores = np.empty(len(images))
         with progress.stage("log-likelihood", total=len(images), unit="images") as stage:
@@ -155,26 +160,17 @@ class JointModel:
                 stage.advance(rows.stop - rows.start)
         return scores
 
-    def bpd(self, images: npt.NDArray[np.uint8]) -> float:
-        """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its colour transform."""
-        return bits_per_dimension(float(self.score_samples(images).mean()), self.dims)
-
     def sample(
         self, n: int, *, seed: int = 0, biased_modes: bool = False, progress: Progress = SILENT
     ) -> npt.NDArray[np.uint8]:
-        """Draw images, uint8 (n, H, W, C): z from p(z), then every patch from p(x_i | z_i).
-
-        They are exact samples, of a lossy transform's nearest colours. With `biased_modes` they are NOT samples of the
-        model: z is drawn as ever, but each patch is the most probable one of its head, found by max-product
-        (`Circuit.mpe`). That leaves out the noise within patches, and with it the model's variety.
-        """
+        """Draw images: z from p(z), then every patch from p(x_i | z_i) (`DensityModel.sample`)."""
         n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
         images = np.empty((n, *self.image_shape), np.uint8)
         with progress.stage("sampling", total=n, unit="images") as stage:
             z = self.prior.sample(n, seed=drawn_seed(rng))
             for part in shares(n, _DRAW_BYTES * self.dims):
                 patches = np.zeros((part.stop - part.start, *self._grid), np.uint8)
-                complete(self, patches, np.ones(patches.shape, bool), z[part], rng, modes=biased_modes)
+                complete(self.groups(), patches, np.ones(patches.shape, bool), z[part], rng, modes=biased_modes)
                 images[part] = self._images(patches)
                 stage.advance(part.stop - part.start)
         return images
@@ -183,39 +179,14 @@ class JointModel:
         self,
         images: npt.NDArray[np.uint8],
         mask: npt.ArrayLike,
+        /,
         *,
         n_samples: int = 8,
         seed: int = 0,
         biased_modes: bool = False,
         progress: Progress = SILENT,
     ) -> npt.NDArray[np.uint8]:
-        """Draw exact samples of what is hidden, given the rest: z from p(z | known), then every patch given its z.
-
-        Parameters
-        ----------
-        images, mask
-            As for `score_samples`.
-        n_samples : int
-            For each image.
-        seed : int
-            Of the sampling.
-        biased_modes : bool
-            As for `sample`: z is drawn, the hidden pixels of a patch are then its most probable ones. Not samples of
-            the model.
-        progress : Progress
-            Where the work is shown.
-
-        Returns
-        -------
-        uint8 (n_samples, N, H, W, C)
-            What is known is as in the images, also with a lossy colour transform.
-
-        Raises
-        ------
-        InputError
-            Where the images or the mask do not fit the model, or p is 0 for what is known.
-
-        """
+        """Draw what is hidden: z from p(z | known), then every patch given its z (`DensityModel.inpaint`)."""
         n_samples, seed = integer("n_samples", n_samples, least=0), integer("seed", seed, least=0)
         images, hidden = self._checked(images, mask)
         rng = np.random.default_rng(seed)
@@ -228,7 +199,7 @@ class JointModel:
                 for part in shares(len(z), _DRAW_BYTES * self.dims):
                     draw, image = np.divmod(np.arange(part.start, part.stop), len(known))
                     patches = known[image]
-                    complete(self, patches, masks[image], z[part], rng, modes=biased_modes)
+                    complete(self.groups(), patches, masks[image], z[part], rng, modes=biased_modes)
                     image += rows.start
                     drawn[draw, image] = np.where(hidden[image], self._images(patches), images[image])
                     stage.advance(part.stop - part.start)
@@ -251,14 +222,9 @@ class JointModel:
         return found
 
     def marginals(
-        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike, *, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike, /, *, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
-        """Give each hidden channel's exact distribution, given all known pixels: float64 (N, H, W, C, 256).
-
-        The channels are those that are modelled, the colour transform's. A known one has a 1 at its value. `images`,
-        `mask`, errors: as for `inpaint`. The result takes 2 KiB for each channel of a pixel, 6 MiB for a colour image
-        of 32x32; the work takes a few hundred MiB beside it, however many images there are.
-        """
+        """Give the distributions of hidden channels (`DensityModel.marginals`)."""
         images, hidden = self._checked(images, mask)
         out = np.empty((*images.shape, LEVELS))
         height, width, channels = self.image_shape
@@ -273,16 +239,9 @@ class JointModel:
         return out
 
     def posterior_mean(
-        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike, *, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike, /, *, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
-        """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
-
-        It is exact for grey images and for `rgb`, mixed over the exact posterior of z. For `ycocg` the channels of a
-        pixel count as independent of each other, given z and the known pixels of the patch: no matter where none of
-        their likely combinations wraps around in the transform's arithmetic, an approximation elsewhere. `ycc709` is
-        mapped as `ColorTransform.mean` says. Known pixels are as in the images. `images`, `mask`, errors: as for
-        `inpaint`.
-        """
+        """Give the means of hidden pixels, mixed over the exact posterior of z (`DensityModel.posterior_mean`)."""
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)
         variables = self._grid[1]
@@ -310,42 +269,53 @@ class JointModel:
                 stage.advance(rows.stop - rows.start)
         return found
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model to a folder of plain files: `model.json`, written last, and the circuits as safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def written_out(self) -> Circuit:
+        """p(x) as one circuit, with copies of the patch circuits for each position (`models.written_out`)."""
+        indices = np.arange(self.dims, dtype=np.int64).reshape(1, *self.image_shape)
+        return written_out(self.prior, self.circuits, to_patches(indices, self.patch)[0], tied=self.tied)
+
+    @property
+    def num_params_written_out(self) -> int:
+        """Count the parameters of `written_out()`: those of the circuits once for each of their copies."""
+        return num_params_written_out(self.prior, self.circuits, tied=self.tied)
+
+    def exported(self, part: str) -> list[Part]:
+        """Give p(x) as one circuit, or p(x_i | z_i) or p(z) as they are."""
+        if part == _PRIOR:
+            rows, columns = position_grid(*self.image_shape[:2], self.patch)
+            about = (
+                f"p(z) of a grid of {rows}x{columns} positions\nvariable 1 + row * {columns} + column, "
+                f"values 0..{self.num_latent_values - 1}: the heads of its patch circuits, one circuit after another"
+            )
+            return [Part(self.prior, about)]
+        if part == _PATCHES:
+            variables = self.variables(self.patch)
+            return [
+                Part(circuit, f"p(x | z) {of}, a head for each of z = {values.start}..{values.stop - 1}\n{variables}")
+                for positions, circuits in self.groups()
+                for of in ("of patches" if self.tied else f"of the patch at position {positions.start}",)
+                for circuit, values in circuits
+            ]
+        return super().exported(part)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "image_shape": self.image_shape,
+            "patch": self.patch,
+            "color": self.color.name,
+            "circuits": len(self.circuits),
+            "tied": self.tied,
+        }
+
+    def _save_circuits(self, folder: Path) -> None:
         for index, circuit in enumerate(self.circuits):
-            circuit.save(circuit_path(folder, index))
-        self.prior.save(folder / "prior.safetensors")
-        write_json(
-            folder / "model.json",
-            {
-                "format": _FORMAT,
-                "image_shape": self.image_shape,
-                "patch": self.patch,
-                "color": self.color.name,
-                "circuits": len(self.circuits),
-                "tied": self.tied,
-            },
-        )
+            circuit.save(folder / names.circuit_of(index))
+        self.prior.save(folder / names.PRIOR)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read a model that `save` wrote; raises InputError where a file is missing or damaged."""
-        folder = Path(folder)
-        table = read_json(folder / "model.json")
-        if not isinstance(table, dict) or table.get("format") != _FORMAT:
-            raise InputError(f"{folder / 'model.json'}: wanted format {_FORMAT!r}")
-        height, width, channels = table["image_shape"]
-        ph, pw = table["patch"]
-        return cls(
-            image_shape=(height, width, channels),
-            patch=(ph, pw),
-            color=table["color"],
-            circuits=[Circuit.load(circuit_path(folder, index)) for index in range(table["circuits"])],
-            prior=Circuit.load(folder / "prior.safetensors"),
-            tied=table.get("tied", True),  # older models do not say
-        )
+    def _restored(cls, folder: Path, kept: Mapping[str, Any]) -> Self:
+        circuits = [Circuit.load(folder / names.circuit_of(index)) for index in range(kept["circuits"])]
+        return cls(**{**kept, "circuits": circuits}, prior=Circuit.load(folder / names.PRIOR))
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -354,18 +324,16 @@ class JointModel:
 
     def patches(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Cut images, uint8 (N, H, W[, C]), into what the patch circuits model: uint8 (N, P, V), colour transformed."""
-        return to_patches(self.color.forward(self._checked(images)[0]), self.patch)
+        return to_patches(self.modelled(self.checked(images, "images")), self.patch)
 
     def _checked(
         self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None
     ) -> tuple[npt.NDArray[np.uint8], Hidden]:
         """Check images (N, H, W[, C]) and the mask, if there is one; both (N, H, W, C)."""
-        images = as_images(images)
-        if images.shape[1:] != self.image_shape:
-            raise InputError(f"images: found {images.shape[1:]}, wanted {self.image_shape} (height, width, channels)")
+        images = self.checked(images, "images")
         if mask is None:
             return images, np.broadcast_to(np.False_, images.shape)
-        return images, as_image_mask(mask, images.shape, self.color)
+        return images, self._hidden(mask, images)
 
     def _images(self, patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return self.color.inverse(from_patches(patches, self.image_shape, self.patch))
@@ -390,7 +358,7 @@ class JointModel:
             for rows in shares(len(images), 8 * positions * (4 * self.num_latent_values + 3 * size)):
                 posterior = self.prior.posterior_marginals(self._evidence(images, hidden, rows))
                 masks = to_patches(hidden[rows], self.patch)
-                yield rows, mixed(self, self.patches(images[rows]), masks, posterior, size, summary)
+                yield rows, mixed(self.groups(), self.patches(images[rows]), masks, posterior, size, summary)
                 stage.advance(rows.stop - rows.start)
 
     def chunks(self, n: int, room: int | None = None) -> Iterator[slice]:
@@ -400,8 +368,3 @@ class JointModel:
     def evidence_bytes(self, images: int) -> int:
         """Count the bytes of the scores of so many images."""
         return 4 * self.prior.num_vars * self.num_latent_values * images
-
-
-def circuit_path(folder: Path, index: int) -> Path:
-    """Where outer cluster `index` has its circuit in a model's folder."""
-    return folder / f"circuit-{index:04d}.safetensors"

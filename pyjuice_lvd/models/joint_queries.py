@@ -1,9 +1,8 @@
-"""What the joint model says of hidden pixels: functions on shares of patches, behind the methods of `JointModel`."""
+"""What patch circuits say of hidden pixels: functions on shares of patches, behind the methods of the joint model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +12,13 @@ from pyjuice_lvd.circuit.rows import Mask, Table
 from pyjuice_lvd.seeds import drawn_seed
 from pyjuice_lvd.shares import shares
 
-if TYPE_CHECKING:
-    from pyjuice_lvd.models.joint import JointModel
-
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
 LEVELS = 256
 """Values of a channel."""
+
+Groups = Iterable[tuple[slice, Sequence[tuple[Circuit, slice]]]]
+"""Positions that share circuits, with these, and the values of z that their heads are."""
 
 Summary = Callable[[Float64], Float64]
 """Turns marginals (m, V, LEVELS) into what is wanted of them, (m, S)."""
@@ -32,7 +31,7 @@ _NEGLIGIBLE = 1e-10
 
 
 def complete(
-    model: JointModel,
+    groups: Groups,
     patches: UInt8,
     hidden: Mask,
     z: npt.NDArray[np.integer],
@@ -46,7 +45,7 @@ def complete(
     """
     wholly = np.all(hidden, axis=2)
     partly = np.any(hidden, axis=2) & ~wholly
-    for positions, circuits in model.groups():
+    for positions, circuits in groups:
         here, here_z = patches[:, positions], z[:, positions].astype(np.int64)
         for circuit, values in circuits:
             own, head = (here_z >= values.start) & (here_z < values.stop), here_z - values.start
@@ -71,7 +70,7 @@ def _whole(circuit: Circuit, head: npt.NDArray[np.int64], rng: np.random.Generat
     return found
 
 
-def mixed(model: JointModel, patches: UInt8, hidden: Mask, posterior: Float64, size: int, summary: Summary) -> Float64:
+def mixed(groups: Groups, patches: UInt8, hidden: Mask, posterior: Float64, size: int, summary: Summary) -> Float64:
     """Average a summary of p(x_v | known pixels of the patch, z_i = k) over the posterior (n, P, K) of z_i.
 
     Returns float64 (n, P, size); zeros where nothing of a patch is hidden.
@@ -81,7 +80,7 @@ def mixed(model: JointModel, patches: UInt8, hidden: Mask, posterior: Float64, s
     out = np.zeros((*weight.shape[:2], size))
     wholly = np.all(hidden, axis=2)
     partly = np.any(hidden, axis=2) & ~wholly
-    for positions, circuits in model.groups():
+    for positions, circuits in groups:
         whole, part_known, here = wholly[:, positions], partly[:, positions], out[:, positions]
         rows, masks = patches[:, positions][part_known], hidden[:, positions][part_known]
         means = np.zeros((len(rows), size))

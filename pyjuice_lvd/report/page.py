@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, Template, Undefined
 
 from pyjuice_lvd.evaluate.merit import protocol_text
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import atomic_write
 from pyjuice_lvd.files.formats import read_json
 from pyjuice_lvd.files.run import RunDirectory
@@ -28,10 +29,10 @@ _METHODS = {
 
 # In the order in which they are shown; other pictures in the run's folder follow, by name.
 _PICTURES = {
-    "gap.png": "Teacher and student on the same images: the teacher's ELBO, the LVD objective and log p(x)",
-    "reconstructions.png": "Held-out images, and below each what the teacher makes of it from its codes",
-    "training.png": "Training",
-    "growth.png": "Progressive growing: heads, edges and likelihood of each outer cluster's circuit, round by round",
+    names.GAP_PICTURE: "Teacher and student on the same images: the teacher's ELBO, the LVD objective and log p(x)",
+    names.RECONSTRUCTIONS: "Held-out images, and below each what the teacher makes of it from its codes",
+    names.TRAINING: "Training",
+    names.GROWTH: "Progressive growing: heads, edges and likelihood of each outer cluster's circuit, round by round",
 }
 
 
@@ -42,7 +43,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
     said to be missing. Raises InputError where a file of the run is damaged, or the page cannot be written.
     """
     result, settings, metrics = run.result, run.settings, run.metrics()
-    gap = read_json(run / "gap.json") if (run / "gap.json").exists() else None
+    gap = read_json(run / names.GAP) if (run / names.GAP).exists() else None
     pictures = _pictures(run.path)
     sections = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
     page = _template().render(
@@ -50,7 +51,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
         result=result,
         figures=_flat(result),
         methods=_METHODS,
-        data=read_json(run / "data.json"),
+        data=read_json(run / names.DATA),
         gap=gap,
         gap_titles=GAP_TITLES,
         gap_rows=gap_rows(gap or {}),

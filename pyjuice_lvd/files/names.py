@@ -1,0 +1,40 @@
+"""The names of a run's files, and of those in the folder of its model."""
+
+from __future__ import annotations
+
+# In the run's directory.
+SETTINGS = "settings.toml"
+DATA = "data.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+GAP = "gap.json"
+REPORT = "report.html"
+RECONSTRUCTIONS, TRAINING, GROWTH, GAP_PICTURE = "reconstructions.png", "training.png", "growth.png", "gap.png"
+MODEL = "model"
+"""The folder of the model."""
+
+# In the folder of a model.
+DESCRIPTION = "model.json"
+"""What the model is; written last."""
+CIRCUIT = "circuit.safetensors"
+PRIOR = "prior.safetensors"
+TEACHER = "teacher.safetensors"
+LABELS = "labels.safetensors"
+CODE_PRIOR, CENTRES = "code-prior.safetensors", "outer-centres.safetensors"
+
+# Of work that is not finished yet, also in the folder of the model.
+TEACHER_IN_TRAINING = "teacher-in-training.safetensors"
+OUTER = "outer.safetensors"
+FINETUNING = "finetuning.safetensors"
+UNTRAINED, EM = "untrained.safetensors", "em.safetensors"
+CODE_PRIOR_IN_TRAINING = "code-prior-in-training.safetensors"
+
+
+def circuit_of(cluster: int) -> str:
+    """Name the circuit of an outer cluster."""
+    return f"circuit-{cluster:04d}.safetensors"
+
+
+def heads_of(cluster: int) -> str:
+    """Name the heads of an outer cluster's patches, while other clusters have no circuit yet."""
+    return f"heads-{cluster:04d}.safetensors"

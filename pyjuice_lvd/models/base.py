@@ -1,0 +1,275 @@
+"""What every model of images, or of the rows of a table, answers, and how it is kept in a folder."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.checks import typed
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.data.color import ColorTransform
+from pyjuice_lvd.data.images import as_images
+from pyjuice_lvd.data.masks import as_image_mask
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files import names
+from pyjuice_lvd.files.formats import read_table, write_json
+from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.units import bits_per_dimension
+
+Array = npt.NDArray[Any]
+ImageShape = tuple[int, int, int]
+
+
+class Part(NamedTuple):
+    """A circuit of a model, and lines that say what its variables and values are, for the header of its file."""
+
+    circuit: Circuit
+    about: str
+
+
+class DensityModel(ABC):
+    """p(x) over images, uint8 (N, H, W[, C]), or over the rows of a table, integers (N, V), from 0.
+
+    `image_shape` is the (H, W, C) of images; None: a table. `color` is the colour transform of images: p(x) is the
+    density of its output, which for a lossless one is that of the image; None: values are modelled as they are.
+    """
+
+    format: ClassVar[str]
+    """What `model.json` says."""
+    parts: ClassVar[tuple[str, ...]] = ("joint",)
+    """What can be exported: p(x), and what it is made of."""
+    latents: ClassVar[bool] = False
+    """Whether it is made of latents, one for each patch of an image."""
+    _kept: ClassVar[Mapping[str, Any]]
+    """What `model.json` holds beside the format, and the types."""
+    _optional: ClassVar[frozenset[str]] = frozenset()
+    """What of it may be missing, or null."""
+
+    image_shape: ImageShape | None
+    color: ColorTransform | None
+
+    @property
+    @abstractmethod
+    def num_params(self) -> int:
+        """All parameters; those that parts of the model share count once."""
+
+    @property
+    @abstractmethod
+    def dims(self) -> int:
+        """Dimensions of an image, H W C, or of a row, V."""
+
+    @abstractmethod
+    def score_samples(
+        self, X: Array, /, *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """log p(x) of every image or row, or of what is not hidden of it, exact.
+
+        Parameters
+        ----------
+        X : uint8 (N, H, W[, C]), or integers (N, V)
+            Images, or rows of a table.
+        mask : bool (H, W), (N, H, W) or (N, H, W, C), or (V,) or (N, V), optional
+            True where a value is hidden: it is not looked at, but summed out. Colour transforms that mix channels take
+            whole pixels only.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        float64 (N,)
+            In nats; -inf where p(x) is 0. Memory stays bounded for any N.
+
+        Raises
+        ------
+        InputError
+            Where X or the mask does not fit the model.
+
+        """
+
+    def bpd(self, X: Array, /) -> float:
+        """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its `protocol`."""
+        return bits_per_dimension(float(self.score_samples(X).mean()), self.dims)
+
+    @abstractmethod
+    def sample(
+        self, n: int, *, seed: int = 0, biased_modes: bool = False, progress: Progress = SILENT
+    ) -> npt.NDArray[Any]:
+        """Draw exact samples: uint8 (n, H, W, C), of a lossy transform's nearest colours; or (n, V) of a table.
+
+        With `biased_modes`, which a model without `latents` refuses, they are NOT samples of the model: the latents are
+        drawn as ever, but each patch is the most probable one of its head, found by max-product (`Circuit.mpe`). That
+        leaves out the noise within patches, and with it the model's variety.
+        """
+
+    @abstractmethod
+    def inpaint(
+        self,
+        X: Array,
+        mask: npt.ArrayLike,
+        /,
+        *,
+        n_samples: int = 8,
+        seed: int = 0,
+        biased_modes: bool = False,
+        progress: Progress = SILENT,
+    ) -> Array:
+        """Draw exact samples of what is hidden, given the rest.
+
+        Parameters
+        ----------
+        X, mask
+            As for `score_samples`.
+        n_samples : int
+            For each image or row.
+        seed : int
+            Of the sampling.
+        biased_modes : bool
+            As for `sample`: the hidden pixels of a patch are its most probable ones. Not samples of the model.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        uint8 (n_samples, N, H, W, C), or (n_samples, N, V)
+            What is known is as in X, also with a lossy transform.
+
+        Raises
+        ------
+        InputError
+            Where X or the mask does not fit the model, or p is 0 for what is known.
+
+        """
+
+    @abstractmethod
+    def marginals(self, X: Array, mask: npt.ArrayLike, /, *, progress: Progress = SILENT) -> npt.NDArray[np.float64]:
+        """Give each hidden value's exact distribution, given all that is known: float64 (N, H, W, C, 256).
+
+        The channels are those that are modelled, the colour transform's; of a table it is (N, V, categories). What is
+        known has a 1 at its value. `X`, `mask`, errors: as for `inpaint`. The result takes 2 KiB for each channel of a
+        pixel, 6 MiB for a colour image of 32x32; the work takes a few hundred MiB beside it, however many there are.
+        """
+
+    @abstractmethod
+    def posterior_mean(
+        self, X: Array, mask: npt.ArrayLike, /, *, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
+
+        It is exact for grey images and for `rgb`. For `ycocg` the channels of a pixel count as independent of each
+        other, given what is known and the latents: no matter where none of their likely combinations wraps around in
+        the transform's arithmetic, an approximation elsewhere. `ycc709` is mapped as `ColorTransform.mean` says. Known
+        pixels are as in the images. `X`, `mask`, errors: as for `inpaint`; InputError for a model of tables, too.
+        """
+
+    @abstractmethod
+    def written_out(self) -> Circuit:
+        """p(x) as one circuit with one head, over an image's channels, pixel by pixel and row by row, or over a row."""
+
+    @property
+    def num_params_written_out(self) -> int:
+        """Count the parameters of `written_out()` without making it."""
+        return self.num_params
+
+    def exported(self, part: str) -> list[Part]:
+        """Give the circuits of one of the `parts`."""
+        assert part == "joint"
+        return [Part(self.written_out(), f"p(x) of images\n{self.variables()}")]
+
+    def variables(self, sides: tuple[int, int] | None = None) -> str:
+        """Say which variable of a circuit over images, or over patches with such sides, is which channel."""
+        assert self.image_shape is not None
+        height, width = sides or self.image_shape[:2]
+        channels, color = self.image_shape[2], self.color
+        loss = "lossless" if color is None or color.lossless else "LOSSY"
+        return (
+            f"{height}x{width}x{channels} (height, width, channels), "
+            f"colours {'rgb' if color is None else color.name} ({loss})\n"
+            f"variable 1 + (row * {width} + column) * {channels} + channel, values 0..255"
+        )
+
+    def protocol(self, crop: str = "") -> dict[str, Any]:
+        """Say what a bpd of the model is a bpd of, where images were cropped like this (docs/data.md).
+
+        Bpds of different protocols do not compare.
+        """
+        if self.image_shape is None:
+            return {"color": None, "crop": None, "lossless": True}
+        color = self.color
+        return {
+            "color": "rgb" if color is None else color.name,
+            "crop": crop or None,
+            "lossless": color is None or color.lossless,
+        }
+
+    def checked(self, X: npt.ArrayLike, name: str = "X") -> Array:
+        """Check that X are images, or rows, of the model: uint8 (N, H, W, C), or integers (N, V).
+
+        Raises InputError, whose line begins with `name`, where they are not.
+        """
+        images = as_images(X, name)
+        if images.shape[1:] != self.image_shape:
+            found = f"images of {images.shape[1:]}"
+            raise InputError(f"{name}: found {found}, wanted {self.image_shape} (height, width, channels)")
+        return images
+
+    def modelled(self, X: Array) -> Array:
+        """Turn checked images or rows into the values whose density p(x) is: of images, the transformed channels."""
+        return X if self.color is None else self.color.forward(X)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model to a folder of plain files: the circuits as safetensors, and `model.json`, written last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_circuits(folder)
+        write_json(folder / names.DESCRIPTION, {"format": self.format, **self._description()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read a model that `save` wrote; raises InputError where a file is missing, damaged or of another model."""
+        folder = Path(folder)
+        path, table = folder / names.DESCRIPTION, described(folder)
+        if table.pop("format") != cls.format:
+            raise InputError(f"{path}: wanted format {cls.format!r}")
+        if unknown := table.keys() - cls._kept.keys():
+            raise InputError(f"{path}: found {min(unknown)!r}, wanted {', '.join(cls._kept)}")
+        found = {}
+        for name, kind in cls._kept.items():
+            if name in cls._optional and table.get(name) is None:
+                continue
+            found[name] = typed(f"{path}: {name}", table[name], kind)
+        try:
+            return cls._restored(folder, found)
+        except InputError as error:
+            if str(error).startswith(str(folder)):  # of a circuit's file
+                raise
+            raise InputError(f"{path}: {error}") from error
+
+    @abstractmethod
+    def _description(self) -> dict[str, Any]:
+        """Give what `_kept` names."""
+
+    @abstractmethod
+    def _save_circuits(self, folder: Path) -> None:
+        """Write the circuits."""
+
+    @classmethod
+    @abstractmethod
+    def _restored(cls, folder: Path, kept: Mapping[str, Any]) -> Self:
+        """Make the model of its description and the circuits in the folder."""
+
+    def _hidden(self, mask: npt.ArrayLike, X: Array) -> npt.NDArray[np.bool_]:
+        """Check the mask of checked images, and spread it to their shape."""
+        return as_image_mask(mask, X.shape, self.color)
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """Read `model.json`, the description of the model in a folder; it names its format."""
+    table = read_table(folder / names.DESCRIPTION)
+    typed(f"{folder / names.DESCRIPTION}: format", table["format"], str)
+    return table
