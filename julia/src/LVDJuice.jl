@@ -5,7 +5,7 @@ A [`Circuit`](@ref) is a directed acyclic graph of input, product and sum units 
 a hidden Chow-Liu tree ([`hclt`](@ref)) and by mini-batch EM ([`EMJob`](@ref)); [`prune`](@ref) and [`grow`](@ref) make
 another one of it, where the data call for less or more; it answers [`log_likelihood`](@ref),
 [`flows`](@ref), [`sample`](@ref), [`posterior_marginals`](@ref) and [`mpe`](@ref), also with variables [`Masked`](@ref).
-Evaluation goes through a [`Plan`](@ref), which groups the units and fixes the order of work.
+A [`Schedule`](@ref) groups the units and fixes the order of work; an [`Engine`](@ref) does it, on a [`Backend`](@ref).
 
 Standard library only; runs on Julia 1.5 and later. What it does together with other packages are extensions: [`load_extension`](@ref).
 """
@@ -17,39 +17,55 @@ include("door/boundary.jl")
 using .Boundary: pause
 include("door/extensions.jl")
 include("rng.jl")
-include("cpu/simd.jl")
+
 include("circuits/circuit.jl")
 include("circuits/chowliu.jl")
 include("circuits/hclt.jl")
 include("circuits/builders.jl")
 include("circuits/joint_circuit.jl")
 include("circuits/jpc.jl")
+
+include("plan/groups.jl")
 include("plan/schedule.jl")
-include("cpu/kernels.jl")
+
 include("learning/data.jl")
 include("learning/statistics.jl")
+include("backends.jl")
+
+include("cpu/simd.jl")
+include("cpu/kernels.jl")
+include("cpu/columns.jl")
 include("cpu/inputs.jl")
+include("cpu/statistics.jl")
 include("cpu/wide.jl")
+include("cpu/workspace.jl")
 include("cpu/evaluate.jl")
 include("cpu/losses.jl")
+include("cpu/flows.jl")
+include("cpu/engine.jl")
+
 include("exact.jl")
+
 include("learning/em.jl")
+include("queries/likelihood.jl")
 include("queries/sample.jl")
 include("queries/mpe.jl")
 include("queries/flows.jl")
 include("queries/marginals.jl")
-include("learning/joint.jl")
 include("queries/support.jl")
+include("learning/joint.jl")
 include("circuits/prune.jl")
 include("circuits/grow.jl")
+
 include("door/interface.jl")
 include("bench.jl")
 include("door/precompile.jl")
 
-export Circuit, Plan, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
+export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
 export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
+export Backend, CPU, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 
 end

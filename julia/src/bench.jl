@@ -4,8 +4,8 @@ taken in turn, so that their ratios mean something on a machine that others use 
 """
 module Bench
 
-using ..LVDJuice: Circuit, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
-using ..LVDJuice: child, edges, em_step!, isinput, log_likelihood!, log_values, num_samples, num_units, settle!, width
+using ..LVDJuice: Circuit, CPUEngine, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
+using ..LVDJuice: child, edges, expect!, isinput, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!, width
 using LinearAlgebra: BLAS
 
 "The BLAS behind sgemm, and the kind of CPU that it takes this one for."
@@ -56,7 +56,7 @@ In each of `rounds` rounds each has its turn of `share` seconds, after a first r
 """
 function timings(plan::Plan, job::EMJob, X, n, rounds, share)
     out, a, b, c = zeros(1, num_samples(X)), ones(Float32, n, n), ones(Float32, n, n), zeros(Float32, n, n)
-    works = (() -> em_step!(job, 1, job.batch_size), () -> log_likelihood!(out, plan, X, 1:1),
+    works = (() -> step!(job), () -> certain_log_likelihood!(out, CPUEngine(plan), X, 1:1),
              () -> BLAS.gemm!('N', 'N', 1f0, a, b, 0f0, c))
     seconds = (Float64[], Float64[], Float64[])
     for _ in 1:rounds, (work, times) in zip(works, seconds)
@@ -68,9 +68,16 @@ function timings(plan::Plan, job::EMJob, X, n, rounds, share)
             push!(times, 1e-9 * (now - last))
             last = now
         end
-        settle!(job)
+        settle!(job.engine)
     end
     return seconds
+end
+
+"The first batch of an epoch, again and again."
+function step!(job::EMJob)
+    job.position = 0
+    expect!(job)
+    maximise!(job)
 end
 
 """
@@ -80,9 +87,10 @@ than that: their columns are used again.)
 """
 function memory(c::Circuit, X)
     job = EMJob(c, X, ones(Int32, num_samples(X)); batch_size=num_samples(X))
-    em_step!(job, 1, job.batch_size)  # compiles
-    allocated = @allocated em_step!(job, 1, job.batch_size)
-    tile = 4 * TILE * sum(Int[width(g) * (!g.shares_value + !g.shares_flow) for g in job.plan.groups])
+    step!(job)  # compiles
+    allocated = @allocated step!(job)
+    plan = job.engine.plan
+    tile = 4 * TILE * sum(Int[width(g) * (!at.shares_value + !at.shares_flow) for (g, at) in zip(plan.groups, plan.columns)])
     return array_bytes(job) - sizeof(X), allocated, sizeof(c.weight) + sizeof(c.leaf), tile
 end
 

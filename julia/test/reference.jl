@@ -155,3 +155,10 @@ function add_exact_flows!(stat, c, X, n, head, sample_weight)
     end
     return value[c.heads[head]]
 end
+
+"One batch, the first of an epoch that never ends."
+function one_batch!(job)
+    job.position = 0
+    expect!(job)
+    maximise!(job)
+end

@@ -20,5 +20,6 @@ close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) 
     include("test_prune.jl")
     include("test_grow.jl")
     include("test_joint.jl")
+    include("test_backends.jl")
     include("test_bench.jl")
 end

@@ -63,9 +63,9 @@ end
     job = EMJob(hclt([0, 1, 2, 3, 4]; latents=2, categories=4), X, head_of; epochs=1, batch_size=50)
     @test [advance!(job, 0.0)[1:2] for _ in 1:3] == [(0, 50), (0, 100), (1, 0)]
     @test occursin("heads: found (1, 1), the circuit has heads 0..0",
-                   message_of(() -> EMJob(job.plan.circuit, X, fill(2, 130))))
-    @test occursin("heads has 3 entries for 130 samples", message_of(() -> EMJob(job.plan.circuit, X, [1, 1, 1])))
-    @test occursin("batch_size = 0", message_of(() -> EMJob(job.plan.circuit, X, head_of; batch_size=0)))
+                   message_of(() -> EMJob(LVDJuice.circuit(job.engine), X, fill(2, 130))))
+    @test occursin("heads has 3 entries for 130 samples", message_of(() -> EMJob(LVDJuice.circuit(job.engine), X, [1, 1, 1])))
+    @test occursin("batch_size = 0", message_of(() -> EMJob(LVDJuice.circuit(job.engine), X, head_of; batch_size=0)))
 end
 
 @testset "EM on soft evidence is EM on the joint model" begin
@@ -147,7 +147,7 @@ end
         c, expected = make(), make()
         job = EMJob(c, X, head_of; epochs=length(steps), batch_size=66, step_size=(steps[1], steps[end]), shuffle=false,
                     pseudocount=pseudocount)
-        @test job.inputs !== nothing
+        @test job.engine.inputs !== nothing
         for _ in steps
             reference_epochs!(expected, X, head_of, 66, LVDJuice.step_of(job), pseudocount)
             advance!(job, 0.0)  # between two calls the circuit is a circuit like any other
@@ -155,7 +155,7 @@ end
         end
         @test close_to(c.leaf, expected.leaf; rtol=1e-3) && close_to(c.weight, expected.weight; rtol=1e-3)
         before = copy(c.leaf)
-        LVDJuice.settle!(job)
+        LVDJuice.settle!(job.engine)
         @test c.leaf == before
     end
 end
@@ -168,7 +168,7 @@ end
         N = rand(rng, 1:9)
         X, head_of = rand(rng, 0:8, c.num_vars, N), rand(rng, 1:2, N)
         job = EMJob(c, X, head_of; epochs=1, batch_size=9, step_size=(0.4, 0.4), pseudocount=0.1)
-        job.inputs === nothing && continue  # a binomial
+        job.engine.inputs === nothing && continue  # a binomial
         tried += 1
         weight, leaf = reference_step(c, X, head_of, 0.4, 0.1)
         finish!(job)
@@ -185,7 +185,7 @@ end
         while job.epoch < 2
             _, position, _ = advance!(job, seconds)
             calls += 1
-            @test position % (10 * LVDJuice.batches_at_once(job)) == 0
+            @test position % (10 * LVDJuice.steps_at_once(job.engine, 10)) == 0
             @test all(abs.(sum(reshape(c.leaf[1:120], 4, 30); dims=2) .- 1) .< 1e-4)
         end
         c, calls

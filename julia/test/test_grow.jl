@@ -139,7 +139,7 @@ end
     end
     c = hclt([0, 1, 1, 2]; latents=18, categories=4, seed=3)
     whole = Plan(grow(c, zeros(length(c.kind)), [1]; threshold=0))
-    @test count(g -> g.shares_value, whole.groups) == count(g -> g.shares_value, Plan(c).groups)
+    @test count(at -> at.shares_value, whole.columns) == count(at -> at.shares_value, Plan(c).columns)
 end
 
 @testset "prune and grow in turn" begin

@@ -44,7 +44,7 @@ end
             plan = Plan(c)
             job = LVDJuice.FlowJob(plan, rows, repeat(1:length(heads), inner=140); weights=weights)
             advance!(job)
-            LVDJuice.apply!(plan, job.counts, [LVDJuice.Statistics(c)], step, pseudocount)
+            LVDJuice.apply!(job.engine, job.counts, step, pseudocount)
         end
         job = JointEMJob(prior, circuits, patches; candidates=tried, epochs=1, batch_size=70, step_size=(step, step),
                          pseudocount=pseudocount, prior_pseudocount=own)
@@ -104,10 +104,10 @@ end
         X, shares = rand(rng, 0:2, c.num_vars, 40), rand(rng, Float32, 3, 40)
         trial > 15 && (X .= rand(rng, 0:1, c.num_vars, 40))
         shares[rand(rng, 1:120, 30)] .= 0
-        plan, counts, stats = Plan(c), LVDJuice.ExpectedCounts(c), [LVDJuice.Statistics(c) for _ in 1:Threads.nthreads()]
-        workspaces = [LVDJuice.Workspace(plan; flows=true) for _ in stats]
-        total = LVDJuice.accumulate!(counts, stats, workspaces, plan, X, LVDJuice.Responsibilities(shares), 1:40, 1, 40)
-        job = LVDJuice.FlowJob(plan, repeat(X, 1, 3), repeat(1:3, inner=40); weights=vec(permutedims(shares)))
+        e = engine(c)
+        total, _ = expect!(e, X, LVDJuice.Responsibilities(shares), 1:40, 1:40)
+        counts = counts!(ExpectedCounts(c), e)
+        job = LVDJuice.FlowJob(e, repeat(X, 1, 3), repeat(1:3, inner=40); weights=vec(permutedims(shares)))
         advance!(job)
         @test total ≈ job.total rtol=1e-5
         @test close_to(counts.weight, job.counts.weight; rtol=1e-3)

@@ -159,21 +159,21 @@ end
     @test left_over(c, X) > 0
     weight, leaf, _ = exact_statistics(c, X, head_of)
     job = EMJob(c, X, head_of; epochs=1, batch_size=N, step_size=(0.5, 0.5), pseudocount=0.1)
-    @test job.inputs !== nothing
+    @test job.engine.inputs !== nothing
     plain = make()
-    LVDJuice.apply!(Plan(plain), LVDJuice.ExpectedCounts(weight, leaf), [LVDJuice.Statistics(plain)], 0.5, 0.1)
+    LVDJuice.apply!(LVDJuice.engine(plain), LVDJuice.ExpectedCounts(weight, leaf), 0.5, 0.1)
     for epoch in 1:3
-        LVDJuice.em_step!(job, 1, N)
-        epoch == 1 && (LVDJuice.settle!(job); @test close_to(c.leaf, plain.leaf; rtol=1e-4))
+        one_batch!(job)
+        epoch == 1 && (LVDJuice.settle!(job.engine); @test close_to(c.leaf, plain.leaf; rtol=1e-4))
     end
     # Three steps without a look at the parameters, and the same with one after each.
     often = make()
     looked = EMJob(often, X, head_of; epochs=1, batch_size=N, step_size=(0.5, 0.5), pseudocount=0.1)
     for _ in 1:3
-        LVDJuice.em_step!(looked, 1, N)
-        LVDJuice.settle!(looked)
+        one_batch!(looked)
+        LVDJuice.settle!(looked.engine)
     end
-    LVDJuice.settle!(job)
+    LVDJuice.settle!(job.engine)
     @test close_to(c.leaf, often.leaf; rtol=1e-4) && close_to(c.weight, often.weight; rtol=1e-3)
 end
 

@@ -147,7 +147,7 @@ end
     @test length(whole.groups) == length(Plan(c).groups)
     pruned = Plan(prune(c, X, head_of; keep=0.1))
     @test length(pruned.groups) == length(Plan(c).groups)
-    @test count(g -> g.shares_value, pruned.groups) == count(g -> g.shares_value, Plan(c).groups)
+    @test count(at -> at.shares_value, pruned.columns) == count(at -> at.shares_value, Plan(c).columns)
     # No sample for a head: by the definition, each of its sums keeps one edge.
     lone = prune(c, X, fill(1, 200))
     @test length(LVDJuice.children(lone, lone.heads[2])) == 1

@@ -266,7 +266,7 @@ end
             counts.weight .+= job.counts.weight
             counts.leaf .+= job.counts.leaf
         end
-        LVDJuice.apply!(Plan(c), counts, [LVDJuice.Statistics(c)], 0.7, 0.1)
+        LVDJuice.apply!(engine(c), counts, 0.7, 0.1)
         finish!(EMJob(whole, X, head_of; weights=weights, epochs=1, batch_size=101, step_size=(0.7, 0.7)))
         @test maximum(abs.(c.weight .- whole.weight)) < 1e-6
         @test maximum(abs.(c.leaf .- whole.leaf)) < 1e-6

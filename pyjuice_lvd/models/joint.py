@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.data.color import ColorTransform, color_transform
@@ -139,13 +140,8 @@ class JointModel(DensityModel):
         images, hidden = self._checked(images, mask)
         patches, masks = self.patches(images), to_patches(hidden, self.patch)
         scores = np.zeros((*patches.shape[:2], self.num_latent_values), np.float32)
-        any_hidden = masks.any()
-        seen = ~np.all(masks, axis=2)
-        for positions, circuits in self.groups():
-            known, here = seen[:, positions], scores[:, positions]
-            rows, hidden_rows = patches[:, positions][known], masks[:, positions][known] if any_hidden else None
-            for circuit, values in circuits:
-                here[known, values] = circuit.log_likelihood(rows, mask=hidden_rows, head="all")
+        plans = (circuit.engine.plan(soft=False) for circuit in self.circuits)
+        julia.call("patch_scores!", scores, patches, masks if masks.any() else None, self.tied, *plans)
         return scores
 
     def score_samples(

@@ -13,11 +13,12 @@ reaches are dropped. Edges of weight 0 are always dropped, and count for nothing
 function prune(c::Circuit, X::Data, head_of; min_flow::Real=1e-4, keep::Union{Nothing,Real}=nothing,
                weights=ones(Float32, num_samples(X)))
     check_pruning(min_flow, keep)
-    job = FlowJob(Plan(c; soft=X isa SoftEvidence), X, head_of; weights=weights)
+    plan = Plan(c; soft=X isa SoftEvidence)
+    job = FlowJob(plan, X, head_of; weights=weights)
     advance!(job)
     keep === nothing || return prune_to_fraction(job, keep)
     has_silent_edges(job, min_flow) || return prune_by_flow(job, min_flow)
-    support = SupportJob(job.plan, X, head_of; weights=weights)
+    support = SupportJob(plan, X, head_of; weights=weights)
     advance!(support)
     return prune_unsupported(job, support)
 end
@@ -29,22 +30,22 @@ end
 
 "Whether edges may have been left without flow by rounding alone, which matters where any flow counts."
 function has_silent_edges(job::FlowJob, min_flow)
-    c, flow = job.plan.circuit, job.counts.weight
+    c, flow = circuit(job.engine), job.counts.weight
     return min_flow == 0 &&
            any(u -> c.kind[u] == SUM && any(e -> flow[e] == 0 && c.weight[e] > 0, edges(c, u)), 1:num_units(c))
 end
 
 "By the flows that a finished job has found."
 function prune_by_flow(job::FlowJob, min_flow::Real)
-    flow, least = job.counts.weight, min_flow * sum(Float64, job.sources.weight_of)
-    return keep_edges(job.plan.circuit, flow, flow .> least)
+    flow, least = job.counts.weight, min_flow * total_weight(job.sources)
+    return keep_edges(circuit(job.engine), flow, flow .> least)
 end
 
 prune_unsupported(job::FlowJob, support::SupportJob) =
-    keep_edges(job.plan.circuit, job.counts.weight, supported(support))
+    keep_edges(circuit(job.engine), job.counts.weight, supported(support))
 
 function prune_to_fraction(job::FlowJob, keep::Real)
-    c, flow = job.plan.circuit, job.counts.weight
+    c, flow = circuit(job.engine), job.counts.weight
     candidates = Int[e for u in 1:num_units(c) if c.kind[u] == SUM for e in edges(c, u) if c.weight[e] > 0]
     count = round(Int, keep * length(candidates))
     kept = fill(false, num_edges(c))

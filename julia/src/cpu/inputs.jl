@@ -5,40 +5,66 @@
 const LEAST_SCALE = 2f0^-40
 
 """
-    BatchInputs(plan, batch_size)
+    BatchInputs(schedule, batch_size)
 
 The categorical inputs of a circuit while EM goes through small batches. `flows`: of each input group, from `width * first *
 batch_size` on, the flows of its units for each sample of the batch in turn, `width` apart. Unlike a sum for each category, that
-needs no clearing, and less room; threads share it, each with samples of its own.
+needs no clearing, and less room; threads share it, each with samples of its own. `samples` of `X` are those of the batch, in that order.
 
 Unit k of group g has for category c the probability `scale * leaf + offset`, with `scale[first[g] + k]` and `offset[first[g] + k]`
 and its place in `leaf`: a step changes `leaf` for the categories that occur, and scale and offset for all. [`settle!`](@ref)
 brings `leaf` up to date.
 """
-struct BatchInputs
+mutable struct BatchInputs
     batch_size::Int
     first::Vector{Int32}        # of each group; groups begin at whole vectors
     scale::Vector{Float32}
     offset::Vector{Float32}
     flows::Vector{Float32}
     rows::Vector{Int32}         # (batch_size, threads): where in a table a sample's category is
+    X::Any
+    samples::Vector{Int}        # empty where nothing is accumulated
 end
 
-"Whether `BatchInputs` are the way to learn a circuit's inputs from `X`."
-suit_batch(plan::Plan, X::Data, batch_size::Int) =
-    X isa AbstractMatrix && batch_size <= SINGLE_PRECISION_SAMPLES && any(g -> g.kind == CATEGORICAL, plan.groups) &&
-    all(g -> g.kind == CATEGORICAL ? batch_size <= g.categories : g.kind != BINOMIAL, plan.groups)
+"Whether `BatchInputs` are the way to learn a circuit's inputs in batches of this size."
+suit_batch(schedule::Schedule, batch_size::Int) =
+    0 < batch_size <= SINGLE_PRECISION_SAMPLES && any(g -> g.kind == CATEGORICAL, schedule.groups) &&
+    all(g -> g.kind == CATEGORICAL ? batch_size <= g.categories : g.kind != BINOMIAL, schedule.groups)
 
 padded(g::Group) = LANES * cld(width(g), LANES)
 
-function BatchInputs(plan::Plan, batch_size::Int)
-    first, units = zeros(Int32, length(plan.groups)), 0
-    for (gi, g) in enumerate(plan.groups)
+function BatchInputs(schedule::Schedule, batch_size::Int)
+    first, units = zeros(Int32, length(schedule.groups)), 0
+    for (gi, g) in enumerate(schedule.groups)
         first[gi] = units
         g.kind == CATEGORICAL && (units += padded(g))
     end
     return BatchInputs(batch_size, first, ones(Float32, units), zeros(Float32, units), zeros(Float32, units * batch_size),
-                       zeros(Int32, batch_size * Threads.nthreads()))
+                       zeros(Int32, batch_size * Threads.nthreads()), nothing, Int[])
+end
+
+"The samples of `X` whose flows come next."
+function begin_batch!(inputs::BatchInputs, X::AbstractMatrix, samples)
+    inputs.X = X
+    resize!(inputs.samples, length(samples)) .= samples
+end
+
+"Adds the flows of the batch, times `scale`, to `counts`, and clears them."
+function add_counts!(counts::ExpectedCounts, inputs::BatchInputs, schedule::Schedule, scale::Real)
+    isempty(inputs.samples) || add_counts!(counts, inputs, schedule, Float64(scale), inputs.X)
+    empty!(inputs.samples)
+end
+
+function add_counts!(counts::ExpectedCounts, inputs::BatchInputs, schedule::Schedule, scale::Float64, X::AbstractMatrix)
+    for (gi, g) in enumerate(schedule.groups)
+        g.kind == CATEGORICAL || continue
+        for (i, n) in enumerate(inputs.samples)
+            flow, first = flow_row(inputs, gi, padded(g), i - 1), g.param_start + X[g.variable, n] * g.param_stride - 1
+            for k in 1:width(g)
+                counts.leaf[first + k] += scale * unsafe_load(flow, k)
+            end
+        end
+    end
 end
 
 @inline linear_map(inputs::BatchInputs, gi::Int) = (pointer(inputs.scale, inputs.first[gi] + 1), pointer(inputs.offset, inputs.first[gi] + 1))
@@ -47,25 +73,24 @@ end
 @inline flow_row(inputs::BatchInputs, gi::Int, width::Int, position::Int) =
     pointer(inputs.flows, inputs.first[gi] * inputs.batch_size + position * width + 1)
 
-place_in_table(plan, gi, u) = plan.circuit.param_start[u] - plan.groups[gi].param_start + 1
+place_in_table(schedule, gi, u) = schedule.circuit.param_start[u] - schedule.groups[gi].param_start + 1
 
 "Sets the flow of input `u`, of group `gi`, for the sample at `position`."
-set_flow!(inputs::BatchInputs, plan::Plan, gi::Int, u, position::Int, flow::Float32) =
-    unsafe_store!(flow_row(inputs, gi, padded(plan.groups[gi]), position), flow, place_in_table(plan, gi, u))
+set_flow!(inputs::BatchInputs, schedule::Schedule, gi::Int, u, position::Int, flow::Float32) =
+    unsafe_store!(flow_row(inputs, gi, padded(schedule.groups[gi]), position), flow, place_in_table(schedule, gi, u))
 
 """
-The M-step of group `gi` (see `apply!`). `samples` are those of the batch, in the order of their flows. Thread `t` has `shares` to
-work in, as for `apply_table!`.
+The M-step of group `gi` (see `m_step!`) from the flows of `samples`. Thread `t` has `shares` to work in, as for `apply_table!`.
 """
-function apply_batch!(inputs::BatchInputs, plan::Plan, gi::Int, X::AbstractMatrix, samples, t::Int, shares::Matrix{Float32},
+function apply_batch!(inputs::BatchInputs, schedule::Schedule, gi::Int, X::AbstractMatrix, samples, t::Int, shares::Matrix{Float32},
                       step::Float32, pseudocount::Float32)
-    g, c, first = plan.groups[gi], plan.circuit, Int(inputs.first[gi])
+    g, c, first = schedule.groups[gi], schedule.circuit, Int(inputs.first[gi])
     units, lanes, count, settled = width(g), padded(g), length(samples), false
     GC.@preserve inputs c shares begin
         total_flows!(pointer(shares), flow_row(inputs, gi, lanes, 0), lanes, count, pseudocount)
         @inbounds for k in 1:lanes
             total, take, at = shares[k, 1], 0f0, first + k
-            if k <= units && total >= SMALLEST_DIVISOR  # else neither flow nor pseudocount: as it was
+            if k <= units && has_flow(total)  # else as it was
                 take = step / total
                 inputs.scale[at] *= 1 - step
                 inputs.offset[at] = (1 - step) * inputs.offset[at] + take * (pseudocount / g.categories)
@@ -73,7 +98,7 @@ function apply_batch!(inputs::BatchInputs, plan::Plan, gi::Int, X::AbstractMatri
             settled |= inputs.scale[at] < LEAST_SCALE
             shares[k, 1] = take
         end
-        settled && settle!(inputs, plan, gi)
+        settled && settle!(inputs, schedule, gi)
         @inbounds for k in 1:lanes
             shares[k, 1] /= inputs.scale[first + k]
         end
@@ -87,8 +112,8 @@ function apply_batch!(inputs::BatchInputs, plan::Plan, gi::Int, X::AbstractMatri
 end
 
 "Brings the parameters of group `gi` up to date: afterwards they are what `leaf` holds."
-function settle!(inputs::BatchInputs, plan::Plan, gi::Int)
-    g, leaf, first = plan.groups[gi], plan.circuit.leaf, Int(inputs.first[gi])
+function settle!(inputs::BatchInputs, schedule::Schedule, gi::Int)
+    g, leaf, first = schedule.groups[gi], schedule.circuit.leaf, Int(inputs.first[gi])
     range = first + 1:first + width(g)
     scale, offset = view(inputs.scale, range), view(inputs.offset, range)
     for category in 0:g.categories - 1
@@ -101,8 +126,8 @@ function settle!(inputs::BatchInputs, plan::Plan, gi::Int)
     offset .= 0
 end
 
-function settle!(inputs::BatchInputs, plan::Plan)
-    for (gi, g) in enumerate(plan.groups)
-        g.kind == CATEGORICAL && settle!(inputs, plan, gi)
+function settle!(inputs::BatchInputs, schedule::Schedule)
+    for (gi, g) in enumerate(schedule.groups)
+        g.kind == CATEGORICAL && settle!(inputs, schedule, gi)
     end
 end

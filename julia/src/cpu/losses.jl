@@ -107,7 +107,7 @@ The number of terms of sum k of group `gi` if any of them underflowed in a lane 
 those are goes to `ws.underflows`.
 """
 function sum_underflows!(ws::Workspace, plan::Plan, gi::Int, k::Int)
-    any_small(ws, column(value_columns(ws, plan.groups[gi]), k - 1)) || return 0
+    any_small(ws, column(value_columns(ws, plan, gi), k - 1)) || return 0
     worst = ntuple(v -> term_underflows(ws, plan, gi, k, v), Val(VECTORS))
     store_underflows!(pointer(ws.underflows), worst) || return 0
     return sum(length(terms(plan, block, k)) for block in plan.groups[gi].blocks)
@@ -121,9 +121,9 @@ any_small(ws::Workspace, values::Ptr{Float32}) = any(v -> any_less(load_lanes(va
 
 function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
     g, found = plan.groups[gi], splat(0f0)
-    any_less(load_lanes(column(value_columns(ws, g), k - 1) + 64 * (v - 1)), small(ws, v)) || return found
+    any_less(load_lanes(column(value_columns(ws, plan, gi), k - 1) + 64 * (v - 1)), small(ws, v)) || return found
     for (b, block) in enumerate(g.blocks)
-        child, scales = value_columns(ws, plan.groups[block.child]), block_scale(ws, plan, g, b)
+        child, scales = value_columns(ws, plan, block.child), block_scale(ws, plan, g, b)
         scale = scales == C_NULL ? splat(1f0) : load_lanes(scales + 64 * (v - 1))
         for i in terms(plan, block, k)
             j, e = term(block, k, i)
@@ -145,7 +145,7 @@ function small_divisors!(ws::Workspace, plan::Plan, gi::Int)
     minimum(ws.least) < SMALLEST_DIVISOR || return false
     worst = ntuple(_ -> splat(0f0), Val(VECTORS))
     for k in 1:width(g)
-        worst = smaller_than(step, column(value_columns(ws, g), k - 1), worst)
+        worst = smaller_than(step, column(value_columns(ws, plan, gi), k - 1), worst)
     end
     return store_underflows!(pointer(ws.underflows), worst)
 end
@@ -156,11 +156,12 @@ end
 end
 
 "Input group `gi` may lack as much as `least` where a value is smaller than that."
-function input_losses!(ws::Workspace, g::Group, gi::Int, least::Float32)
+function input_losses!(ws::Workspace, plan::Plan, gi::Int, least::Float32)
+    g, first = plan.groups[gi], plan.columns[gi].value
     for s in 1:TILE
         low = Inf32
         for k in 1:width(g)
-            low = min(low, ws.values[TILE * (g.value + k - 1) + s])
+            low = min(low, ws.values[TILE * (first + k - 1) + s])
         end
         ws.underflows[s] = low < least
     end

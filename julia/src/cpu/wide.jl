@@ -14,14 +14,14 @@ struct WideWorkspace
     group_of::Vector{Int32}     # of each unit, where there are `inputs`
 end
 
-function WideWorkspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
-    units, group_of = num_units(plan.circuit), zeros(Int32, inputs === nothing ? 0 : num_units(plan.circuit))
-    for (gi, g) in enumerate(inputs === nothing ? Group[] : plan.groups)
+function WideWorkspace(schedule::Schedule; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
+    units, group_of = num_units(schedule.circuit), zeros(Int32, inputs === nothing ? 0 : num_units(schedule.circuit))
+    for (gi, g) in enumerate(inputs === nothing ? Group[] : schedule.groups)
         group_of[g.units] .= gi
     end
-    widest = maximum(width(g) for g in plan.groups if isinput(g.kind))
+    widest = maximum(width(g) for g in schedule.groups if isinput(g.kind))
     return WideWorkspace(zeros(Float32, LANES * units), zeros(Int32, LANES * units), zeros(Float32, flows ? LANES * units : 0),
-                         zeros(Int, TILE), zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * widest), inputs, group_of)
+                         zeros(Int, TILE), zeros(Int32, TILE * schedule.circuit.num_vars), zeros(Float32, TILE * widest), inputs, group_of)
 end
 
 @inline mantissa(ws::WideWorkspace, u) = pointer(ws.mantissa) + 64 * (u - 1)
@@ -48,11 +48,11 @@ function load_samples!(ws::WideWorkspace, samples, first::Int)
     return count
 end
 
-function forward!(ws::WideWorkspace, plan::Plan, X::Data)
-    c = plan.circuit
+function forward!(ws::WideWorkspace, schedule::Schedule, X::Data)
+    c = schedule.circuit
     load_tile!(ws, X)
-    GC.@preserve ws plan for gi in eachindex(plan.groups)
-        isinput(plan.groups[gi].kind) && input_values!(ws, plan, gi, X)
+    GC.@preserve ws schedule for gi in eachindex(schedule.groups)
+        isinput(schedule.groups[gi].kind) && input_values!(ws, schedule, gi, X)
     end
     GC.@preserve ws for u in 1:num_units(c)
         isinput(c.kind[u]) && continue
@@ -98,13 +98,13 @@ end
 "The exponent of x > 0, that of a subnormal number rounded up."
 exponent_field(x::Float32) = (reinterpret(Int32, x) >> 23) - Int32(127)
 
-function input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
-    look_up!(pointer(ws.looked_up), pointer(ws.x), plan, gi, ws.inputs)
-    for (k, u) in enumerate(plan.groups[gi].units)
+function input_values!(ws::WideWorkspace, schedule::Schedule, gi::Int, X::Union{AbstractMatrix,Masked})
+    look_up!(pointer(ws.looked_up), pointer(ws.x), schedule, gi, ws.inputs)
+    for (k, u) in enumerate(schedule.groups[gi].units)
         m, e = scaled(load_lanes(column(pointer(ws.looked_up), k - 1)), NO_EXPONENT)
         store_lanes(mantissa(ws, u), m)
         store_lanes(exponent(ws, u), e)
-        plan.groups[gi].kind == BINOMIAL && underflowed_binomial!(ws, plan.circuit, u, k)
+        schedule.groups[gi].kind == BINOMIAL && underflowed_binomial!(ws, schedule.circuit, u, k)
     end
 end
 
@@ -116,9 +116,9 @@ function underflowed_binomial!(ws::WideWorkspace, c::Circuit, u, k)
     end
 end
 
-function input_values!(ws::WideWorkspace, plan::Plan, gi::Int, X::SoftEvidence)
-    for u in plan.groups[gi].units, s in 1:LANES
-        set_value!(ws, u, s, log_input(plan.circuit, u, X, ws.samples[s]) / log(2))
+function input_values!(ws::WideWorkspace, schedule::Schedule, gi::Int, X::SoftEvidence)
+    for u in schedule.groups[gi].units, s in 1:LANES
+        set_value!(ws, u, s, log_input(schedule.circuit, u, X, ws.samples[s]) / log(2))
     end
 end
 
@@ -135,14 +135,14 @@ function head_log_value(ws::WideWorkspace, c::Circuit, head::Integer, s::Int)
 end
 
 "Evaluates `samples` again for `out`, (heads, samples), on all threads."
-function redo!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Data, heads, samples::Vector{Int})
+function redo!(out::AbstractMatrix{<:AbstractFloat}, schedule::Schedule, X::Data, heads, samples::Vector{Int})
     isempty(samples) && return
-    c, threads = plan.circuit, min(Threads.nthreads(), cld(length(samples), LANES))
+    c, threads = schedule.circuit, min(Threads.nthreads(), cld(length(samples), LANES))
     Threads.@threads for t in 1:threads
-        ws = WideWorkspace(plan; flows=false)
+        ws = WideWorkspace(schedule; flows=false)
         for first in 1 + (t - 1) * LANES:threads * LANES:length(samples)
             count = load_samples!(ws, samples, first)
-            forward!(ws, plan, X)
+            forward!(ws, schedule, X)
             for s in 1:count, (i, head) in enumerate(heads)
                 out[i, ws.samples[s]] = head_log_value(ws, c, head, s) + offset(X, ws.samples[s])
             end
@@ -151,31 +151,29 @@ function redo!(out::AbstractMatrix{<:AbstractFloat}, plan::Plan, X::Data, heads,
 end
 
 """
-Adds the flows of `samples`, which are at `positions` of the batch, to the statistics and returns their weighted log-likelihood. A
-sample of probability zero has no flow.
+Adds the flows of up to 16 `samples`, which are at `positions` of the batch, from 0, to the statistics. Returns their weighted
+log-likelihood and which of them are possible: a sample of probability zero has no flow.
 """
-function add_flows!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, sources::Starts, samples::Vector{Int},
-                    positions::Vector{Int})
-    c, total = plan.circuit, 0.0
-    for first in 1:LANES:length(samples)
-        count = load_samples!(ws, samples, first)
-        forward!(ws, plan, X)
-        fill!(ws.flow, 0f0)
-        for s in 1:count
-            n = ws.samples[s]
-            for (head, weight) in starts(sources, n)
-                value = head_log_value(ws, c, head, s)
-                weight > 0 && (total += weight * (value + offset(X, n)))  # 0 times -Inf is NaN
-                value > -Inf && (ws.flow[LANES * (c.heads[head] - 1) + s] += weight)
-            end
+function add_flows!(stat::Statistics, ws::WideWorkspace, schedule::Schedule, X::Data, sources::Starts, samples, positions)
+    c, total, possible = schedule.circuit, 0.0, fill(false, length(samples))
+    load_samples!(ws, samples, 1)
+    forward!(ws, schedule, X)
+    fill!(ws.flow, 0f0)
+    for s in eachindex(samples)
+        for (head, weight) in starts(sources, ws.samples[s])
+            value = head_log_value(ws, c, head, s)
+            weight > 0 && (total += weight * (value + offset(X, ws.samples[s])))  # 0 times -Inf is NaN
+            value > -Inf || continue
+            ws.flow[LANES * (c.heads[head] - 1) + s] += weight
+            possible[s] = true
         end
-        backward!(stat, ws, plan, X, view(positions, first:min(first + LANES - 1, length(positions))))
     end
-    return total
+    backward!(stat, ws, schedule, X, positions)
+    return total, possible
 end
 
-function backward!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, positions)
-    c = plan.circuit
+function backward!(stat::Statistics, ws::WideWorkspace, schedule::Schedule, X::Data, positions)
+    c = schedule.circuit
     GC.@preserve ws for u in reverse(1:num_units(c))
         f = load_lanes(flow(ws, u))
         horizontal_sum(f) > 0 || continue
@@ -183,7 +181,7 @@ function backward!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, pos
             for (s, position) in enumerate(positions)
                 f[s].value > 0 || continue
                 ws.inputs === nothing ? add_input_flow!(stat, c, u, X, ws.samples[s], f[s].value) :
-                c.kind[u] == CATEGORICAL && set_flow!(ws.inputs, plan, Int(ws.group_of[u]), u, position, f[s].value)
+                c.kind[u] == CATEGORICAL && set_flow!(ws.inputs, schedule, Int(ws.group_of[u]), u, position, f[s].value)
             end
         elseif c.kind[u] == PRODUCT
             for i in edges(c, u)
@@ -198,8 +196,7 @@ function backward!(stat::Statistics, ws::WideWorkspace, plan::Plan, X::Data, pos
                 part = mul(mul(share, m), power_of_two(add(e, scale)))
                 p = flow(ws, child(c, u, i))
                 store_lanes(p, add(load_lanes(p), part))
-                # Statistics leave out the weight (evaluate.jl).
-                c.weight[i] > 0 && (stat.weight[i] += horizontal_sum(part) / c.weight[i])
+                add_edge_flow!(stat, i, c.weight[i], horizontal_sum(part))
             end
         end
     end

@@ -36,14 +36,14 @@ check_table(c::Circuit, X, mask) = check_data(query(X, mask), category_limits(c)
 
 "Fills `out`, (heads, samples), with the log-likelihoods of all heads, or, where it has one row, of head `head`."
 log_likelihoods!(out, plan::Plan, X, mask, head) =
-    (log_likelihood!(out, plan, query(X, mask), which_heads(plan, head)); nothing)
+    (certain_log_likelihood!(out, CPUEngine(plan), query(X, mask), which_heads(plan, head)); nothing)
 
 "Of as many samples of the evidence, from `first` on, as `out` has room for."
 function log_likelihoods!(out, plan::Plan, X::SoftEvidence, first, head)
     K, V, _ = size(X.likelihood)
     GC.@preserve X begin
         part = unsafe_wrap(Array, pointer(X.likelihood, 1 + first * K * V), (K, V, size(out, 2)))
-        log_likelihood!(out, plan, SoftEvidence(part, X.offset[first + 1:first + size(out, 2)]), which_heads(plan, head))
+        certain_log_likelihood!(out, CPUEngine(plan), SoftEvidence(part, X.offset[first + 1:first + size(out, 2)]), which_heads(plan, head))
     end
     return nothing
 end
@@ -65,9 +65,10 @@ function joint_em_job(patches, candidates, epochs, batch_size, first_step, last_
                       step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 
-"Goes on from where an earlier job stood."
-function continue_from!(job::JointEMJob, epoch, position, total)
-    job.epoch, job.position, job.total = epoch, position, total
+"Fills `scores`, zeros, with the heads' scores of all patches (`head_scores!`), of circuits whose plans are given."
+function patch_scores!(scores, patches, mask, tied, plans...)
+    found = places([plan.circuit for plan in plans], size(patches, 2); tied=tied)
+    head_scores!(scores, [CPUEngine(plan) for plan in plans], found, patches, mask, nothing)
     return nothing
 end
 
@@ -76,16 +77,18 @@ flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_o
 "The flows of all units, and of the edges that `write_jpc` writes, in its order."
 function file_flows(job::FlowJob)
     units, edge_flows = unit_flows(job)
-    return units, edge_flows[job.plan.circuit.weight .> 0]
+    return units, edge_flows[circuit(job.engine).weight .> 0]
 end
 
 "Statistics that add up: flows of edges and of the inputs' categories; the weighted log-likelihood, and the weight."
-statistics(job::FlowJob) = (job.counts.weight, job.counts.leaf, job.total, sum(Float64, job.sources.weight_of))
+statistics(job::FlowJob) = (job.counts.weight, job.counts.leaf, job.total, total_weight(job.sources))
 
 function apply_statistics!(plan::Plan, edge_flows, category_flows, step, pseudocount)
     0 < step <= 1 || throw(ArgumentError("step_size = $step: want a number in (0, 1]"))
     check_pseudocount(pseudocount)
-    apply!(plan, ExpectedCounts(edge_flows, category_flows), [Statistics(plan.circuit)], step, pseudocount)
+    counts = ExpectedCounts(edge_flows, category_flows)
+    check_counts(plan.circuit, counts)
+    apply!(CPUEngine(plan), counts, step, pseudocount)
     return nothing
 end
 

@@ -8,20 +8,34 @@
 # A circuit that has less of a patch than this leaves it out: of K circuits, EM loses less than K times as much of the patch.
 const NEGLIGIBLE = 1f-6
 
+"A batch under way: its parts are the prior, number 0, and the circuits."
+mutable struct JointBatch{T<:Integer}
+    last::Int                   # its last sample, in the epoch's order
+    patches::Array{T,3}
+    tried::Union{Nothing,Array{UInt16,3}}
+    posterior::Array{Float32,3} # p(z_i = k | x), (values, positions, samples), once the prior's E-step is done
+    part::Int                   # the one whose turn it is
+    counted::Bool               # whether it has flow
+    total::Float64              # log-likelihood, before the step
+end
+
 """
     JointEMJob(prior, circuits, patches; candidates = nothing, tied = true, epochs = 10, batch_size = 256, step_size = (0.1, 0.01),
-               pseudocount = 0.1, prior_pseudocount = 0.1, seed = 0)
+               pseudocount = 0.1, prior_pseudocount = 0.1, seed = 0, backend = CPU())
 
 Mini-batch EM on log p(x): prior and circuits learn together, in place. `patches`, integers `(variables, positions, samples)`, is
 kept, not copied; `tied` is that of [`joint_circuit`](@ref); `batch_size` counts samples. `candidates`, UInt16
 `(candidates, positions, samples)`, numbers for each patch the circuits that it is tried under, **from 0**; the others count as
 impossible for it, so that EM raises a lower bound of p(x) (truncated variational EM). `nothing`: all. The step goes linearly from
 `step_size[1]` in the first epoch to `step_size[2]` in the last. A circuit without a patch in a batch is left as it is.
-[`advance!`](@ref) does the work, batch by batch.
+[`advance!`](@ref) does the work, piece by piece.
+
+A batch has parts: the prior, then each circuit that has patches of it. For each, E and M are apart as in [`EMJob`](@ref): [`expect!`](@ref),
+[`counts!`](@ref), [`maximise!`](@ref).
 """
-mutable struct JointEMJob{T<:Integer}
-    prior::Plan
-    circuits::Vector{Plan}
+mutable struct JointEMJob{T<:Integer,E<:Engine}
+    prior::E
+    circuits::Vector{E}
     places::Vector{Tuple{UnitRange{Int},UnitRange{Int}}}    # of each circuit: its positions, and the values that its heads are
     patches::Array{T,3}
     candidates::Union{Nothing,Array{UInt16,3}}
@@ -32,9 +46,8 @@ mutable struct JointEMJob{T<:Integer}
     prior_pseudocount::Float64
     seed::Int
     order::Vector{Int32}
-    prior_workspaces::Vector{Workspace}
-    prior_statistics::Vector{Statistics}
-    products::Vector{Vector{Float32}}
+    shuffled::Int               # the epoch whose order that is
+    batch::Union{Nothing,JointBatch{T}}     # under way
     epoch::Int                  # finished epochs
     position::Int               # finished samples of the epoch under way
     total::Float64              # log-likelihood of those samples, each before its batch's step
@@ -43,7 +56,7 @@ end
 function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3};
                     candidates::Union{Nothing,Array{UInt16,3}}=nothing, tied::Bool=true, epochs::Integer=10,
                     batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, prior_pseudocount::Real=0.1,
-                    seed::Integer=0)
+                    seed::Integer=0, backend::Backend=CPU())
     V, P, N = size(patches)
     N >= 1 || throw(ArgumentError("patches: found no samples"))
     P == prior.num_vars || throw(ArgumentError("patches: found $P positions, the prior has $(prior.num_vars)"))
@@ -58,14 +71,13 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
     check_pseudocount(prior_pseudocount, "prior_pseudocount")
     candidates === nothing || size(candidates)[2:3] == (P, N) ||
         throw(ArgumentError("candidates: found $(size(candidates)), wanted (.., $P, $N)"))
-    plans = [Plan(c) for c in circuits]
-    for plan in plans
-        check_data(reshape(patches, V, P * N), plan.limits)
+    engines = [engine(c, backend) for c in circuits]
+    for e in engines
+        check_data(reshape(patches, V, P * N), schedule(e).limits)
     end
-    plan, threads = Plan(prior; soft=true), Threads.nthreads()
-    return JointEMJob(plan, plans, where, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size),
-                      Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), [Workspace(plan; flows=true) for _ in 1:threads],
-                      [Statistics(prior) for _ in 1:threads], [zeros(Float32, TILE * K) for _ in 1:threads], 0, 0, 0.0)
+    return JointEMJob(engine(prior, backend; soft=true), engines, where, patches, candidates, Int(epochs), Int(min(batch_size, N)),
+                      Float64.(step_size), Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0,
+                      0, 0.0)
 end
 
 step_of(job::JointEMJob) = linear_step(job.step_size, job.epoch, job.epochs)
@@ -78,16 +90,10 @@ As for [`EMJob`](@ref).
 function advance!(job::JointEMJob, seconds::Real=Inf)
     job.epoch >= job.epochs && return job.epoch, 0, NaN
     N, started = size(job.patches, 3), time()
-    if job.position == 0
-        job.total = 0.0
-    end
-    copyto!(job.order, 1:N)
-    shuffle!(SplitMix(job.seed, job.epoch), job.order)  # in each call: it may go on from another job's position
     while job.position < N
-        last = min(job.position + job.batch_size, N)
-        joint_step!(job, job.order[job.position + 1:last])
-        job.position = last
-        time() - started > seconds && break
+        expect!(job)
+        maximise!(job)
+        job.batch === nothing && time() - started > seconds && break
     end
     mean = job.total / job.position
     if job.position == N
@@ -97,95 +103,109 @@ function advance!(job::JointEMJob, seconds::Real=Inf)
     return job.epoch, job.position, mean
 end
 
-"One batch."
-function joint_step!(job::JointEMJob, samples::Vector{Int32})
-    patches = job.patches[:, :, samples]
+"As for [`EMJob`](@ref), of the part of the model whose turn it is."
+function expect!(job::JointEMJob)
+    job.batch === nothing && begin_batch!(job)
+    job.batch.part == 0 ? prior_flows!(job, job.batch) : circuit_flows!(job, job.batch)
+    return nothing
+end
+
+function begin_batch!(job::JointEMJob)
+    N = size(job.patches, 3)
+    if job.position == 0
+        job.total = 0.0
+    end
+    if job.shuffled != job.epoch  # also where it goes on from another job's position
+        copyto!(job.order, 1:N)
+        shuffle!(SplitMix(job.seed, job.epoch), job.order)
+        job.shuffled = job.epoch
+    end
+    last = min(job.position + job.batch_size, N)
+    samples = job.order[job.position + 1:last]
     tried = job.candidates === nothing ? nothing : job.candidates[:, :, samples]
-    posterior, total = prior_flows!(job, SoftEvidence(head_scores(job, patches, tried)))
-    job.total += total
-    step = step_of(job)
-    apply!(job.prior, job.prior_statistics, step, job.prior_pseudocount)
-    for (plan, (positions, values)) in zip(job.circuits, job.places)
-        circuit_step!(plan, columns(patches, positions), columns(posterior, positions), values, step, job.pseudocount)
-    end
+    job.batch = JointBatch(last, job.patches[:, :, samples], tried, zeros(Float32, 0, 0, 0), 0, true, 0.0)
 end
 
-"log p(patch | value) in nats: Float32 `(values, positions, samples)`; -Inf under circuits that are not among those `tried`."
-function head_scores(job::JointEMJob, patches::Array, tried)
+"The prior's E-step: its flows, and the flows into the heads, p(z_i = k | x)."
+function prior_flows!(job::JointEMJob, b::JointBatch)
+    K, P, N = maximum(last(values) for (_, values) in job.places), size(b.patches, 2), size(b.patches, 3)
+    scores = fill(-Inf32, K, P, N)
+    head_scores!(scores, job.circuits, job.places, b.patches, nothing, b.tried)
+    b.posterior = zeros(Float32, K, P, N)
+    b.total = accumulate_posterior!(b.posterior, job.prior, SoftEvidence(scores), ones(Int32, N))
+    pause()
+end
+
+"""
+    head_scores!(scores, engines, places, patches, mask, tried)
+
+log p(patch | value) in nats into `scores`, Float32 `(values, positions, samples)`: of the circuits of the `engines`, whose positions and
+values are their [`places`](@ref). `patches`: integers `(variables, positions, samples)`; what `mask`, of the same size or nothing, hides is
+summed out; of a patch that is hidden altogether, nothing is written. With `tried`, UInt16 `(candidates, positions, samples)`, only what
+the patch is tried under, circuits **from 0**, is written.
+"""
+function head_scores!(scores, engines, places, patches, mask, tried)
     V, P, N = size(patches)
-    scores = fill(-Inf32, maximum(last(values) for (_, values) in job.places), P, N)
-    for (number, (plan, (positions, values))) in enumerate(zip(job.circuits, job.places))
-        if tried !== nothing
-            own = [p + (n - 1) * P for n in 1:N for p in positions if number - 1 in view(tried, :, p, n)]
-            found = Matrix{Float32}(undef, length(values), length(own))
-            log_likelihood!(found, plan, reshape(patches, V, :)[:, own], 1:length(values))
-            reshape(scores, :, P * N)[values, own] = found
-        else
-            out = length(positions) == P ? view(columns(scores, positions), values, :) : view(scores, values, positions[1], :)
-            log_likelihood!(out, plan, columns(patches, positions), 1:length(values))
+    rows, all_scores = reshape(patches, V, P * N), reshape(scores, size(scores, 1), P * N)
+    hidden = mask === nothing ? nothing : reshape(mask, V, P * N)
+    for (number, (e, (positions, values))) in enumerate(zip(engines, places))
+        own = [p + (n - 1) * P for n in 1:N for p in positions
+               if (tried === nothing || number - 1 in view(tried, :, p, n)) && (mask === nothing || !all(view(mask, :, p, n)))]
+        for piece in pieces(1:length(own), samples_at_once(e))
+            X = rows[:, own[piece]]
+            found = Matrix{Float32}(undef, length(values), length(piece))
+            certain_log_likelihood!(found, e, hidden === nothing ? X : Masked(X, hidden[:, own[piece]]), 1:length(values))
+            all_scores[values, own[piece]] = found
+            pause()
         end
     end
-    return scores
 end
 
-"What there is at some positions, sample after sample: a matrix of `(.., positions, samples)`, without a copy if it is all."
-columns(array::Array, positions) =
-    reshape(length(positions) == size(array, 2) ? array : array[:, positions, :], size(array, 1), :)
-
-"""
-Adds the flows of the prior's parameters to its statistics; returns the flows into the heads, p(z_i = k | x), Float32
-`(categories, positions, samples)`, and the log-likelihood.
-"""
-function prior_flows!(job::JointEMJob, X::SoftEvidence)
-    N, threads = num_samples(X), Threads.nthreads()
-    posterior, totals = zeros(Float32, size(X.likelihood)), zeros(threads)
-    sources = Sources(ones(Int32, N), ones(Float32, N))
-    Threads.@threads for t in 1:threads
-        totals[t] = prior_flows!(posterior, job.prior_statistics[t], job.prior_workspaces[t], job.prior, X, sources,
-                                 job.products[t], 1 + (t - 1) * TILE:threads * TILE:N)
+"The E-step of a circuit, on the patches that it has a share of."
+function circuit_flows!(job::JointEMJob, b::JointBatch)
+    V, P, N = size(b.patches)
+    e, (positions, values) = job.circuits[b.part], job.places[b.part]
+    own = [p + (n - 1) * P for n in 1:N for p in positions if sum(view(b.posterior, values, p, n)) > NEGLIGIBLE]
+    rows, shares = reshape(b.patches, V, P * N), reshape(b.posterior, size(b.posterior, 1), P * N)
+    for piece in pieces(1:length(own), samples_at_once(e))
+        expect!(e, rows[:, own[piece]], Responsibilities(shares[values, own[piece]]), 1:length(piece), 1:length(piece))
+        pause()
     end
-    return posterior, sum(totals)
+    b.counted = !isempty(own)
 end
 
-"The share of one thread: the tiles that begin with the samples `firsts`; returns their log-likelihood."
-function prior_flows!(posterior::Array{Float32,3}, stat::Statistics, ws::Workspace, plan::Plan, X::SoftEvidence,
-                      sources::Sources, product::Vector{Float32}, firsts)
-    N, total = num_samples(X), 0.0
-    GC.@preserve ws stat plan X for first in firsts
-        count = load_samples!(ws, 1:N, first, N)
-        forward!(ws, plan, X)
-        total += flows!(stat, ws, plan, X, sources, count, 0) do gi
-            g = plan.groups[gi]
-            input_statistics!(stat, ws, plan, g, X)  # it leaves the derivatives in the place of the values
-            add_marginals!(posterior, ws, plan, g, X, value_columns(ws, g), product, count)
-        end
-        for s in 1:count
-            n = ws.samples[s]
-            if ws.live[s]
-                finish_marginals!(posterior, plan.circuit, X, n, sources.head_of)
-            else
-                fill!(view(posterior, :, :, n), 0f0)
-                Base.invokelatest(exact_marginals!, posterior, plan.circuit, X, sources.head_of, n)  # compiled only here
-            end
-        end
-    end
-    return total
+"The engine of the part at work."
+part(job::JointEMJob) = job.batch.part == 0 ? job.prior : job.circuits[job.batch.part]
+
+counts!(counts::ExpectedCounts, job::JointEMJob) = counts!(counts, part(job))
+
+"As for [`EMJob`](@ref), of the part whose E-step is done; the next part's begins."
+function maximise!(job::JointEMJob)
+    job.batch.counted && apply!(part(job), step_of(job), part_pseudocount(job))
+    next_part!(job, job.batch)
 end
 
-"A step of one circuit, whose heads are the rows `heads` of the posterior, on the patches that it has a share of."
-function circuit_step!(plan::Plan, patches::Matrix, posterior::Matrix{Float32}, heads::UnitRange, step, pseudocount)
-    own = findall(n -> sum(view(posterior, heads, n)) > NEGLIGIBLE, axes(posterior, 2))
-    isempty(own) && return
-    c, threads = plan.circuit, Threads.nthreads()
-    stats = [Statistics(c) for _ in 1:threads]
-    workspaces = [Workspace(plan; flows=true) for _ in 1:threads]
-    X, sources = patches[:, own], Responsibilities(posterior[heads, own])
-    if length(own) <= SINGLE_PRECISION_SAMPLES
-        accumulate!(stats, workspaces, plan, X, sources, 1:length(own), 1, length(own))
-        apply!(plan, stats, step, pseudocount)
-    else
-        counts = ExpectedCounts(c)
-        accumulate!(counts, stats, workspaces, plan, X, sources, 1:length(own), 1, length(own))
-        apply!(plan, counts, stats, step, pseudocount)
+function maximise!(job::JointEMJob, counts::ExpectedCounts)
+    check_counts(circuit(part(job)), counts)
+    apply!(part(job), counts, step_of(job), part_pseudocount(job), 1.0)
+    next_part!(job, job.batch)
+end
+
+part_pseudocount(job::JointEMJob) = job.batch.part == 0 ? job.prior_pseudocount : job.pseudocount
+
+function next_part!(job::JointEMJob, b::JointBatch)
+    b.part == 0 || release!(part(job))  # there may be hundreds of circuits
+    b.part += 1
+    if b.part > length(job.circuits)
+        job.position = b.last
+        job.total += b.total
+        job.batch = nothing
     end
+    return nothing
+end
+
+"Goes on from where an earlier job stood, between two batches."
+function continue_from!(job::JointEMJob, epoch, position, total)
+    job.epoch, job.position, job.total = epoch, position, total
+    return nothing
 end

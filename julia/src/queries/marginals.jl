@@ -26,7 +26,7 @@ function MarginalsJob(plan::Plan, X::Query, head_of, out::Array{Float64,3})
     check_query(plan, X, head_of, size(out, 3))
     C, N, threads = maximum(plan.circuit.categories), num_samples(X), Threads.nthreads()
     size(out, 1) >= C || throw(ArgumentError("out has room for $(size(out, 1)) categories, the circuit has $C"))
-    return MarginalsJob(plan, X, Sources(head_of, ones(Float32, N)), out, [Workspace(plan; flows=true) for _ in 1:threads],
+    return MarginalsJob(plan, X, Sources(head_of), out, [Workspace(plan; flows=true) for _ in 1:threads],
                         [Statistics(plan.circuit) for _ in 1:threads], [zeros(Float32, TILE * C) for _ in 1:threads], 0)
 end
 
@@ -60,9 +60,8 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::I
         end
         start_flows!(ws, plan, job.sources, count)
         backward!(stat, ws, plan) do gi
-            g = plan.groups[gi]
-            any_hidden(X, g.variable, ws.samples, count) || return
-            add_marginals!(out, ws, plan, g, X, input_derivatives!(ws, plan, g, X), product, count)
+            any_hidden(X, plan.groups[gi].variable, ws.samples, count) || return
+            add_marginals!(out, ws, plan, gi, X, input_derivatives!(ws, plan, gi, X), product, count)
         end
     end
     for s in 1:count
@@ -71,14 +70,15 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::I
 end
 
 "Adds a group of inputs' share of its variable's marginals, which its derivatives, in columns, say, to the tile's samples."
-function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, g::Group, X::Query, derivatives::Ptr{Float32},
+function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan, gi::Int, X::Query, derivatives::Ptr{Float32},
                         product::Vector{Float32}, count::Int)
+    g = plan.groups[gi]
     C, flows = g.categories, matrix(derivatives, TILE, width(g))
     if g.kind == BINOMIAL  # a table in single precision has lost the tails
         tails = [probability(plan.circuit, u, k) for k in 0:C - 1, u in g.units]
         add_products!(out, tails * Float64.(transpose(flows)), g, X, ws.samples, count)
     else
-        gemm!('T', 'T', 1f0, table(plan, g), flows, 0f0, matrix(pointer(product), C, TILE))
+        gemm!('T', 'T', 1f0, table(plan.circuit, g), flows, 0f0, matrix(pointer(product), C, TILE))
         add_products!(out, matrix(pointer(product), C, TILE), g, X, ws.samples, count)
     end
 end
@@ -104,12 +104,12 @@ end
 The derivatives of log p(evidence) with respect to a group of hidden inputs, in columns: flow / value, where the value of a
 marginalised input is 1.
 """
-input_derivatives!(ws, plan, g, X::Masked) = flow_columns(ws, g)
+input_derivatives!(ws, plan, gi, X::Masked) = flow_columns(ws, plan, gi)
 
-function input_derivatives!(ws, plan, g, X::SoftEvidence)
-    evidence_values!(ws, plan, g, X)
-    value, flow = value_columns(ws, g), flow_columns(ws, g)
-    for k in 0:width(g) - 1, v in 0:VECTORS - 1
+function input_derivatives!(ws, plan, gi, X::SoftEvidence)
+    evidence_values!(ws, plan, gi, X)
+    value, flow = value_columns(ws, plan, gi), flow_columns(ws, plan, gi)
+    for k in 0:width(plan.groups[gi]) - 1, v in 0:VECTORS - 1
         p = column(value, k) + 64 * v
         store_lanes(p, ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)))
     end

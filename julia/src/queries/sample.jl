@@ -14,8 +14,8 @@ function Places(plan::Plan)
     places = Places(zeros(Int32, num_units(plan.circuit)), zeros(Int32, num_units(plan.circuit)), zeros(Int, num_units(plan.circuit)))
     for (gi, g) in enumerate(plan.groups), (k, u) in enumerate(g.units)
         places.group[u] = gi
-        places.exponent[u] = g.exponent
-        places.column[u] = g.value + k - 1
+        places.exponent[u] = plan.columns[gi].exponent
+        places.column[u] = plan.columns[gi].value + k - 1
     end
     return places
 end
@@ -249,7 +249,7 @@ end
 
 function check_query(plan::Plan, X, head_of, N)
     if X !== nothing
-        check_data(X, plan.limits)
+        check_data(X, plan.schedule.limits)
         plan.soft == (X isa SoftEvidence) || throw(ArgumentError("soft = $(plan.soft): no plan for $(typeof(X))"))
         num_samples(X) == N || throw(ArgumentError("out has room for $N samples, X has $(num_samples(X))"))
     end

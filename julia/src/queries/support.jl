@@ -20,7 +20,7 @@ end
 
 function SupportJob(plan::Plan, X::Data, head_of; weights=ones(Float32, num_samples(X)))
     c, threads = plan.circuit, Threads.nthreads()
-    check_data(X, plan.limits)
+    check_data(X, plan.schedule.limits)
     everywhere = [isinput(c.kind[u]) && all(k -> log_probability(c, u, k) > -Inf, 0:c.categories[u] - 1) for u in 1:num_units(c)]
     return SupportJob(plan, X, Sources(c, head_of, weights, num_samples(X)), everywhere,
                       [zeros(UInt64, num_units(c)) for _ in 1:threads], [zeros(UInt64, num_units(c)) for _ in 1:threads],

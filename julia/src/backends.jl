@@ -1,0 +1,109 @@
+# Backends: what evaluates circuits and learns them. Jobs (EM, joint EM, flows) are written on the verbs below, E-step apart from
+# M-step, and know no more of a backend: threads, devices, processes and machines all add up statistics, then apply them once.
+
+"""
+    Backend
+
+Where circuits are evaluated: `CPU()`, here. A backend implements, for a subtype of [`Engine`](@ref) of its own, the verbs
+
+| verb | does |
+|---|---|
+| [`engine`](@ref)`(schedule, backend; soft, batch_size)` | buffers, and the parameters as this backend keeps them |
+| [`log_likelihood!`](@ref)`(out, engine, X, heads)` | likelihoods; returns the samples whose arithmetic did not hold |
+| [`accumulate!`](@ref)`(engine, X, sources, order, range)` | adds flows up; returns the log-likelihood and such samples |
+| [`add_exact!`](@ref)`(engine, X, sources, order, range, uncertain)` | adds the flows of such samples up, exactly |
+| [`counts!`](@ref)`(counts, engine, scale)` | takes out what was added up: plain arrays that add up |
+| [`apply!`](@ref)`(engine, [counts,] step, pseudocount)` | the M-step |
+| [`settle!`](@ref)`(engine)` | brings the circuit's parameters up to date |
+| [`release!`](@ref)`(engine)` | gives back the room that it works in |
+"""
+abstract type Backend end
+
+"A circuit on a backend, made by [`engine`](@ref)."
+abstract type Engine end
+
+"""
+    engine(schedule, backend = CPU(); soft = false, batch_size = 0) -> Engine
+    engine(circuit, backend = CPU(); ...)
+
+The engine of a circuit, whose parameters it learns in place. `soft`: for [`SoftEvidence`](@ref). `batch_size`: where above 0, all EM
+will be in batches of at most so many samples of plain data, each accumulated in one call.
+"""
+engine(c::Circuit, backend::Backend=CPU(); kwargs...) = engine(Schedule(c), backend; kwargs...)
+
+"""
+    log_likelihood!(out, engine, X, heads) -> uncertain
+
+Fills `out`, `(heads, samples)`, with log p(x | head) in nats. Returns the samples, Int, whose arithmetic did not hold, so that what
+`out` has of them means nothing: the caller has them done exactly ([`redo!`](@ref)).
+"""
+function log_likelihood! end
+
+"""
+    accumulate!(engine, X, sources, order, range) -> (total, uncertain)
+
+The E-step: adds the flows of samples `order[range]` to the engine's statistics. Returns the weighted sum of their log-likelihoods in
+nats, and the places in `order` of the samples whose arithmetic did not hold: they are in neither, and left to [`add_exact!`](@ref).
+The weights are those of `sources` less its `scale`.
+"""
+function accumulate! end
+
+"""
+    add_exact!(engine, X, sources, order, range, uncertain) -> (total, impossible)
+
+Adds the flows of samples `order[uncertain]` of the same `range` exactly. Returns their weighted log-likelihood and those in `uncertain` that
+have probability 0, and so no flow.
+"""
+function add_exact! end
+
+"""
+    counts!(counts, engine, scale = 1)
+
+Adds the engine's statistics, times `scale`, to [`ExpectedCounts`](@ref), and clears them.
+"""
+function counts! end
+
+"""
+    apply!(engine, step, pseudocount)
+    apply!(engine, counts, step, pseudocount, scale = scale_of(counts))
+
+One EM step of size `step`: for a sum with edge flows F_e: E_e = F_e + pseudocount / #children and
+theta <- (1 - step) theta + step E / sum(E); for a categorical input over C values the same with pseudocount / C; for a binomial over N
+trials p <- (1 - step) p + step (sum F x + pseudocount N / 2) / (N (sum F + pseudocount)). A unit without flow ([`has_flow`](@ref)) keeps
+its parameters.
+
+The flows are the engine's own statistics, which are cleared, or `counts`, from anywhere; `scale` is that of the weights behind them.
+"""
+function apply! end
+
+"""
+    settle!(engine)
+
+Brings the circuit's parameters up to date with the steps that were applied.
+"""
+function settle! end
+
+"""
+    release!(engine)
+
+Gives back the room that the engine works in; it takes room again when it is next needed. Its statistics are lost.
+"""
+function release! end
+
+"The scale that counts tell of their weights: about the largest count."
+function scale_of(counts::ExpectedCounts)
+    largest = reduce(max, counts.weight; init=reduce(max, counts.leaf; init=0.0))
+    return largest > 0 ? exp2(Base.exponent(largest)) : 1.0
+end
+
+"[`accumulate!`](@ref), and what it leaves uncertain exactly: the total, and the places in `order` of the impossible samples."
+function expect!(e::Engine, X, sources::Starts, order, range::UnitRange)
+    total, uncertain = accumulate!(e, X, sources, order, range)
+    isempty(uncertain) && return total, uncertain
+    # (Called by its name, which is looked up now, it is compiled now, and not in a process that never comes here.)
+    more, impossible = Base.invokelatest(add_exact!, e, X, sources, order, range, uncertain)::Tuple{Float64,Vector{Int}}
+    return total + more, impossible
+end
+
+"Cuts a range into pieces of at most `size`."
+pieces(range::UnitRange, size::Integer) = (i:min(i + size - 1, last(range)) for i in first(range):size:last(range))
