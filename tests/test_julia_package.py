@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 from pyjuice_lvd.julia import find
@@ -23,3 +24,12 @@ def test_julia_package() -> None:
     passed = re.search(r"LVDJuice +\| +(\d+) +(\d+)", ran.stdout)  # "Test Summary: | Pass  Total"
     assert passed, ran.stdout
     assert passed[1] == passed[2]
+
+
+def test_the_project_of_a_checkout_is_that_of_the_package() -> None:
+    """Two files, because Julia looks for extensions beside the package's own."""
+    checkout, package = (tomllib.loads((folder / "Project.toml").read_text()) for folder in (ROOT, ROOT / "julia"))
+    assert {key: checkout[key] for key in ("name", "uuid", "version", "deps")} == {
+        key: package[key] for key in ("name", "uuid", "version", "deps")
+    }
+    assert (ROOT / checkout["path"]).is_file()
