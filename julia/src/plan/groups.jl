@@ -74,6 +74,7 @@ function group_units(c::Circuit)
     scope_ids, groups = Dict{Vector{Int32},Int}(), Dict{Vector{Int32},Int}()  # groups by what their units have in common
     group_of, place = zeros(Int32, n), zeros(Int32, n)
     for u in 1:n
+        pause()
         keys = group_keys(c, u, group_of, members)
         g = 0
         for key in keys
