@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyjuice_lvd import julia
+from pyjuice_lvd import Circuit, julia
 from pyjuice_lvd.errors import InputError, JuliaError
 from pyjuice_lvd.julia import find
 
 # Functions under test live in a submodule of LVDJuice, where `julia.call` finds them by a dotted name.
 FUNCTIONS = """
 LVDJuice.eval(:(module DoorTest
+    import ..Boundary
     const KEPT = Ref{Any}(nothing)
     describe(x) = (string(typeof(x)), string(size(x)), UInt(pointer(x)) % Int64)
     set!(x, value, index...) = (x[index...] = value; nothing)
@@ -35,6 +37,16 @@ LVDJuice.eval(:(module DoorTest
     same(x) = x
     all_of(xs...) = xs
     total(d) = sum(values(d))
+    struct Kept{T}
+        array::T
+    end
+    keep(x) = Kept(x)
+    kept(x) = x.array
+    sum_of(x) = sum(x.array)
+    first_row(x) = (reshape(x, :), fill(x[1], 2))
+    fill!(x, value) = Base.fill!(x, value)
+    take_over(name, x) = (x[1] = 7; nothing)
+    Boundary.writes(::typeof(take_over)) = (2,)
 end))
 nothing
 """
@@ -88,14 +100,44 @@ def test_up_to_six_dimensions_cross_both_ways(ndim: int) -> None:
     np.testing.assert_array_equal(y, x)
 
 
-def test_an_empty_array_keeps_its_shape() -> None:
-    assert julia.call("Base.copy", np.zeros((3, 0, 2), np.float32)).shape == (3, 0, 2)
+@pytest.mark.parametrize("shape", [(3, 0, 2), (0,), (0, 2**40), (2**40, 0)])
+def test_an_empty_array_keeps_its_shape(shape: tuple[int, ...]) -> None:
+    assert julia.call("Base.copy", np.empty(shape, np.float32)).shape == shape
 
 
-def test_a_read_only_array_may_be_read() -> None:
-    x = np.arange(4)
+def test_an_empty_array_has_no_address() -> None:
+    x = np.frombuffer(bytearray(17), np.uint8)[1:1].view(np.float64)  # nowhere that Julia could read a Float64
+    assert julia.call("Base.sum", x) == 0.0
+
+
+def read_only(kind: str, folder: Path) -> np.ndarray:
+    """The numbers 0..3, where nobody may write."""
+    x = np.arange(4.0)
+    if kind == "bytes":
+        return np.frombuffer(x.tobytes())
+    if kind == "file":
+        np.save(folder / "x.npy", x)
+        return np.load(folder / "x.npy", mmap_mode="r")
     x.flags.writeable = False
+    return x
+
+
+@pytest.mark.parametrize("kind", ["array", "bytes", "file"])
+def test_a_read_only_array_is_read_and_never_written(call: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    x = read_only(kind, tmp_path)
     assert julia.call("Base.sum", x) == 6
+    assert call("same", x) is x
+    wanted = "found a read-only array, want one that can be written to"
+    with pytest.raises(InputError, match=rf"^DoorTest.fill!: argument 1: {wanted}$"):
+        call("fill!", x, 5.0)
+    with pytest.raises(InputError, match=rf"^DoorTest.take_over: argument 2: {wanted}$"):
+        call("take_over", "x", x)
+    np.testing.assert_array_equal(x, [0, 1, 2, 3])
+    y = x.copy()
+    call("fill!", y, 5.0)
+    call("take_over", "y", y)
+    np.testing.assert_array_equal(y, [7, 5, 5, 5])
+    call("fill!", np.zeros(0), x[1])  # a number of a read-only array is a number
 
 
 def test_an_argument_that_comes_back_is_the_same_object(call: Callable[..., Any]) -> None:
@@ -156,6 +198,53 @@ def test_a_result_lives_as_long_as_any_view_of_it(call: Callable[..., Any]) -> N
     assert registered() == before
 
 
+def test_what_a_handle_may_use_lives_as_long_as_the_handle(call: Callable[..., Any]) -> None:
+    x = np.arange(500_000.0)  # large: memory that is freed is gone, not just used again
+    total, alive = x.sum(), weakref.ref(x)
+    handle = call("keep", x)
+    del x
+    second = call("keep", handle)  # what is made of it reaches as far
+    del handle
+    gc.collect()
+    junk = [np.ones(500_000) for _ in range(4)]
+    again = call("kept", second)
+    del second
+    julia.evaluate("GC.gc()")
+    assert alive() is not None
+    assert call("sum_of", again) == total == call("kept", again).sum()
+    del again, junk
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_array_that_is_another_form_of_an_argument_keeps_it(call: Callable[..., Any]) -> None:
+    x = np.full((500, 1000), 3.0)
+    alive = weakref.ref(x)
+    flat, copied = call("first_row", x)
+    del x
+    gc.collect()
+    junk = [np.ones((500, 1000)) for _ in range(4)]
+    assert flat.sum() == 1_500_000
+    del flat, junk
+    gc.collect()
+    assert alive() is None  # the other result has nothing to do with it
+    assert copied.tolist() == [3.0, 3.0]
+
+
+def test_a_circuit_keeps_nothing_of_what_it_was_made_from() -> None:
+    pc = Circuit.fully_factorized(num_vars=3, num_cats=4)
+    num_vars, *arrays = (np.copy(x) for x in julia.call("circuit_arrays", pc.engine.circuit))
+    alive = weakref.ref(arrays[-3])
+    handles = [julia.call("circuit_of", int(num_vars), *arrays), julia.call("Circuit", int(num_vars), *arrays)]
+    del arrays
+    gc.collect()
+    assert alive() is not None  # this constructor takes the arrays as they are
+    handles.pop()
+    gc.collect()
+    assert alive() is None
+    assert Circuit(handles[0]).log_likelihood([[0, 1, 2]]) == pytest.approx(-3 * np.log(4))
+
+
 def test_handles_and_tuples_are_released() -> None:
     before = registered()
     handle, array = julia.evaluate("(Dict(1 => 2), [1, 2])")
@@ -189,7 +278,11 @@ def test_finalizers_of_other_threads_only_queue(call: Callable[..., Any]) -> Non
         (np.array(["a"]), "<U1"),
         (np.array([None]), "|O"),
         (np.frombuffer(bytearray(33), np.uint8)[1:].view(np.float64), "not aligned"),
+        (np.asfortranarray(np.zeros((2, 3))), "not C-contiguous"),
+        (np.broadcast_to(np.zeros(1), (2**30, 2**20)), "not C-contiguous"),
         (np.zeros((1,) * 7), "7 dimensions"),
+        (np.ma.masked_equal([1, 2], 2), "masked array"),
+        (np.array([0, 1, 2], np.uint8).view(bool), "bytes other than 0 and 1"),
         (2**63, "9223372036854775808"),
         ([1, 2], "list"),
     ],
@@ -200,6 +293,24 @@ def test_what_cannot_cross_is_refused(call: Callable[..., Any], x: object, found
     assert str(error.value).startswith("DoorTest.all_of: argument 2: found")
     assert found in str(error.value)
     assert "want" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.zeros((4, 4)).T[:2],
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(3, dtype=">i4"),
+        np.frombuffer(bytearray(range(33)), np.uint8)[1:].view(np.float64),
+        np.array(5.0),
+        np.broadcast_to(np.arange(3), (2, 3)),
+    ],
+)
+def test_any_array_of_numbers_can_be_made_fit(call: Callable[..., Any], x: np.ndarray) -> None:
+    fit = julia.lendable(x)
+    assert julia.lendable(fit).ctypes.data == fit.ctypes.data  # it is not copied again
+    np.testing.assert_array_equal(call("same", fit), x)
+    np.testing.assert_array_equal(julia.call("Base.copy", fit), x)
 
 
 @pytest.mark.parametrize(

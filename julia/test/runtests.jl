@@ -22,4 +22,5 @@ close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) 
     include("test_joint.jl")
     include("test_backends.jl")
     include("test_bench.jl")
+    include("test_door.jl")
 end

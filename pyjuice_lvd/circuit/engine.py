@@ -32,17 +32,18 @@ class Evidence:
     """Soft evidence on every variable of a circuit, as that of a joint model's latents.
 
     `scores`: float32 (N, V, C), the log-likelihood of the evidence on variable v given each of its C categories, in
-    nats; -inf excludes a category. The array is taken over: its contents are replaced.
+    nats; -inf excludes a category. An array that can be written to is taken over: its contents are replaced.
     """
 
     def __init__(self, scores: npt.NDArray[np.float32]) -> None:
-        if scores.ndim != 3 or scores.dtype != np.float32:
+        if scores.ndim != 3 or scores.dtype.newbyteorder("=") != np.float32:
             raise InputError(f"evidence: found {scores.dtype} {scores.shape}, wanted float32 (N, V, C)")
-        self._scores = np.ascontiguousarray(scores)  # kept: Julia borrows its memory
-        self.handle: julia.Handle = julia.call("SoftEvidence", self._scores)
+        ours = julia.lendable(scores)
+        self.handle: julia.Handle = julia.call("SoftEvidence", ours if ours.flags.writeable else ours.copy())
+        self._length = len(scores)
 
     def __len__(self) -> int:
-        return len(self._scores)
+        return self._length
 
 
 Rows = Table | Evidence
@@ -128,7 +129,7 @@ class Engine:
         total: int,
         progress: Progress,
     ) -> julia.Handle:
-        """Start a job on rows, and finish it here, where the arrays that it borrows are alive."""
+        """Start a job on rows, and finish it."""
         plan = self.plan(soft=isinstance(rows, Evidence))
         borrowed = rows if rows is None else for_julia(rows, masked=hidden is not None)
         job: julia.Handle = julia.call(function, plan, borrowed, hidden, *rest)
@@ -158,5 +159,5 @@ class Engine:
 
 
 def for_julia(rows: Rows, *, masked: bool = False) -> Table | julia.Handle:
-    """Give rows in the form that Julia takes; a job borrows them, so they must outlive it."""
+    """Give rows in the form that Julia takes."""
     return rows.handle if isinstance(rows, Evidence) else for_engine(rows, masked=masked)

@@ -72,7 +72,7 @@ def hclt_over(
         raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
     *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)
     spread = number("perturbation", perturbation)
-    circuit: julia.Handle = julia.call("tree_circuit", np.ascontiguousarray(tree, np.int64), *sizes, spread, seed)
+    circuit: julia.Handle = julia.call("tree_circuit", julia.lendable(tree, np.int64), *sizes, spread, seed)
     return circuit
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import julia
 from pyjuice_lvd.errors import InputError
 
 Table = npt.NDArray[Any]
@@ -24,14 +25,14 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     """
     array = np.asarray(X)
     if array.dtype == np.bool_:
-        array = array.view(np.uint8)
+        array = array.astype(np.uint8)
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise InputError(f"{name}: found NaN in {array.dtype} {array.shape}, wanted integers (N, V)")
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers (N, V)")
     if num_vars is not None and array.shape[1] != num_vars:
         raise InputError(f"{name}: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return julia.lendable(array)
 
 
 def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
@@ -40,7 +41,9 @@ def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
     if array.dtype != np.bool_ or array.shape not in (shape, shape[1:]):
         found = "None" if mask is None else f"{array.dtype} {array.shape}"
         raise InputError(f"mask: found {found}, wanted bool {shape} or {shape[1:]}, True where a value is hidden")
-    return np.ascontiguousarray(np.broadcast_to(array, shape))
+    if array.size and array.view(np.uint8).max() > 1:  # bytes of another program: to numpy, all but 0 is True
+        array = array.view(np.uint8) != 0
+    return julia.lendable(np.broadcast_to(array, shape))
 
 
 def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "heads") -> npt.NDArray[np.int32]:
@@ -51,7 +54,7 @@ def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "h
     if array.size and not (array.min() >= 0 and array.max() < num_heads):
         found = f"{array.min()}..{array.max()}" if array.ndim else array
         raise InputError(f"{name}: found {found}, wanted 0..{num_heads - 1}")
-    return np.ascontiguousarray(np.broadcast_to(array, (n,)), np.int32)
+    return julia.lendable(np.broadcast_to(array, (n,)), np.int32)
 
 
 def given_heads(heads: npt.ArrayLike, n: int, num_heads: int, name: str = "head") -> npt.NDArray[np.int32]:
@@ -79,7 +82,7 @@ def as_weights(weights: npt.ArrayLike | None, n: int, name: str = "weights") -> 
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers ({n},)")
     if array.size and not (array.min() >= 0 and np.isfinite(array.max())):
         raise InputError(f"{name}: found {array.min()}..{array.max()}, wanted finite numbers, at least 0")
-    return np.ascontiguousarray(array, np.float32)
+    return julia.lendable(array, np.float32)
 
 
 def as_shares(weights: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64]:
@@ -96,7 +99,7 @@ def as_numbers(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "fiub":
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers (n,)")
-    return np.ascontiguousarray(array, np.float64)
+    return julia.lendable(array, np.float64)
 
 
 def for_engine(table: Table, *, masked: bool = False) -> Table:

@@ -61,7 +61,7 @@ def grow(
     chosen = np.atleast_1d(np.asarray(select))
     if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
         raise InputError(f"select: found {chosen.dtype} {chosen.shape}, wanted integers (m,)")
-    chosen = np.ascontiguousarray(chosen, np.int64)
+    chosen = julia.lendable(chosen, np.int64)
     parameters, seed = (chosen, number("threshold", threshold), number("noise", noise)), integer("seed", seed)
     julia.call("check_selection", engine.circuit, *parameters)
     rows, _ = engine.rows(X)

@@ -5,6 +5,6 @@ Calls cross at one C function (`LVDJuice.Boundary.invoke`), the same for both br
 
 from pyjuice_lvd.julia.diagnosis import Diagnosis, diagnose
 from pyjuice_lvd.julia.session import Info, call, evaluate, info, load_extension, start
-from pyjuice_lvd.julia.values import Handle
+from pyjuice_lvd.julia.values import Handle, lendable
 
-__all__ = ["Diagnosis", "Handle", "Info", "call", "diagnose", "evaluate", "info", "load_extension", "start"]
+__all__ = ["Diagnosis", "Handle", "Info", "call", "diagnose", "evaluate", "info", "lendable", "load_extension", "start"]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd.errors import InputError, JuliaError
 
 MAX_DIMS = 6
-NOTHING, BOOL, INT, FLOAT, STRING, ARRAY, HANDLE, ERROR, ARGUMENT = range(9)
+NOTHING, BOOL, INT, FLOAT, STRING, ARRAY, HANDLE, ERROR, ARGUMENT, READ_ONLY = range(10)
 
 # In the order of Boundary.ELTYPES, whose indices start at 1.
 DTYPES = tuple(np.dtype(name) for name in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
@@ -52,27 +52,41 @@ class _Owner:
         raise TypeError("an object that stays in Julia can be neither copied nor pickled")
 
 
+Borrowed = tuple[npt.NDArray[Any], ...]
+"""Arrays of Python's whose memory something in Julia uses: they must live as long as that does."""
+
+
 class _Memory(_Owner):
     """The memory of a Julia array, in the form that numpy understands; numpy keeps it as the base of every view."""
 
-    __slots__ = ("__array_interface__",)
+    __slots__ = ("__array_interface__", "borrowed")
 
-    def __init__(self, key: int, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, key: int, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], borrowed: Borrowed
+    ) -> None:
         super().__init__(key)
+        self.borrowed = borrowed
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (address, False)}
 
 
 class Handle(_Owner):
     """A Julia object that stays in Julia; pass it to `call` where the object is meant."""
 
-    __slots__ = ("julia_type",)
+    __slots__ = ("borrowed", "julia_type")
 
-    def __init__(self, key: int, julia_type: str) -> None:
+    def __init__(self, key: int, julia_type: str, borrowed: Borrowed) -> None:
         super().__init__(key)
         self.julia_type = julia_type
+        self.borrowed = borrowed
 
     def __repr__(self) -> str:
         return f"<Julia {self.julia_type}>"
+
+
+def lendable(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    """Give an array, of `dtype` or its own, as `call` takes it: copied only if it is not in order, aligned, native."""
+    array = np.asarray(array)
+    return np.require(array, dtype or array.dtype.newbyteorder("="), ["C", "A"])
 
 
 def encode(value: Value, x: object, what: str) -> object:
@@ -112,10 +126,15 @@ def _encode_array(value: Value, x: npt.NDArray[Any], what: str) -> None:
         )
     if not (x.flags.c_contiguous and x.flags.aligned):
         fault = "not C-contiguous" if x.flags.aligned else "not aligned"
-        raise InputError(f"{what}: found an array {x.shape} that is {fault}, want numpy.ascontiguousarray of it")
+        raise InputError(f"{what}: found an array {x.shape} that is {fault}, want julia.lendable of it")
     if x.ndim > MAX_DIMS:
         raise InputError(f"{what}: found an array of {x.ndim} dimensions, want at most {MAX_DIMS}")
-    value.kind, value.eltype, value.ndims, value.payload = ARRAY, code, x.ndim, x.ctypes.data
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"{what}: found a masked array, want one without a mask")
+    if x.dtype == np.bool_ and x.size and x.view(np.uint8).max() > 1:
+        raise InputError(f"{what}: found an array of bool with bytes other than 0 and 1, want 0 and 1")
+    value.kind = ARRAY if x.flags.writeable else READ_ONLY
+    value.eltype, value.ndims, value.payload = code, x.ndim, x.ctypes.data
     value.dims[: x.ndim] = x.shape[::-1]  # Julia is column-major: the same memory, dimensions reversed
 
 
@@ -133,14 +152,27 @@ def decode(value: Value, arguments: tuple[object, ...]) -> Any:
         case 4:
             return _text(value)
         case 5:
-            shape = tuple(value.dims[: value.ndims])[::-1]
-            return np.asarray(_Memory(value.owner, value.payload, shape, DTYPES[value.eltype - 1]))
+            shape, address = tuple(value.dims[: value.ndims])[::-1], value.payload
+            # A Julia array can be another form of an argument's memory, as reshape makes it.
+            shared = tuple(x for x in _lent(arguments) if x.ctypes.data <= address < x.ctypes.data + x.nbytes)
+            return np.asarray(_Memory(value.owner, address, shape, DTYPES[value.eltype - 1], shared))
         case 6:
-            return Handle(value.owner, _text(value))
+            return Handle(value.owner, _text(value), _lent(arguments) if value.eltype else ())
         case 7:
             raise (InputError if value.eltype else JuliaError)(_text(value))
         case _:
             return arguments[value.payload - 1]
+
+
+def _lent(arguments: tuple[object, ...]) -> Borrowed:
+    """All memory of Python's that a call with these arguments can reach."""
+    lent: list[npt.NDArray[Any]] = []
+    for x in arguments:
+        if isinstance(x, np.ndarray):
+            lent.append(x)
+        elif isinstance(x, Handle):
+            lent.extend(x.borrowed)
+    return tuple(lent)
 
 
 def _text(value: Value) -> str:

@@ -3,8 +3,10 @@ The C boundary of LVDJuice: one C function, `invoke`, through which another lang
 package by name. Arrays cross by pointer, in both directions, without a copy; what is neither a number, a string nor an
 array stays here and crosses as a handle.
 
-An argument array is borrowed: its memory belongs to the caller, and is promised only until the call returns. A result
-stays in `REGISTRY` until the caller releases it.
+An argument array is borrowed: its memory belongs to the caller, who promises it until the call returns, and on as long as an
+object lives that the call returned as a handle and that [`borrows`](@ref) it; what else is kept must be copied. Which
+arguments a function writes to, [`writes`](@ref) says: others may lie in memory that is read-only. A result stays in
+`REGISTRY` until the caller releases it.
 """
 module Boundary
 
@@ -15,7 +17,7 @@ const MAX_DIMS = 6
 "One argument or result, tagged by `kind`. `_Value` in pyjuice_lvd/julia/values.py has the same layout."
 struct Value
     kind::Int32
-    eltype::Int32                   # ARRAY: index into ELTYPES. ERROR: 1 if the caller's input is to blame
+    eltype::Int32                   # arrays: index into ELTYPES. ERROR: 1 if the caller's input is to blame. HANDLE: 1 if it borrows
     ndims::Int32
     payload::UInt64                 # the bits of a number, or an address
     dims::NTuple{MAX_DIMS,Int64}    # of an array, in Julia's order; of a string: (bytes, 0, ...)
@@ -31,6 +33,7 @@ const ARRAY = Int32(5)
 const HANDLE = Int32(6)
 const ERROR = Int32(7)
 const ARGUMENT = Int32(8)           # the result is the argument number `payload` itself
+const READ_ONLY = Int32(9)          # an argument: an array that must not be written to
 
 const ELTYPES = (Bool, UInt8, Int8, UInt16, Int16, UInt32, Int32, UInt64, Int64, Float32, Float64)
 const NO_DIMS = ntuple(_ -> Int64(0), MAX_DIMS)
@@ -54,6 +57,16 @@ end
 "How many results the caller still holds."
 registered() = length(REGISTRY)
 
+"""
+The numbers of the arguments that `f` writes to, or makes something of that does. By Julia's convention a function whose name
+ends in `!` changes its first argument; others have methods here.
+"""
+writes(f) = ()
+writes(f::Function) = endswith(string(nameof(f)), '!') ? (1,) : ()
+
+"Whether `x`, the result of a call with these arguments, may use their arrays as long as it lives. No is for what copies them."
+borrows(x, arguments) = true
+
 function decode(v::Value)
     v.kind == NOTHING && return nothing
     v.kind == BOOL && return v.payload != 0
@@ -61,8 +74,9 @@ function decode(v::Value)
     v.kind == FLOAT && return reinterpret(Float64, v.payload)
     v.kind == STRING && return unsafe_string(Ptr{UInt8}(UInt(v.payload)), v.dims[1])
     v.kind == HANDLE && return REGISTRY[v.owner]
-    v.kind == ARRAY || throw(ArgumentError("the boundary knows no argument of kind $(v.kind)"))
+    v.kind == ARRAY || v.kind == READ_ONLY || throw(ArgumentError("the boundary knows no argument of kind $(v.kind)"))
     dims = ntuple(i -> Int(v.dims[i]), Int(v.ndims))
+    0 in dims && return Array{ELTYPES[v.eltype]}(undef, dims)   # its address is none
     return unsafe_wrap(Array, Ptr{ELTYPES[v.eltype]}(UInt(v.payload)), dims)
 end
 
@@ -93,7 +107,7 @@ function encode(x, arguments)
     elseif x isa AbstractString
         return text(STRING, String(x))
     end
-    return text(HANDLE, string(typeof(x)); owner = register(x))
+    return text(HANDLE, string(typeof(x)); eltype = borrows(x, arguments) ? 1 : 0, owner = register(x))
 end
 
 "The exception that a task, a composite or `include_string` wrapped."
@@ -194,8 +208,10 @@ function invoke(name::Cstring, nargs::Int32, args::Ptr{Value}, results::Ptr{Valu
         asked = unsafe_string(name)
         if !isempty(asked)
             empty!(STRINGS)
-            arguments = Any[decode(unsafe_load(args, i)) for i in 1:nargs]
-            PAUSED[] = (Call(() -> outcome(asked, arguments)), arguments)
+            values = Value[unsafe_load(args, i) for i in 1:nargs]
+            arguments = Any[decode(v) for v in values]
+            read_only = findall(v -> v.kind == READ_ONLY, values)
+            PAUSED[] = (Call(() -> outcome(asked, arguments, read_only)), arguments)
         end
         call, arguments = PAUSED[]
         go_on!(call) || return -2
@@ -207,10 +223,17 @@ function invoke(name::Cstring, nargs::Int32, args::Ptr{Value}, results::Ptr{Valu
     end
 end
 
-function outcome(name, arguments)
+function outcome(name, arguments, read_only)
     try
         # The function may be younger than this code: look it up and call it in the newest world.
-        return Base.invokelatest(() -> lookup(name)(arguments...))
+        return Base.invokelatest() do
+            f = lookup(name)
+            for i in writes(f)
+                i in read_only &&
+                    throw(ArgumentError("$name: argument $i: found a read-only array, want one that can be written to"))
+            end
+            return f(arguments...)
+        end
     catch e
         return Failure(e)
     end

@@ -107,3 +107,10 @@ check_selection(c, select, threshold, noise) = check_growth(c, select .+ 1, thre
 "`total`: the weight of the samples whose flows these are."
 grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
     grow(c, unit_flows, select .+ 1; threshold=least_flow(threshold, total), noise=noise, seed=seed)
+
+# What `Boundary` must know of these functions and types: which arguments are written to, and what copies all that it is given.
+
+Boundary.writes(::Type{SoftEvidence}) = (1,)
+Boundary.writes(::Union{typeof(sample_job),typeof(marginals_job),typeof(completion_job)}) = (5,)
+
+Boundary.borrows(c::Circuit, arguments) = any(name -> any(x -> x isa Array && x === getfield(c, name), arguments), fieldnames(Circuit))

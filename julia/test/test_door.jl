@@ -1,0 +1,8 @@
+@testset "precompilation" begin
+    # A statement whose function has changed does nothing, and says nothing.
+    @test LVDJuice.STALE == []
+    count = length(LVDJuice.STALE)
+    LVDJuice.precompile(num_units, (String, Int))
+    @test length(LVDJuice.STALE) == count + 1
+    pop!(LVDJuice.STALE)
+end
