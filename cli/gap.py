@@ -18,7 +18,7 @@ from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.formats import json_text, read_arrays, write_json
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_gap
-from pyjuice_lvd.report.tables import GAP_TITLES, facts, figure, gap_rows, lay_out, table
+from pyjuice_lvd.report.tables import GAP_TITLES, facts, figure, gap_impossible, gap_rows, lay_out, table
 from pyjuice_lvd.settings import Settings
 
 from .fit import prepare
@@ -68,9 +68,9 @@ def gap(
     model = JointModel.load(folder)
     images = model.checked(images, data)
     teacher = Teacher.load(folder / names.TEACHER, device=device or settings.device)
-    if Bounds.kept(folder):
-        bounds = Bounds.load(folder)
-    else:
+    bounds = Bounds.kept(folder)
+    # Older versions left mirror images out where they learned the centres.
+    if bounds is None or (settings.data.flip and bounds.centres is not None and not bounds.mirror_images):
         bounds = _learn_bounds(teacher, folder, data, settings, directory.data["train_digest"], progress)
     measured = measure_gap(model, teacher, bounds, images, progress=progress)
     of = opened.protocol(model)
@@ -103,7 +103,7 @@ def _learn_bounds(
         raise InputError(f"{data}: found other training images than the run was fitted on; {wanted}")
     outer = None
     if not settings.refining.rounds:
-        outer = read_arrays(folder / names.LABELS)[0]["outer"][: len(splits.train)]  # mirror images come last
+        outer = read_arrays(folder / names.LABELS)[0]["outer"]
     return Bounds.learn(
         teacher, outer, splits.train, splits.valid, seed=settings.seed, folder=folder, progress=progress
     )
@@ -114,6 +114,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     parts = (f"{name} {figure(nats, 1)} nats" for name, nats in result["teacher_elbo_parts"].items())
     about = {
         "of": f"{result['n']:,} images, {protocol_text(result['protocol'])}",
+        **({"probability 0": gap_impossible(result)} if "impossible" in result else {}),
         "teacher ELBO of": ", ".join(parts),
         "images": result["images"],
         "picture": result["picture"],

@@ -30,10 +30,13 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Write a result for people. A bpd stands beside its protocol and its standard error, never alone."""
     protocol = result.get("protocol")
     for name, value in result.items():
-        if name in ("protocol", "std_error_bpd"):
+        if name == "protocol" or name.startswith("std_error_"):
             continue
         if not name.startswith("bpd"):
             yield name, text(value)
             continue
-        error = result.get("std_error_bpd") if name == "bpd" else None
-        yield name, figure(value, 4, error) + ("" if protocol is None else f"  ({protocol_text(protocol)})")
+        yield (
+            name,
+            figure(value, 4, result.get(f"std_error_{name}"))
+            + ("" if protocol is None else f"  ({protocol_text(protocol)})"),
+        )

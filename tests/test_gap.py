@@ -112,7 +112,7 @@ def test_centres_are_the_clusters_means_and_label_their_own_images_again(
     h = teacher.features(images)
     for cluster in (0, 1):
         np.testing.assert_allclose(bounds.centres[cluster], h[outer == cluster].mean(axis=0), rtol=1e-4, atol=1e-5)
-    z, _ = assign(joint_model(), teacher, bounds.centres, images)
+    z = assign(joint_model(), teacher, bounds.centres, images).z
     np.testing.assert_array_equal(z == 2, outer == 1)
     # Images without a patch of some cluster are labelled all the same.
     one_sided = images[(outer == 1).all(axis=1)]
@@ -126,7 +126,7 @@ def test_positions_that_are_not_tied_have_clusters_of_their_own(teacher: Teacher
         image_shape=(4, 4, 1), patch=(2, 2), color="ycocg", circuits=tied.circuits * 4, prior=tied.prior, tied=False
     )
     h, centres = teacher.features(images), np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    z, given = assign(model, teacher, centres, images)
+    z, given, _ = assign(model, teacher, centres, images)
     scores = model.patch_scores(images)
     for position in range(4):
         distances = ((h[:, position, None] - centres[2 * position : 2 * position + 2]) ** 2).sum(axis=2)
@@ -137,10 +137,11 @@ def test_positions_that_are_not_tied_have_clusters_of_their_own(teacher: Teacher
 
 def test_refined_clusters_are_the_circuits_choice(teacher: Teacher, tmp_path: Path) -> None:
     Bounds.learn(teacher, None, made_images(200, 0), made_images(50, 2), folder=tmp_path)
-    bounds, model, images = Bounds.load(tmp_path), joint_model(), made_images(12, 3)
+    bounds, model, images = Bounds.kept(tmp_path), joint_model(), made_images(12, 3)
+    assert bounds is not None
     assert bounds.centres is None
     scores = model.patch_scores(images)
-    z, given = assign(model, teacher, None, images)
+    z, given, _ = assign(model, teacher, None, images)
     np.testing.assert_array_equal(z, scores.argmax(axis=2))
     np.testing.assert_array_equal(given, scores.max(axis=2))
     measured = measure_gap(model, teacher, bounds, images)
@@ -187,11 +188,11 @@ def test_an_interrupted_prior_goes_on_to_the_same_end_and_is_kept(
     with pytest.raises(KeyboardInterrupt):
         learn(progress=Stops())
     assert [path.name for path in tmp_path.iterdir()] == ["code-prior-in-training.safetensors"]
-    assert not Bounds.kept(tmp_path)
+    assert Bounds.kept(tmp_path) is None
     learn()
-    assert Bounds.kept(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["code-prior.safetensors", "outer-centres.safetensors"]
-    loaded = Bounds.load(tmp_path)
+    loaded = Bounds.kept(tmp_path)
+    assert loaded is not None
     assert loaded.about == bounds.about
     np.testing.assert_array_equal(loaded.centres, bounds.centres)
     for found, wanted in zip(loaded.code_prior.parameters(), bounds.code_prior.parameters(), strict=True):
@@ -249,13 +250,47 @@ def test_with_a_lossy_transform_teacher_and_circuits_model_the_same_pixels(outer
         measure_gap(model, taught(3), bounds, images)
 
 
-def test_labels_of_probability_0_are_said_to_be_so(teacher: Teacher, bounds: Bounds) -> None:
+def test_images_of_probability_0_are_counted_and_left_out(
+    teacher: Teacher, bounds: Bounds, recwarn: pytest.WarningsRecorder
+) -> None:
     model, images = joint_model(), made_images(12, 3)
-    model.prior.fit_em(np.zeros((50, 4), int), epochs=1, step_size=1, pseudocount=0)
-    impossible = int((assign(model, teacher, bounds.centres, images)[0] > 0).any(axis=1).sum())
+    z = assign(model, teacher, bounds.centres, images).z
+    varied = z[:, (z != z[0]).any(axis=0).argmax()]
+    model.prior.fit_em(z[varied == varied[0]], epochs=1, step_size=1, pseudocount=0)
+    possible = np.isfinite(model.prior.log_likelihood(z))
     assert np.isfinite(model.score_samples(images)).all()
-    with pytest.raises(LVDJuiceError, match=f"lvd_objective: -inf for {impossible} of 12 images"):
-        measure_gap(model, teacher, bounds, images)
+    assert 0 < possible.sum() < 12
+    found = measure_gap(model, teacher, bounds, images)
+    alone = measure_gap(model, teacher, bounds, images[possible])
+    assert found.impossible == {"lvd_objective": 12 - possible.sum()}
+    for name, values in found.quantities().items():
+        np.testing.assert_allclose(values, alone.quantities()[name], rtol=1e-6)
+    assert found.figures()["n"] == possible.sum()
+    assert found.figures()["impossible"] == {"lvd_objective": 12 - possible.sum()}
+    assert "impossible" not in alone.figures()
+    with pytest.raises(LVDJuiceError, match=rf"lvd_objective for {12 - possible.sum()} of all"):
+        measure_gap(model, teacher, bounds, images[~possible])
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_mirror_images_count_for_the_centres(teacher: Teacher, tmp_path: Path, refined: bool) -> None:
+    """Also those of a cluster that has mirrored patches only: labels of mirror images come last."""
+    train = made_images(60, 4)
+    h = np.concatenate([teacher.features(train), teacher.features(train[:, :, ::-1])])
+    outer = np.repeat([0, 1], 60)[:, None] * np.ones(4, np.int32)
+    outer[:60, 0] = outer[60:, 1] = 2
+    learned = Bounds.learn(teacher, None if refined else outer, train, made_images(20, 2), folder=tmp_path)
+    if refined:
+        assert learned.centres is None
+    else:
+        assert learned.centres is not None
+        wanted = [h[outer == cluster].mean(axis=0) for cluster in range(3)]
+        np.testing.assert_allclose(learned.centres, wanted, rtol=1e-4, atol=1e-5)
+        assert (outer[:60] != 1).all()
+    kept = Bounds.kept(tmp_path)
+    assert kept is not None
+    assert kept.mirror_images == learned.mirror_images == (not refined)
 
 
 def test_labels_of_other_images_are_refused(teacher: Teacher) -> None:

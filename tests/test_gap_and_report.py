@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pyjuice_lvd.cli.main import main
-from pyjuice_lvd.files.formats import read_arrays, write_json
+from pyjuice_lvd.files.formats import read_arrays, write_arrays, write_json
 from pyjuice_lvd.models.whole import CircuitModel
 
 SMALL = [
@@ -138,8 +139,21 @@ def test_gap_of_runs_that_saw_mirror_images(images: Path, tmp_path: Path, more: 
     lvd_juice("fit", images, "-o", tmp_path / "run", "--method", "lvd", "--quiet", *SMALL, *options)
     result = json.loads(lvd_juice("gap", tmp_path / "run", images, "--json", "--quiet").stdout)
     assert result["lvd_objective"] < result["pc_log_likelihood"] < 0
-    arrays, _ = read_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors")
+    arrays, facts = read_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors")
     assert set(arrays) == (set() if more else {"centres"})
+    if more:
+        return
+    # What an older version kept, without the mirror images, is learned anew; that takes the run's own data.
+    wanted = arrays["centres"].copy()
+    del facts["mirror_images"]
+    write_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors", {"centres": wanted * np.nan}, facts)
+    np.save(tmp_path / "other.npy", np.load(images)[:20] + np.uint8(1))
+    refused = lvd_juice("gap", tmp_path / "run", tmp_path / "other.npy", "--quiet", check=False)
+    assert (refused.status, "wanted the run's own" in refused.stderr) == (2, True)
+    again = json.loads(lvd_juice("gap", tmp_path / "run", images, "--json", "--quiet").stdout)
+    assert again["lvd_objective"] == result["lvd_objective"]
+    arrays, _ = read_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors")
+    np.testing.assert_array_equal(arrays["centres"], wanted)
 
 
 def test_the_report_is_one_page_with_all_in_it(run: Path, gap: dict[str, Any]) -> None:
@@ -231,6 +245,38 @@ def test_what_a_run_says_is_text_on_the_page(tmp_path: Path) -> None:
     assert len(page.loads) == 1
     assert "49" not in page.text
     assert {name for name, _ in page.attributes} <= {"lang", "charset", "name", "content", "class", "alt", "src"}
+
+
+def test_rows_of_probability_0_are_counted_by_fit_eval_and_report(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 3, (60, 4))
+    test = rng.integers(0, 3, (11, 4))
+    test[[2, 7], 1] = 3  # which training never saw
+    np.savez(tmp_path / "table.npz", train=rows[:40], valid=rows[40:], test=test)
+    np.savez(tmp_path / "possible.npz", test=np.delete(test, [2, 7], axis=0))
+    run, exact = tmp_path / "run", ["--set", "hclt.pseudocount=0", "--set", "hclt.step_size=[1,1]"]
+    small = ["--method", "hclt", "--set", "hclt.latents=2", "--set", "hclt.epochs=2", "--set", "hclt.batch_size=40"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = json.loads(
+            lvd_juice("fit", tmp_path / "table.npz", "-o", run, "--json", "--quiet", *small, *exact).stdout
+        )
+        evaluated = json.loads(lvd_juice("eval", run, tmp_path / "table.npz", "--json", "--quiet").stdout)
+        spoken = lvd_juice("eval", run, tmp_path / "table.npz", "--quiet").stdout
+        lvd_juice("report", run)
+    others = json.loads(lvd_juice("eval", run, tmp_path / "possible.npz", "--json", "--quiet").stdout)
+    assert "impossible" not in others
+    for result in (found, evaluated):
+        assert (result["bpd"], result["nll_nats"], result["std_error_bpd"]) == (None, None, None)
+        assert (result["n"], result["impossible"]) == (11, 2)
+        for name in ("bpd", "nll_nats", "std_error_bpd"):
+            assert result[f"{name}_possible"] == pytest.approx(others[name])
+    assert re.search(
+        rf"bpd_possible +{others['bpd']:.4f} ± {others['std_error_bpd']:.4f}  \(bits per variable\)", spoken
+    )
+    assert re.search(r"impossible +2\n", spoken)
+    text = " ".join(Page(run / "report.html").text.split())
+    assert f"{others['bpd']:.4f} ± {others['std_error_bpd']:.4f} the same without the 2 of probability 0" in text
 
 
 def test_images_of_another_shape_are_named(run: Path, gap: dict[str, Any], tmp_path: Path) -> None:

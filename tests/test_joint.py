@@ -94,6 +94,24 @@ def test_bpd_and_its_standard_error() -> None:
     assert figures_of_merit(scores[:1], dims=4)["std_error_bpd"] is None
 
 
+def test_rows_of_probability_0_are_counted_and_the_others_figures_given(recwarn: pytest.WarningsRecorder) -> None:
+    scores = -np.log(2) * np.array([8.0, np.inf, 16.0, 24.0, np.inf])
+    assert figures_of_merit(scores, dims=4) == {
+        "bpd": np.inf,
+        "nll_nats": np.inf,
+        "std_error_bpd": None,
+        "n": 5,
+        "dims": 4,
+        "impossible": 2,
+        "bpd_possible": pytest.approx(4.0),
+        "nll_nats_possible": pytest.approx(16 * np.log(2)),
+        "std_error_bpd_possible": pytest.approx(2 / np.sqrt(3)),
+    }
+    nothing = figures_of_merit(scores[1:2], dims=4)
+    assert (nothing["impossible"], nothing["bpd_possible"], nothing["std_error_bpd_possible"]) == (1, None, None)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_the_factorised_floor() -> None:
     rng = np.random.default_rng(0)
     uniform = rng.integers(0, 4, (20_000, 2, 2), dtype=np.uint8) * np.uint8(60)

@@ -77,6 +77,11 @@ def as_images(array: npt.ArrayLike, name: str = "images") -> UInt8:
     return images
 
 
+def mirrored(images: UInt8) -> UInt8:
+    """Mirror images (N, H, W, C) left to right; shares their memory."""
+    return images[:, :, ::-1]
+
+
 def parse_crop(crop: str | tuple[int, int] | None) -> tuple[int, int] | None:
     """Return (height, width) of a crop given as "HxW", as (H, W), or not at all; raises InputError for all else."""
     if crop is None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.data.images import as_images
-from pyjuice_lvd.data.patches import to_patches
+from pyjuice_lvd.circuit import Circuit, Evidence
+from pyjuice_lvd.data.images import mirrored
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.merit import std_error
 from pyjuice_lvd.files import names
@@ -42,12 +42,13 @@ class Bounds:
 
     `code_prior`: p(c), over the positions, with the teacher's codes as categories. `centres`: float32 (N1, D), the mean
     feature of each outer cluster; None where refining moved patches to other clusters. `about`: how the prior was
-    learned, in plain numbers.
+    learned, in plain numbers. `mirror_images`: whether the centres are those of mirror images, too.
     """
 
     code_prior: Circuit
     centres: npt.NDArray[np.float32] | None
     about: dict[str, Any]
+    mirror_images: bool = False
 
     @classmethod
     def learn(
@@ -68,8 +69,8 @@ class Bounds:
         teacher : Teacher
             A fitted one.
         outer : int32 (N, P) or None
-            The outer clusters that the circuits were learned with, of the training images' patches; None if those are
-            not the features' own, but refined.
+            The outer clusters that the circuits were learned with, of the training images' patches; (2 N, P) where they
+            learned from mirror images too, whose clusters follow. None if they are not the features' own, but refined.
         train, valid : uint8 (N, H, W, C), (N', H, W, C)
             The images that teacher and circuits learned from.
         seed : int
@@ -86,9 +87,11 @@ class Bounds:
             Where the labels are not those of the images' patches.
 
         """
-        centres = None
+        centres, mirror_images = None, False
         if outer is not None:
             h = teacher.features(train)
+            if mirror_images := len(outer) == 2 * len(h):
+                h = np.concatenate([h, teacher.features(mirrored(train))])
             if outer.shape != h.shape[:2]:
                 raise InputError(f"outer: found labels {outer.shape}, wanted {h.shape[:2]} (images, positions)")
             centres = _means(h, outer)
@@ -105,7 +108,7 @@ class Bounds:
             "best_epoch": history.best,
             "valid_log_likelihood": float(circuit.log_likelihood(held_out).mean()),
         }
-        bounds = cls(circuit, centres, about)
+        bounds = cls(circuit, centres, about, mirror_images)
         if folder is not None:
             bounds.save(folder)
             (folder / names.CODE_PRIOR_IN_TRAINING).unlink(missing_ok=True)
@@ -115,20 +118,22 @@ class Bounds:
         """Write both parts to a folder."""
         folder = Path(folder)
         arrays = {} if self.centres is None else {"centres": self.centres}
-        write_arrays(folder / names.CENTRES, arrays, {"code_prior": json.dumps(self.about)})
+        facts = {"code_prior": json.dumps(self.about), "mirror_images": json.dumps(self.mirror_images)}
+        write_arrays(folder / names.CENTRES, arrays, facts)
         self.code_prior.save(folder / names.CODE_PRIOR)  # last: its file says that both are there
 
-    @staticmethod
-    def kept(folder: str | os.PathLike[str]) -> bool:
-        """Whether a folder has what `save` wrote."""
-        return (Path(folder) / names.CODE_PRIOR).exists()
-
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; raises InputError where a file is missing or damaged."""
+    def kept(cls, folder: str | os.PathLike[str]) -> Self | None:
+        """Read what `save` wrote, if that was done; raises InputError where a file is missing or damaged."""
         folder = Path(folder)
-        arrays, metadata = read_arrays(folder / names.CENTRES)
-        return cls(Circuit.load(folder / names.CODE_PRIOR), arrays.get("centres"), json.loads(metadata["code_prior"]))
+        if not (folder / names.CODE_PRIOR).exists():
+            return None
+        arrays, facts = read_arrays(folder / names.CENTRES)
+        try:
+            about, mirror_images = json.loads(facts["code_prior"]), json.loads(facts.get("mirror_images", "false"))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{folder / names.CENTRES}: damaged ({error}), wanted centres of clusters") from error
+        return cls(Circuit.load(folder / names.CODE_PRIOR), arrays.get("centres"), about, mirror_images)
 
 
 def _means(h: npt.NDArray[np.float32], outer: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
@@ -144,7 +149,8 @@ class Gap:
     """Log-densities of the same images, float64 (N,) each, in nats; `dims` are the dimensions of an image.
 
     `reconstruction` is log p(x | c(x)) and `codes` log p(c(x)) of the teacher; `lvd_objective` is log p(x, z(x)) of the
-    circuits, and `log_likelihood` their log p(x).
+    circuits, and `log_likelihood` their log p(x). All are finite. `impossible` says of how many other images each of
+    the three has probability 0: these images are left out.
     """
 
     reconstruction: Nats
@@ -152,6 +158,7 @@ class Gap:
     lvd_objective: Nats
     log_likelihood: Nats
     dims: int
+    impossible: Mapping[str, int] = field(default_factory=dict)
 
     def quantities(self) -> dict[str, Nats]:
         """Give the three by name: `teacher_elbo`, `lvd_objective`, `pc_log_likelihood`.
@@ -161,6 +168,28 @@ class Gap:
         """
         elbo = self.reconstruction + self.codes
         return {"teacher_elbo": elbo, "lvd_objective": self.lvd_objective, "pc_log_likelihood": self.log_likelihood}
+
+    def possible(self) -> Gap:
+        """Leave out the images that one of the three has probability 0 of, and say how many they are.
+
+        Raises
+        ------
+        LVDJuiceError
+            Where no image is left.
+
+        """
+        finite = {name: np.isfinite(values) for name, values in self.quantities().items()}
+        kept = np.logical_and.reduce(list(finite.values()))
+        if kept.all():
+            return self
+        impossible = {name: int((~ok).sum()) for name, ok in finite.items() if not ok.all()}
+        if not kept.any():
+            found = " and ".join(f"{name} for {count}" for name, count in impossible.items())
+            raise LVDJuiceError(f"probability 0: {found} of all {len(kept)} images; fit with pseudocounts above 0")
+        return Gap(
+            self.reconstruction[kept], self.codes[kept], self.lvd_objective[kept], self.log_likelihood[kept],
+            self.dims, impossible,
+        )  # fmt: skip
 
     def gaps(self) -> dict[str, Nats]:
         """Give each image's gaps between neighbours of the three, then the whole: above 0 where the later is higher."""
@@ -172,7 +201,8 @@ class Gap:
     def figures(self) -> dict[str, Any]:
         """Give means over the images, in nats and bits per dimension, and the gaps, each with its standard error.
 
-        The error of a gap is that of the images' paired differences.
+        The error of a gap is that of the images' paired differences. `impossible`, where there are such images, is how
+        many others have probability 0, by quantity.
         """
         means = {name: float(values.mean()) for name, values in self.quantities().items()}
         return {
@@ -192,6 +222,7 @@ class Gap:
                 "codes": float(self.codes.mean()),
             },
             "n": len(self.log_likelihood),
+            **({"impossible": dict(self.impossible)} if self.impossible else {}),
             "dims": self.dims,
         }
 
@@ -201,75 +232,89 @@ def measure_gap(
 ) -> Gap:
     """Measure teacher and circuits on the same images, uint8 (N, H, W, C), and the same pixels of them.
 
-    Raises InputError where the images do not fit the model, or where teacher and circuits do not model the same pixels:
-    of a lossy colour transform, both must see its output. Raises LVDJuiceError where an image has probability 0.
+    Images of probability 0 are left out, and counted.
+
+    Raises
+    ------
+    InputError
+        Where the images do not fit the model, or where teacher and circuits do not model the same pixels: of a lossy
+        colour transform, both must see its output.
+    LVDJuiceError
+        Where all images have probability 0.
+
     """
     if not model.color.lossless and teacher.color != model.color.name:
         raise InputError(
             f"teacher: found one of {teacher.color} pixels for circuits of {model.color.name}, which is lossy; "
             "wanted a teacher of the same"
         )
-    images = as_images(images)
-    log_likelihood = model.score_samples(images, progress=progress)
-    z, given = assign(model, teacher, bounds.centres, images)
-    measured = Gap(
+    images = model.checked(images, "images")
+    labels = assign(model, teacher, bounds.centres, images, progress=progress)
+    return Gap(
         reconstruction=teacher.reconstruction_nats(images),
         codes=bounds.code_prior.log_likelihood(teacher.codes(images).astype(np.int32)),
-        lvd_objective=given.sum(axis=1) + model.prior.log_likelihood(z),
-        log_likelihood=log_likelihood,
+        lvd_objective=labels.given.sum(axis=1) + model.prior.log_likelihood(labels.z),
+        log_likelihood=labels.log_likelihood,
         dims=model.dims,
-    )
-    for name, values in measured.quantities().items():
-        if not np.isfinite(values).all():
-            raise LVDJuiceError(
-                f"{name}: -inf for {np.sum(~np.isfinite(values))} of {len(values)} images, which have probability 0; "
-                "fit with pseudocounts above 0"
-            )
-    return measured
+    ).possible()
+
+
+class Assigned(NamedTuple):
+    """The latents z(x) of images, int32 (N, P), numbered through the heads of all outer clusters.
+
+    `given`: log p(x_i | z_i), float64 (N, P); `log_likelihood`: log p(x), float64 (N,), both in nats.
+    """
+
+    z: npt.NDArray[np.int32]
+    given: Nats
+    log_likelihood: Nats
 
 
 def assign(
-    model: JointModel, teacher: Teacher, centres: npt.NDArray[np.float32] | None, images: Images
-) -> tuple[npt.NDArray[np.int32], Nats]:
-    """Label images as the training images were: the latents z(x), and log p(x_i | z_i) in nats.
+    model: JointModel,
+    teacher: Teacher,
+    centres: npt.NDArray[np.float32] | None,
+    images: Images,
+    *,
+    progress: Progress = SILENT,
+) -> Assigned:
+    """Label images, uint8 (N, H, W, C), as the training images were; with what else their patches' scores tell.
 
     A patch's outer cluster is that of the nearest centre to its feature, as K-means has it; its head is the one under
     which it is most likely, as growing relabels patches. Without centres that is the head of all outer clusters.
-
-    Returns
-    -------
-    z : int32 (N, P)
-        Numbered through the heads of all outer clusters.
-    given : float64 (N, P)
-
     """
+    shape = len(images), model.prior.num_vars
+    z, given, log_likelihood = np.empty(shape, np.int32), np.empty(shape), np.empty(len(images))
+    outer = None if centres is None else _nearest(model, teacher.features(images), centres)
+    with progress.stage("log-likelihood", total=len(images), unit="images") as stage:
+        for rows in model.chunks(len(images)):
+            scores = model.patch_scores(images[rows])
+            own = scores if outer is None else _within(model, scores, outer[rows])
+            z[rows], given[rows] = own.argmax(axis=2), own.max(axis=2)
+            log_likelihood[rows] = model.prior.log_likelihood(Evidence(scores))  # which takes the scores over
+            stage.advance(rows.stop - rows.start)
+    return Assigned(z, given, log_likelihood)
+
+
+def _nearest(model: JointModel, h: npt.NDArray[np.float32], centres: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """Give each feature, (N, P, D), the nearest of the centres of its position: (N, P), numbered through all."""
     from sklearn.metrics import pairwise_distances_argmin  # where it is used: seconds to load
 
-    if centres is None:
-        return _most_likely(model, images)
-    h = teacher.features(images)
-    shape = h.shape[:2]
-    patches = to_patches(model.color.forward(images), model.patch)
-    z, given = np.empty(shape, np.int32), np.empty(shape)
-    first = 0
+    outer, first = np.empty(h.shape[:2], np.intp), 0
     for positions, circuits in model.groups():
-        clusters = slice(first, first + len(circuits))
-        nearest = pairwise_distances_argmin(h[:, positions].reshape(-1, h.shape[2]), centres[clusters])
-        nearest = nearest.reshape(len(h), -1)
-        for cluster, (circuit, values) in enumerate(circuits):
-            members = nearest == cluster
-            scores = circuit.log_likelihood(patches[:, positions][members], head="all")
-            z[:, positions][members] = values.start + scores.argmax(axis=1)
-            given[:, positions][members] = scores.max(axis=1)
-        first = clusters.stop
-    return z, given
+        own = centres[first : first + len(circuits)]
+        nearest = pairwise_distances_argmin(h[:, positions].reshape(-1, h.shape[2]), own)
+        outer[:, positions] = first + nearest.reshape(len(h), -1)
+        first += len(circuits)
+    return outer
 
 
-def _most_likely(model: JointModel, images: Images) -> tuple[npt.NDArray[np.int32], Nats]:
-    """Label each patch with the head of all circuits under which it is most likely, as `assign` returns it."""
-    shape = len(images), model.prior.num_vars
-    z, given = np.empty(shape, np.int32), np.empty(shape)
-    for rows in model.chunks(len(images)):
-        scores = model.patch_scores(images[rows])
-        z[rows], given[rows] = scores.argmax(axis=2), scores.max(axis=2)
-    return z, given
+def _within(model: JointModel, scores: npt.NDArray[np.float32], outer: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """Keep of scores (n, P, K) those of the heads of each patch's cluster, (n, P): -inf for the others."""
+    cluster_of = np.empty(scores.shape[1:], np.intp)  # of each value of z, at each position
+    number = 0
+    for positions, circuits in model.groups():
+        for _, values in circuits:
+            cluster_of[positions, values] = number
+            number += 1
+    return np.where(cluster_of == outer[:, :, None], scores, -np.inf).astype(np.float32)

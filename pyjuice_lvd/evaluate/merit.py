@@ -14,21 +14,33 @@ from pyjuice_lvd.units import bits_per_dimension
 def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, Any]:
     """Turn log-likelihoods, float64 (N,) in nats, into `bpd`, `nll_nats`, `std_error_bpd`, `n` and `dims`.
 
-    They are of images or rows; the standard error is that of the mean over them.
+    They are of images or rows; the standard error is that of the mean over them. Where some have probability 0, the
+    first two are infinite, without an error. `impossible` then says how many these are, and `bpd_possible`,
+    `nll_nats_possible` and `std_error_bpd_possible` are the figures of the others, None where there are none.
     """
+    figures = {**_means(scores, dims), "n": len(scores), "dims": dims}
+    possible = scores > -np.inf
+    if not possible.all():
+        figures["impossible"] = int((~possible).sum())
+        figures |= {f"{name}_possible": value for name, value in _means(scores[possible], dims).items()}
+    return figures
+
+
+def _means(scores: npt.NDArray[np.float64], dims: int) -> dict[str, float | None]:
     bpd = bits_per_dimension(scores, dims)
-    return {
-        "bpd": float(bpd.mean()),
-        "nll_nats": float(-scores.mean()),
-        "std_error_bpd": std_error(bpd),
-        "n": len(bpd),
-        "dims": dims,
-    }
+    if not len(bpd):
+        return {"bpd": None, "nll_nats": None, "std_error_bpd": None}
+    return {"bpd": float(bpd.mean()), "nll_nats": float(-scores.mean()), "std_error_bpd": std_error(bpd)}
 
 
 def std_error(values: npt.NDArray[np.float64]) -> float | None:
-    """Estimate the standard error of the mean of values (N,): their standard deviation over sqrt(N); None for one."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    """Estimate the standard error of the mean of values (N,): their standard deviation over sqrt(N).
+
+    None for a single one, and where one is not finite.
+    """
+    if len(values) < 2 or not np.isfinite(values).all():
+        return None
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def protocol_text(protocol: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.clustering import Labels, kmeans
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.images import mirrored
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
@@ -75,7 +76,7 @@ def distill(
     pieces = _Pieces(folder)
     teacher = _teach(train, valid, settings, pieces, record, progress)
     if settings.data.flip:
-        train = np.concatenate([train, train[:, :, ::-1]])
+        train = np.concatenate([train, mirrored(train)])
     circuits, labels = _patch_circuits(teacher, train, settings, pieces, record, progress)
     model = _join(circuits, labels, train, valid, settings, pieces, record, progress)
     return Distilled(teacher, model)

@@ -18,7 +18,7 @@ from pyjuice_lvd.files.atomic import atomic_write
 from pyjuice_lvd.files.formats import read_json
 from pyjuice_lvd.files.run import RunDirectory
 
-from .tables import GAP_TITLES, MISSING, figure, gap_rows, text
+from .tables import GAP_TITLES, MISSING, figure, gap_impossible, gap_rows, text
 
 _METHODS = {
     "lvd-pg": "latent variable distillation with progressive growing",
@@ -55,6 +55,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
         gap=gap,
         gap_titles=GAP_TITLES,
         gap_rows=gap_rows(gap or {}),
+        gap_impossible=gap_impossible(gap or {}),
         pictures=[
             (_PICTURES.get(picture.name, picture.stem), base64.b64encode(picture.read_bytes()).decode())
             for picture in pictures

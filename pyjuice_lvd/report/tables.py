@@ -65,6 +65,12 @@ def gap_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def gap_impossible(found: Mapping[str, Any]) -> str:
+    """Say how many images `gap` left out, because one of the three quantities has probability 0 of them."""
+    counts = (f"{count:,} under {name.replace('_', ' ')}" for name, count in found.get("impossible", {}).items())
+    return ", ".join(counts)
+
+
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> rich.table.Table:
     """Lay out rows under their titles: the first column to the left, the others, numbers, to the right."""
     from rich.table import Table
