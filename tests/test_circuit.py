@@ -3,15 +3,17 @@
 import contextlib
 import gzip
 import itertools
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pyjuice_lvd import Circuit
-from pyjuice_lvd.circuit import Evidence
+from pyjuice_lvd.circuit import Evidence, Statistics
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.progress import SILENT
@@ -436,6 +438,38 @@ class Stop(Exception):  # noqa: N818
     pass
 
 
+def test_statistics_that_are_no_counts_are_refused(data: np.ndarray) -> None:
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3)
+    stats, before = pc.accumulate(data), [array.copy() for array in pc.parameters()]
+
+    def changed(name: str, place: int, value: float) -> Statistics:
+        counts = getattr(stats, name).copy()
+        counts[place] = value
+        return replace(stats, **{name: counts})
+
+    n, m = len(stats.edges), len(stats.inputs)
+    for wrong, message in (
+        (replace(stats, edges=stats.edges[:-1]), rf"found edges float64 \({n - 1},\), wanted numbers \({n},\)"),
+        (replace(stats, inputs=np.append(stats.inputs, 1.0)), rf"found inputs float64 \({m + 1},\), wanted"),
+        (replace(stats, inputs=stats.inputs[:, None]), rf"found inputs float64 \({m}, 1\), wanted"),
+        (replace(stats, edges=stats.edges.astype(str)), "found edges <U"),
+        (changed("edges", 3, np.nan), "found nan in edges, at 3; wanted finite counts, at least 0"),
+        (changed("inputs", 0, np.inf), "found inf in inputs, at 0"),
+        (changed("inputs", 1, -1e-3), "found -0.001 in inputs, at 1"),
+    ):
+        with pytest.raises(InputError, match=f"statistics: {message}"):
+            pc.apply(wrong)
+    with pytest.raises(InputError, match="statistics: found edges"):
+        _ = stats + replace(stats, edges=stats.edges[:-1])
+    for array, values in zip(pc.parameters(), before, strict=True):
+        np.testing.assert_array_equal(array, values)
+    single, other = Circuit.hclt(data, num_latents=2, num_cats=3), Circuit.hclt(data, num_latents=2, num_cats=3)
+    single.apply(replace(stats, edges=stats.edges.astype(np.float32), inputs=stats.inputs.astype(np.float32)))
+    other.apply(stats)
+    for array, values in zip(single.parameters(), other.parameters(), strict=True):
+        np.testing.assert_allclose(array, values, rtol=1e-5)
+
+
 @pytest.mark.parametrize("with_valid", [True, False])
 def test_training_goes_on_from_a_checkpoint_to_the_same_end(
     data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_valid: bool
@@ -477,9 +511,97 @@ def test_a_checkpoint_of_other_training_is_refused(
         pc.fit_em(data, epochs=2, seed=1, checkpoint=path)
     with pytest.raises(InputError, match="a checkpoint of EM with structure"):
         Circuit.hclt(data, num_latents=3, num_cats=3).fit_em(data, epochs=2, checkpoint=path)
+    rows = len(data)
+    others: list[tuple[np.ndarray, dict[str, object], str]] = [
+        (data[::-1], {}, "on other rows; wanted the same, or no file"),
+        (data, {"weights": np.arange(rows)}, "on other weights"),
+        (data, {"valid": data[:5]}, "without valid; wanted one with it, or no file"),
+    ]
+    before = [array.copy() for array in pc.parameters()]
+    for X, options, message in others:
+        with pytest.raises(InputError, match=message):
+            pc.fit_em(X, epochs=2, checkpoint=path, **options)
+    for array, values in zip(pc.parameters(), before, strict=True):
+        np.testing.assert_array_equal(array, values)
+    pc.fit_em(data.astype(np.int64), epochs=2, checkpoint=path)  # the same values
+    two = Circuit.hclt(data, num_latents=2, num_cats=3, heads=2)
+    heads, path2 = np.arange(rows) % 2, tmp_path / "two.safetensors"
+    valid = {"valid": data[:5], "valid_heads": heads[:5]}
+    two.fit_em(data, heads=heads, epochs=2, checkpoint=path2, **valid)
+    for options, message in (
+        ({"heads": 1 - heads, **valid}, "on other heads"),
+        ({"heads": heads, **valid, "valid": data[5:10]}, "on other valid"),
+        ({"heads": heads, **valid, "valid_heads": 1 - heads[:5]}, "on other valid"),
+        ({"heads": heads}, "with valid; wanted one without, or no file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            two.fit_em(data, epochs=2, checkpoint=path2, **options)
     pc.save(path)
     with pytest.raises(InputError, match="found a file of kind None"):
         pc.fit_em(data, epochs=2, checkpoint=path)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InputError, match="damaged"):
         pc.fit_em(data, epochs=2, checkpoint=path)
+
+
+@pytest.mark.parametrize("with_valid", [True, False])
+def test_a_checkpoint_of_the_version_before_goes_on(
+    data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_valid: bool
+) -> None:
+    """It says nothing of its data, but whether there was a validation set."""
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0)
+    valid, path = {"valid": data[:20]} if with_valid else {}, tmp_path / "em.safetensors"
+    expected = Circuit.hclt(data, num_latents=2, num_cats=3)
+    expected.fit_em(data, epochs=3, checkpoint=path, **valid)
+    arrays, metadata = read_arrays(path)
+    facts = json.loads(metadata["facts"])
+    del facts["data"]
+    write_arrays(path, arrays, {"kind": "em checkpoint 2", "facts": json.dumps(facts)})
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3)
+    with pytest.raises(InputError, match="with valid; wanted one without" if with_valid else "without valid"):
+        pc.fit_em(data, epochs=3, checkpoint=path, **({} if with_valid else {"valid": data[:20]}))
+    pc.fit_em(data, epochs=3, checkpoint=path, **valid)
+    for found, wanted in zip(pc.parameters(), expected.parameters(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_damaged_checkpoint_is_named_and_changes_nothing(
+    data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0)
+    path, options = tmp_path / "em.safetensors", {"epochs": 3, "valid": data[:20]}
+    Circuit.hclt(data, num_latents=2, num_cats=3).fit_em(data, checkpoint=path, **options)
+    arrays, metadata = read_arrays(path)
+    facts = json.loads(metadata["facts"])
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3)
+    before = [array.copy() for array in pc.parameters()]
+    for name, value in (
+        ("learned/0", arrays["learned/0"][:1]),  # of one entry: numpy would spread it over all
+        ("learned/1", arrays["learned/1"] * np.nan),
+        ("kept/0", arrays["kept/0"].astype(np.float64)),
+        ("kept/1", None),
+        ("train", np.zeros(2)),
+        ("train", np.zeros(9)),
+        ("valid", None),
+        ("best", np.zeros(3)),
+    ):
+        changed = {**arrays, name: value}
+        write_arrays(path, {key: array for key, array in changed.items() if array is not None}, metadata)
+        with pytest.raises(InputError, match=r"em\.safetensors: (damaged|a checkpoint of EM)") as error:
+            pc.fit_em(data, checkpoint=path, **options)
+        assert "\n" not in str(error.value)
+    for change in ({"best": 9}, {"best": "x"}, {"position": -1}, {"total": None}, {"about": 3}, {"data": {}}):
+        write_arrays(path, arrays, {**metadata, "facts": json.dumps({**facts, **change})})
+        with pytest.raises(InputError, match=r"em\.safetensors: damaged"):
+            pc.fit_em(data, checkpoint=path, **options)
+    write_arrays(path, arrays, {"kind": metadata["kind"]})
+    with pytest.raises(InputError, match=r"em\.safetensors: damaged"):
+        pc.fit_em(data, checkpoint=path, **options)
+    for array, values in zip(pc.parameters(), before, strict=True):
+        np.testing.assert_array_equal(array, values)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_work(data: np.ndarray, tmp_path: Path) -> None:
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3)
+    with pytest.raises(InputError, match=r"none/em\.safetensors: cannot be written"):
+        pc.fit_em(data, epochs=1, checkpoint=tmp_path / "none" / "em.safetensors")

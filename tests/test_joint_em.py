@@ -139,8 +139,23 @@ def test_training_end_to_end_goes_on_between_two_batches(
     assert (found, found.valid, found.best) == (expected, expected.valid, expected.best)
     for array, values in zip(learned(model), learned(whole), strict=True):
         np.testing.assert_array_equal(array, values)
-    with pytest.raises(InputError, match="seed = 5, wanted 6 or no file"):
-        fit_end_to_end(model, train, valid, checkpoint=checkpoint, **{**settings, "seed": 6})
+    other = alike(150, seed=6)
+    for changed, images, held_out, message in (
+        ({"seed": 6}, train, valid, "with seed = 5, wanted 6 or no file"),
+        ({}, other, valid, "on other training images; wanted the same, or no file"),
+        ({}, train, alike(50, seed=7), "on other valid; wanted the same, or no file"),
+        ({"candidates": np.zeros((150, 2, 1), int)}, train, valid, "with candidates = 0, wanted 1 or no file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit_end_to_end(model, images, held_out, checkpoint=checkpoint, **{**settings, **changed})
+
+
+def test_a_checkpoint_knows_its_candidates(tmp_path: Path) -> None:
+    model, images, path = tiny_model(cats=4), alike(60), tmp_path / "finetuning.safetensors"
+    settings: dict[str, Any] = {"epochs": 1, "step_size": (0.3, 0.1), "checkpoint": path}
+    fit_end_to_end(model, images, images, candidates=np.zeros((60, 2, 1), int), **settings)
+    with pytest.raises(InputError, match="on other candidates"):
+        fit_end_to_end(model, images, images, candidates=np.ones((60, 2, 1), int), **settings)
 
 
 def dying_after(steps: int, call: Callable[..., Any]) -> Callable[..., Any]:

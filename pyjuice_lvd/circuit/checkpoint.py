@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -12,14 +13,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.circuit.engine import Evidence, Rows
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.shares import shares
 
 _INTERVAL = 10.0
 """Seconds between two writes, at least, and as often the time that one takes: what a crash may cost."""
 
-_KIND = "em checkpoint 2"
+_KIND = "em checkpoint 3"
+_OLDER = "em checkpoint 2"
+"""Knows what training it is of, but not of which data."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def digest_of(values: Rows) -> str:
+    """Give a digest of rows, heads or weights: the same for the same values, of whatever type of integers."""
+    array = values.scores if isinstance(values, Evidence) else values
+    digest = hashlib.blake2b(repr((array.shape, array.dtype.kind == "f")).encode(), digest_size=16)
+    for part in shares(len(array), max(1, array[:1].size * 4)):
+        own = array[part] if array.dtype.kind == "f" else array[part].astype(np.int32, copy=False)
+        digest.update(np.ascontiguousarray(own).data)
+    return digest.hexdigest()
 
 
 class Checkpoint:
@@ -33,6 +51,14 @@ class Checkpoint:
         The circuit's parameters, its own memory.
     about : mapping
         What must be the same when training goes on: values that JSON knows.
+    data : mapping
+        Digests of what is learned from (`digest_of`), by name: they must be the same, too; None of what there is none
+        of. `valid` is that of the validation set.
+
+    Raises
+    ------
+    InputError
+        Where the file cannot be written, is damaged or of other training.
 
     """
 
@@ -41,28 +67,72 @@ class Checkpoint:
         path: str | os.PathLike[str],
         learned: Sequence[npt.NDArray[np.float32]],
         about: Mapping[str, Any],
+        data: Mapping[str, str | None],
     ) -> None:
         self.path = Path(path)
         self._learned = learned
         self._about = json.loads(json.dumps(about))  # tuples as lists, as in the file
+        self._data = dict(data)
         self._due = time.monotonic() + _INTERVAL
+        self._found: tuple[Arrays, dict[str, Any]] | None = None
+        check_writable(path)
+        if self.path.exists():
+            arrays, metadata = read_arrays(path)
+            if metadata.get("kind") not in (_KIND, _OLDER):
+                raise InputError(f"{path}: found a file of kind {metadata.get('kind')!r}, wanted {_KIND!r}")
+            try:
+                facts = json.loads(metadata["facts"])
+                self._check_training(facts["about"], facts.get("data"), "valid" in arrays)
+                self._check_state(arrays, facts)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{path}: damaged ({error}), wanted a checkpoint of EM") from error
+            self._found = arrays, facts
+
+    def _check_training(self, about: Mapping[str, Any], data: Mapping[str, Any] | None, validated: bool) -> None:
+        for name, value in self._about.items():
+            if about.get(name) != value:
+                found = about.get(name)
+                raise InputError(f"{self.path}: a checkpoint of EM with {name} = {found}, wanted {value} or no file")
+        if data is None:  # an older file: it tells whether there was a validation set, and nothing else
+            data = {**self._data, "valid": (self._data["valid"] or "unknown") if validated else None}
+        for name, value in self._data.items():
+            if data[name] == value:
+                continue
+            if value is None:
+                what = f"with {name}; wanted one without"
+            elif data[name] is None:
+                what = f"without {name}; wanted one with it"
+            else:
+                what = f"on other {name}; wanted the same"
+            raise InputError(f"{self.path}: a checkpoint of EM {what}, or no file")
+
+    def _check_state(self, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+        """Raise ValueError or KeyError where something is not what `keep` writes."""
+        validated = self._data["valid"] is not None
+        for number, own in enumerate(self._learned):
+            for name in (f"learned/{number}", *((f"kept/{number}",) if validated else ())):
+                found = arrays[name]
+                if found.shape != own.shape or found.dtype != own.dtype or not np.isfinite(found).all():
+                    raise ValueError(f"{name} is {found.dtype} {found.shape}, or not finite")
+        epochs = len(arrays["train"])
+        lengths = {name: arrays[name].shape for name in ("train", *(("valid",) if validated else ()))}
+        if any(shape != (epochs,) for shape in lengths.values()) or epochs > self._about["epochs"]:
+            raise ValueError(f"histories of {lengths}")
+        if not 0 <= facts["best"] <= epochs or facts["position"] < 0 or not isinstance(facts["total"], float):
+            raise ValueError(f"best epoch {facts['best']}, {facts['position']} samples, {facts['total']} nats")
+        if validated:
+            float(arrays["best"])
 
     def restore(self, history: History, watch: Validation | None) -> tuple[int, float]:
-        """Set parameters, history and early stopping to what the file holds, if there is one.
+        """Set parameters, history and early stopping to what the file held, if there was one.
 
-        Returns what `keep` was told of the epoch under way; (0, 0.0) without a file. Raises InputError where it is
-        damaged or of other training.
+        Returns what `keep` was told of the epoch under way; (0, 0.0) without a file.
         """
-        if not self.path.exists():
+        if self._found is None:
             return 0, 0.0
-        arrays, metadata = read_arrays(self.path)
-        if metadata.get("kind") != _KIND:
-            raise InputError(f"{self.path}: found a file of kind {metadata.get('kind')!r}, wanted {_KIND!r}")
-        facts = json.loads(metadata["facts"])
-        for name, value in self._about.items():
-            if facts["about"].get(name) != value:
-                found = facts["about"].get(name)
-                raise InputError(f"{self.path}: a checkpoint of EM with {name} = {found}, wanted {value} or no file")
+        (arrays, facts), self._found = self._found, None
         for number, array in enumerate(self._learned):
             array[:] = arrays[f"learned/{number}"]
         history.extend(arrays["train"].tolist())
@@ -82,12 +152,14 @@ class Checkpoint:
         began = time.monotonic()
         if began < self._due and not now:
             return
-        arrays: dict[str, npt.NDArray[Any]] = {f"learned/{n}": array for n, array in enumerate(self._learned)}
+        arrays: Arrays = {f"learned/{n}": array for n, array in enumerate(self._learned)}
         arrays["train"] = np.array(history, np.float64)
         if watch:
             arrays |= {f"kept/{n}": array for n, array in enumerate(watch.kept)}
             arrays |= {"valid": np.array(history.valid, np.float64), "best": np.array(watch.best, np.float64)}
-        facts = {"about": self._about, "best": history.best, "position": position, "total": total}
+        facts = {
+            "about": self._about, "data": self._data, "best": history.best, "position": position, "total": float(total),
+        }  # fmt: skip
         write_arrays(self.path, arrays, {"kind": _KIND, "facts": json.dumps(facts)})
         ended = time.monotonic()
         self._due = ended + _INTERVAL * max(1.0, ended - began)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number
 from pyjuice_lvd.circuit.em import train
-from pyjuice_lvd.circuit.engine import Engine, Evidence
+from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
@@ -286,8 +286,9 @@ class Circuit:
         patience : int
             Training ends after so many epochs in a row that did not improve the validation set's.
         checkpoint : path, optional
-            A safetensors file, replaced after an epoch every few seconds. If it exists, training goes on from it; with
-            the same data, parameters and number of threads it ends in the very parameters of undisturbed training.
+            A safetensors file, replaced after an epoch every few seconds. If it exists, training goes on from it,
+            whatever the circuit's parameters are now, and ends in the very parameters of undisturbed training at the
+            same number of threads. It belongs to these data, heads, weights, validation set and parameters of EM.
         on_epoch : callable, optional
             Gets the history after each epoch that is run here, before the checkpoint is written.
         progress : Progress
@@ -310,25 +311,29 @@ class Circuit:
 
         """
         rows, _ = self.engine.rows(X)
+        held_out = None if valid is None else self._held_out(valid, valid_heads)
 
         def score() -> float:
-            assert valid is not None
-            return self._mean_score(valid, valid_heads)
+            """Mean log-likelihood of validation rows, each under its head."""
+            assert held_out is not None
+            scores = self.log_likelihood(held_out[0], head="all")
+            return float(scores[np.arange(len(scores)), held_out[1]].mean())
 
         return train(
             self.engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
             epochs=epochs, batch_size=batch_size, step_size=step_size, pseudocount=pseudocount, shuffle=shuffle,
-            seed=seed, score=None if valid is None else score, patience=patience, checkpoint=checkpoint,
-            on_epoch=on_epoch, progress=progress,
+            seed=seed, valid=held_out, score=score, patience=patience, checkpoint=checkpoint, on_epoch=on_epoch,
+            progress=progress,
         )  # fmt: skip
 
-    def _mean_score(self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None) -> float:
-        """Mean log-likelihood of validation rows, each under its head."""
-        scores = self.log_likelihood(valid, head="all")
-        if not len(scores):
+    def _held_out(
+        self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None
+    ) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Check validation rows and their heads."""
+        rows, _ = self.engine.rows(valid)
+        if not len(rows):
             raise InputError("valid: found no rows, wanted at least 1")
-        heads = as_heads(heads, len(scores), self.num_heads, "valid_heads")
-        return float(scores[np.arange(len(scores)), heads].mean())
+        return rows, as_heads(heads, len(rows), self.num_heads, "valid_heads")
 
     def flows(
         self,
@@ -365,12 +370,15 @@ class Circuit:
     def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
         """Take one EM step on what `accumulate` returned for this circuit or one of the same structure.
 
-        Raises InputError where the statistics belong to another circuit or a parameter is out of range.
+        Raises InputError where the statistics belong to another circuit, are no counts, or a parameter is out of range.
         """
         if stats.structure != self.engine.structure:
             raise InputError("statistics: found those of another circuit, wanted this one's")
+        weight, leaf = self.parameters()
+        stats.check(len(weight), len(leaf))
+        edges, inputs = (np.ascontiguousarray(counts, np.float64) for counts in (stats.edges, stats.inputs))
         step, added = number("step_size", step_size), number("pseudocount", pseudocount)
-        julia.call("apply_statistics!", self.engine.plan(soft=False), stats.edges, stats.inputs, step, added)
+        julia.call("apply_statistics!", self.engine.plan(soft=False), edges, inputs, step, added)
 
     def prune(
         self,

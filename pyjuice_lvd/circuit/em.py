@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integers, number, step_sizes, typed
-from pyjuice_lvd.circuit.checkpoint import Checkpoint
+from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE, Engine, Rows, for_julia
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.progress import Progress
@@ -28,25 +28,31 @@ def train(
     pseudocount: float,
     shuffle: bool,
     seed: int,
-    score: Callable[[], float] | None,
+    valid: tuple[Rows, npt.NDArray[np.int32]] | None,
+    score: Callable[[], float],
     patience: int,
     checkpoint: str | os.PathLike[str] | None,
     on_epoch: Callable[[History], None] | None,
     progress: Progress,
 ) -> History:
-    """See `Circuit.fit_em`; `score` gives the validation set's mean log-likelihood in nats."""
+    """See `Circuit.fit_em`; `valid` are rows and heads, `score` gives their mean log-likelihood in nats."""
     epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
     steps, pseudocount = step_sizes(step_size), number("pseudocount", pseudocount)
     shuffle = typed("shuffle", shuffle, bool)
     n, learned, borrowed = len(rows), engine.learned(), for_julia(rows)
-    watch = None if score is None else Validation(score, learned, patience)
     history, state = History(), None
     if checkpoint is not None:
         about = {
             "structure": engine.structure, "rows": n, "epochs": epochs, "batch_size": batch_size,
             "step_size": steps, "pseudocount": pseudocount, "shuffle": shuffle, "seed": seed,
         }  # fmt: skip
-        state = Checkpoint(checkpoint, learned, about)
+        data = {
+            "rows": digest_of(rows), "heads": digest_of(heads), "weights": digest_of(weights),
+            "valid": None if valid is None else " ".join(map(digest_of, valid)),
+        }  # fmt: skip
+        state = Checkpoint(checkpoint, learned, about, data)
+    watch = None if valid is None else Validation(score, learned, patience)
+    if state:
         state.restore(history, watch)
     job = julia.call(
         "em_job", engine.circuit, borrowed, heads, weights, epochs, batch_size, *steps, pseudocount, shuffle, seed,

@@ -39,11 +39,11 @@ class Evidence:
         if scores.ndim != 3 or scores.dtype.newbyteorder("=") != np.float32:
             raise InputError(f"evidence: found {scores.dtype} {scores.shape}, wanted float32 (N, V, C)")
         ours = julia.lendable(scores)
-        self.handle: julia.Handle = julia.call("SoftEvidence", ours if ours.flags.writeable else ours.copy())
-        self._length = len(scores)
+        self.scores = ours if ours.flags.writeable else ours.copy()  # as the engine has them: scaled, and no logarithms
+        self.handle: julia.Handle = julia.call("SoftEvidence", self.scores)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.scores)
 
 
 Rows = Table | Evidence

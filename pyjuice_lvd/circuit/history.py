@@ -86,11 +86,24 @@ class Statistics:
     weight: float
     structure: str = field(repr=False)
 
+    def check(self, edges: int, inputs: int) -> None:
+        """Raise InputError unless these are counts of so many edges and categories of inputs, finite and at least 0."""
+        for name, counts, wanted in (("edges", self.edges, edges), ("inputs", self.inputs, inputs)):
+            array = np.asarray(counts)
+            if array.shape != (wanted,) or array.dtype.kind not in "fiu":
+                raise InputError(f"statistics: found {name} {array.dtype} {array.shape}, wanted numbers ({wanted},)")
+            if array.size and not (array.min() >= 0 and array.max() < np.inf):
+                place = int(np.argmin((array >= 0) & (array < np.inf)))
+                raise InputError(
+                    f"statistics: found {array[place]} in {name}, at {place}; wanted finite counts, at least 0"
+                )
+
     def __add__(self, other: Statistics) -> Statistics:
         if not isinstance(other, Statistics):
             return NotImplemented
         if other.structure != self.structure:
             raise InputError("statistics: found those of two circuits, wanted those of one to add up")
+        other.check(*map(len, (self.edges, self.inputs)))
         return Statistics(
             self.edges + other.edges,
             self.inputs + other.inputs,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, nonnegative, number, step_sizes
 from pyjuice_lvd.circuit import Evidence
-from pyjuice_lvd.circuit.checkpoint import Checkpoint
+from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
@@ -143,7 +143,8 @@ def fit_end_to_end(
         Of the shuffling.
     checkpoint : path, optional
         A safetensors file, replaced from time to time and at the end. If it exists, training goes on from it and ends
-        in the very parameters of undisturbed training at the same number of threads.
+        in the very parameters of undisturbed training at the same number of threads. It belongs to these images,
+        candidates and parameters of training.
     on_epoch : callable, optional
         Gets the history after each epoch that is run here.
     progress : Progress
@@ -169,7 +170,6 @@ def fit_end_to_end(
         candidates = _checked(candidates, patches.shape[:2], len(model.circuits))
     parts = [part.engine for part in (model.prior, *model.circuits)]
     learned = [array for part in parts for array in part.learned()]
-    watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
     history, state, position, total = History(), None, 0, 0.0
     if checkpoint is not None:
         about = {
@@ -177,7 +177,13 @@ def fit_end_to_end(
             "step_size": (first_step, last_step), "pseudocount": pseudocounts, "seed": seed,
             "candidates": 0 if candidates is None else candidates.shape[2],
         }  # fmt: skip
-        state = Checkpoint(checkpoint, learned, about)
+        data = {
+            "training images": digest_of(patches), "valid": digest_of(model.patches(valid)),
+            "candidates": None if candidates is None else digest_of(candidates),
+        }  # fmt: skip
+        state = Checkpoint(checkpoint, learned, about, data)
+    watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
+    if state:
         position, total = state.restore(history, watch)
     job = julia.call(
         "joint_em_job", patches, candidates, epochs, batch_size, first_step, last_step, *pseudocounts, seed, model.tied,
