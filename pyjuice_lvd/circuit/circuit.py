@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from copy import copy
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,10 @@ class Circuit:
     def head_weights(self, weights: npt.ArrayLike) -> None:
         self.engine.head_weights()[:] = as_shares(weights, self.num_heads, "head_weights")
 
-    def __reduce__(self) -> tuple[Callable[..., Circuit], tuple[Any, ...]]:
-        # Copies and pickles are of the arrays: the circuit itself stays in Julia.
-        return _restored, (type(self), self.num_vars, list(self.engine.arrays().values()))
+    def __copy__(self) -> Self:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self), engine=copy(self.engine))
+        return other
 
     def __repr__(self) -> str:
         return (
@@ -574,7 +576,3 @@ class Circuit:
         """
         weight, leaf, _ = self.engine.learned()
         return weight, leaf
-
-
-def _restored(cls: type[Circuit], num_vars: int, arrays: list[npt.NDArray[Any]]) -> Circuit:
-    return cls(julia.call("circuit_of", num_vars, *arrays))

@@ -25,7 +25,10 @@ ARRAYS = (
 )  # fmt: skip
 """A circuit's arrays, in the order in which Julia gives and takes them."""
 
-_PARAMETERS = ("weight", "leaf", "success", "head_weight")
+_FIELDS = (*ARRAYS[:7], "list", *ARRAYS[7:])
+"""As Julia keeps them, with one list of children for units that share theirs."""
+
+_LEARNED = ("weight", "leaf", "success")
 
 
 class Evidence:
@@ -50,18 +53,44 @@ Rows = Table | Evidence
 
 
 class Engine:
-    """A circuit in Julia, and the plans by which it is evaluated."""
+    """A circuit in Julia, and the plans by which it is evaluated.
+
+    Its arrays are in sight without Julia: it can be copied, or sent to another process, by any thread, as pools of
+    processes do it. What arrives is arrays, and goes to Julia when it is first needed there.
+    """
 
     def __init__(self, circuit: julia.Handle) -> None:
-        self.circuit = circuit
-        sizes = map(int, julia.call("circuit_size", circuit))
-        self.num_vars, self.num_heads, self.num_nodes, self._edges, self._params = sizes
+        self._settle(circuit)
+        self._edges, self._params = map(int, julia.call("circuit_size", circuit)[3:])
         self._plans: dict[bool, julia.Handle] = {}
+
+    def _settle(self, circuit: julia.Handle) -> None:
+        """Take a circuit that is in Julia."""
+        self._circuit: julia.Handle | None = circuit
+        num_vars, *arrays = julia.call("circuit_fields", circuit)
+        self._fields: dict[str, npt.NDArray[Any]] = dict(zip(_FIELDS, arrays, strict=True))
+        self.num_vars, self.num_heads = int(num_vars), len(self._fields["heads"])
+        self.num_nodes = len(self._fields["kind"])
+
+    @property
+    def circuit(self) -> julia.Handle:
+        """The circuit in Julia."""
+        if self._circuit is None:
+            self._settle(julia.call("circuit_of_fields", self.num_vars, *self._fields.values()))
+        assert self._circuit is not None
+        return self._circuit
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_circuit": None, "_plans": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy in this process is given the very arrays of the other, which may go on changing.
+        vars(self).update(state, _fields={name: array.copy() for name, array in state["_fields"].items()})
 
     @property
     def num_edges(self) -> int:
         """All edges but those of weight 0, which EM leaves behind and files leave out."""
-        return int(np.count_nonzero(self.learned()[0]))
+        return int(np.count_nonzero(self._fields["weight"]))
 
     @property
     def num_params(self) -> int:
@@ -80,26 +109,26 @@ class Engine:
 
     def learned(self) -> list[npt.NDArray[np.float32]]:
         """View what EM changes: weights of the edges, the inputs' tables, and binomials' probabilities of success."""
-        return list(julia.call("learned_arrays", self.circuit))
+        _ = self.circuit  # whose arrays they are
+        return [self._fields[name] for name in _LEARNED]
 
     def head_weights(self) -> npt.NDArray[np.float32]:
         """View the heads' prior weights."""
-        weights: npt.NDArray[np.float32] = julia.call("head_weights", self.circuit)
-        return weights
+        return self._fields["head_weight"]
 
     @cached_property
     def structure(self) -> str:
         """A digest of everything but the parameters."""
         digest = hashlib.blake2b(digest_size=16)
         for name, array in self.arrays().items():
-            if name not in _PARAMETERS:
+            if name not in (*_LEARNED, "head_weight"):
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     @cached_property
     def categories(self) -> int:
         """The largest number of categories of a variable."""
-        return int(self.arrays()["categories"].max())
+        return int(self._fields["categories"].max())
 
     @property
     def category_type(self) -> type[np.uint8] | type[np.int32]:

@@ -82,10 +82,13 @@ children(c::Circuit, u) = view(c.child, range(c.list[u], length=length(edges(c, 
 @inline child(c::Circuit, u, e) = c.child[c.list[u] + e - c.child_start[u]]
 
 "The child of every edge."
-function all_children(c::Circuit)
-    found = Vector{Int32}(undef, num_edges(c))
-    for u in 1:num_units(c)
-        found[edges(c, u)] .= children(c, u)
+all_children(c::Circuit) = all_children(c.child_start, c.list, c.child)
+
+function all_children(child_start, list, lists)
+    found = Vector{Int32}(undef, last(child_start) - 1)
+    for u in eachindex(list)
+        own = child_start[u]:child_start[u + 1] - 1
+        found[own] .= view(lists, range(list[u], length=length(own)))
     end
     return found
 end

@@ -16,13 +16,16 @@ hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, stat
 circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
                               c.child_start, all_children(c), c.weight, c.leaf, c.heads, c.head_weight)
 
-"Those that are learned: the circuit's own."
-learned_arrays(c::Circuit) = (c.weight, c.leaf, c.success)
-
-head_weights(c::Circuit) = c.head_weight
-
 "A circuit of its own from borrowed arrays."
 circuit_of(num_vars, arrays...) = Circuit(num_vars, map(copy, arrays)...)
+
+"The circuit's fields: its own memory, all that there is to it."
+circuit_fields(c::Circuit) = ntuple(i -> getfield(c, i), fieldcount(Circuit))
+
+"A circuit of its own from borrowed fields."
+circuit_of_fields(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, list, child, rest...) =
+    Circuit(num_vars, map(copy, (kind, variable, categories, param_start, param_stride, success, child_start))...,
+            all_children(child_start, list, child), map(copy, rest)...)
 
 circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c), num_params(c))
 
