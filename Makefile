@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/photos
 
-.PHONY: all setup fit test clean
+.PHONY: all setup fit test docs clean
 
 all: setup
 
@@ -30,5 +30,9 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# The documentation site, with an API reference made from the docstrings; whatever is missing or stale fails it.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

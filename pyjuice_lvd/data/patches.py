@@ -29,7 +29,7 @@ def position_grid(height: int, width: int, patch: tuple[int, int]) -> tuple[int,
 
 
 def to_patches(images: npt.NDArray[Scalar], patch: tuple[int, int]) -> npt.NDArray[Scalar]:
-    """Cut images (N, H, W, C), or their masks, into patches (N, P, ph*pw*C), C-contiguous and of the same dtype.
+    """Cut images (N, H, W, C), or their masks, into patches (N, P, ph pw C), C-contiguous and of the same dtype.
 
     The P positions are in row-major order; within a patch the order is row, column, channel. Raises InputError as
     `position_grid` does.
@@ -44,7 +44,7 @@ def to_patches(images: npt.NDArray[Scalar], patch: tuple[int, int]) -> npt.NDArr
 def from_patches(
     patches: npt.NDArray[Scalar], image_shape: tuple[int, int, int], patch: tuple[int, int]
 ) -> npt.NDArray[Scalar]:
-    """Put patches (N, P, ph*pw*C) together again: images (N, H, W, C), where `image_shape` is (H, W, C).
+    """Put patches (N, P, ph pw C) together again: images (N, H, W, C), where `image_shape` is (H, W, C).
 
     Raises InputError as `position_grid` does, and if the patches' shape is not that of such images.
     """
