@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from importlib.metadata import distributions
 from typing import Any
@@ -62,7 +63,12 @@ def test_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["edges"][1]["edges"] <= 0.2 * result["edges"][0]["edges"]
     named = [target["what"] for target in result["targets"] if "10 %" in target["what"]]
     assert named == [f"EM step with 10 % of the edges, {name}, of the dense one" for name in ("sparse", "wide inputs")]
-    assert {target["met"] for target in result["targets"]} <= {True, False}
+    meets = {"<=": float.__le__, ">=": float.__ge__, ">": float.__gt__}
+    for target in result["targets"]:
+        sign, bound = target["wanted"].split()
+        assert target["met"] is meets[sign](target["found"], float(bound)), target
+    met = {target["what"]: target["met"] for target in result["targets"]}
+    assert met["first EM step of a process, s"] is True  # 1 s of 10, as given above
 
 
 @pytest.mark.usefixtures("small")
@@ -116,17 +122,22 @@ def test_timing_is_of_steps_that_train() -> None:
 
 
 def test_processes_of_their_own() -> None:
+    began = time.monotonic()
     (found,) = scaling.time_threads(SMALL, (1,), EFFORT, turns=1)
+    took = time.monotonic() - began
     assert (found["threads"], found["speedup"]) == (1, 1.0)
-    assert 0 < found["em_step_ms"]["min"] < 1000
+    assert 0 < found["em_step_ms"]["min"] <= found["em_step_ms"]["median"] < 1000 * took
+    began = time.monotonic()
     startup = scaling.time_startup(cold=False)
-    assert 0.5 < startup["first_em_step_s"] < 60
+    # All of the process but its end: Julia's start is in it.
+    assert 0.3 * (time.monotonic() - began) < startup["first_em_step_s"] < time.monotonic() - began
 
 
 def test_memory_is_that_of_the_job() -> None:
     found = scaling.measure_memory(SMALL)
     assert found["job_bytes"] > 2 * found["parameter_bytes"] + found["tile_bytes"]
-    assert found["of_bound"] > 0
+    bound = 2 * found["parameter_bytes"] + found["tile_bytes"] * julia.start().threads
+    assert found["of_bound"] == pytest.approx((found["job_bytes"] + found["step_allocates_bytes"]) / bound)
 
 
 def test_peers_agree_where_they_are_installed() -> None:

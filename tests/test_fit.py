@@ -1,4 +1,4 @@
-"""The main job end to end: `lvd-juice fit` and `eval` in processes of their own, and the estimator."""
+"""The main job end to end: `lvd-juice fit` and `eval`, and the estimator."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import lvd_juice, lvd_juice_apart
 
 from pyjuice_lvd import LVD, LVDPG
 from pyjuice_lvd.errors import InputError
@@ -24,13 +25,6 @@ SMALL = [
     "--set", "growing.epochs=20",
     "--set", "prior.latents=4", "--set", "prior.epochs=4", "--set", "prior.soft_epochs=2",
 ]  # fmt: skip
-
-
-def lvd_juice(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pyjuice_lvd.cli", *map(str, args)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert not check or ran.returncode == 0, ran.stderr
-    return ran
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("runs") / "gradients"
-    ran = lvd_juice("fit", images, "-o", folder, "--json", *SMALL)
+    ran = lvd_juice_apart("fit", images, "-o", folder, "--json", *SMALL)
     (line,) = ran.stdout.splitlines()
     return folder, json.loads(line)
 
@@ -110,7 +104,7 @@ def test_grey_digits(tmp_path: Path) -> None:
 
 def test_json_is_all_of_stdout_and_progress_is_on_stderr(run: tuple[Path, dict[str, Any]], images: Path) -> None:
     folder, _ = run
-    ran = lvd_juice("eval", folder, images, "--json")
+    ran = lvd_juice_apart("eval", folder, images, "--json")
     assert len(ran.stdout.splitlines()) == 1
     assert "log-likelihood: done" in ran.stderr
     assert lvd_juice("eval", folder, images, "--json", "--quiet").stderr == ""
@@ -194,7 +188,9 @@ def test_a_run_killed_again_and_again_ends_in_the_same_model(
         ("good.npy", ["-o", "nothing", "--resume"], "nothing: "),
     ],
 )
-def test_bad_input_gets_one_line_and_status_2(tmp_path: Path, data: str, options: list[str], message: str) -> None:
+def test_bad_input_gets_one_line_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, options: list[str], message: str
+) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "good.npy", rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     np.save(tmp_path / "floats.npy", np.full((40, 8, 8), np.nan))
@@ -203,8 +199,8 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path: Path, data: str, options
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "letter.txt").write_text("keep me")
     output = [] if "-o" in options else ["-o", "run"]
-    command = [sys.executable, "-m", "pyjuice_lvd.cli", "fit", data, *output, *options]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    monkeypatch.chdir(tmp_path)
+    ran = lvd_juice("fit", data, *output, *options, check=False)
     assert ran.returncode == 2, ran.stderr
     (line,) = ran.stderr.splitlines()
     assert line.startswith("lvd-juice: error: ")

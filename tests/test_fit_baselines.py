@@ -10,18 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import lvd_juice, lvd_juice_apart
 
 from pyjuice_lvd.files.formats import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
 RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]
-
-
-def lvd_juice(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pyjuice_lvd.cli", *map(str, args)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert not check or ran.returncode == 0, ran.stderr
-    return ran
 
 
 def table(n: int, seed: int) -> np.ndarray:
@@ -122,8 +116,8 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
         process.communicate(timeout=60)
         assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[end]
     assert not (folder / "result.json").exists()
-    resumed = json.loads(lvd_juice("fit", data, "-o", folder, "--resume", "--json", *long).stdout)
-    undisturbed = json.loads(lvd_juice("fit", data, "-o", tmp_path / "other", "--json", *long).stdout)
+    resumed = json.loads(lvd_juice_apart("fit", data, "-o", folder, "--resume", "--json", *long).stdout)
+    undisturbed = json.loads(lvd_juice_apart("fit", data, "-o", tmp_path / "other", "--json", *long).stdout)
     assert resumed["bpd"] == undisturbed["bpd"]
     mine, wanted = (read_arrays(path / "model" / "circuit.safetensors")[0] for path in (folder, tmp_path / "other"))
     for name, array in wanted.items():

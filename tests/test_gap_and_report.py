@@ -1,19 +1,17 @@
 """`lvd-juice gap` and `report` on runs."""
 
-import io
 import json
 import re
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from commands import lvd_juice
 from PIL import Image
 
-from pyjuice_lvd.cli.main import main
 from pyjuice_lvd.files.formats import read_arrays, write_arrays, write_json
 from pyjuice_lvd.models.whole import CircuitModel
 
@@ -23,22 +21,6 @@ SMALL = [
     "--set", "circuit.latents=4", "--set", "circuit.epochs=5", "--set", "growing.epochs=5",
     "--set", "prior.latents=4", "--set", "prior.epochs=4", "--set", "prior.soft_epochs=2",
 ]  # fmt: skip
-
-
-class Ran(NamedTuple):
-    """What a command said."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-def lvd_juice(*args: str | Path, check: bool = True) -> Ran:
-    """Run a command in this process: PyTorch and Julia load once."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        status = main(list(map(str, args)))
-    assert not check or status == 0, err.getvalue()
-    return Ran(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +131,7 @@ def test_gap_of_runs_that_saw_mirror_images(images: Path, tmp_path: Path, more: 
     write_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors", {"centres": wanted * np.nan}, facts)
     np.save(tmp_path / "other.npy", np.load(images)[:20] + np.uint8(1))
     refused = lvd_juice("gap", tmp_path / "run", tmp_path / "other.npy", "--quiet", check=False)
-    assert (refused.status, "wanted the run's own" in refused.stderr) == (2, True)
+    assert (refused.returncode, "wanted the run's own" in refused.stderr) == (2, True)
     again = json.loads(lvd_juice("gap", tmp_path / "run", images, "--json", "--quiet").stdout)
     assert again["lvd_objective"] == result["lvd_objective"]
     arrays, _ = read_arrays(tmp_path / "run" / "model" / "outer-centres.safetensors")
@@ -283,7 +265,7 @@ def test_images_of_another_shape_are_named(run: Path, gap: dict[str, Any], tmp_p
     np.save(tmp_path / "grey.npy", np.zeros((3, 8, 8), np.uint8))
     for command in ("eval", "gap"):
         ran = lvd_juice(command, run, tmp_path / "grey.npy", "--quiet", check=False)
-        assert (ran.status, ran.stdout) == (2, "")
+        assert (ran.returncode, ran.stdout) == (2, "")
         assert ran.stderr == (
             f"lvd-juice: error: {tmp_path / 'grey.npy'}: found images of (8, 4, 1), wanted (8, 4, 3) "
             "(height, width, channels)\n"
@@ -301,7 +283,7 @@ def test_a_page_or_picture_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.chdir(run.parent)
     for command, options in (("gap", [images, "-o", "none/x"]), ("report", ["-o", "none/x"])):
         ran = lvd_juice(command, run, *options, check=False)
-        assert (ran.status, ran.stdout) == (2, "")
+        assert (ran.returncode, ran.stdout) == (2, "")
         (line,) = ran.stderr.splitlines()
         assert line.startswith("lvd-juice: error: none/x: cannot be written (No such file or directory)")
 
@@ -345,7 +327,7 @@ def places(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_errors_are_one_line(places: Path, command: str, run_name: str, data: str | None, message: str) -> None:
     before = sorted(path.name for path in places.rglob("*"))
     ran = lvd_juice(command, places / run_name, *([] if data is None else [places / data]), check=False)
-    assert ran.status == 2, ran.stderr
+    assert ran.returncode == 2, ran.stderr
     assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()
     assert line.startswith("lvd-juice: error: ")
