@@ -14,9 +14,10 @@ module LVDJuice
 using LinearAlgebra.BLAS: gemm!
 
 include("door/boundary.jl")
-using .Boundary: pause
+using .Boundary: pause, in_pieces
 include("door/extensions.jl")
 include("rng.jl")
+include("memory.jl")
 
 include("circuits/circuit.jl")
 include("circuits/chowliu.jl")

@@ -163,3 +163,16 @@ end
     end
     @test occursin("heads 0..0", message_of(() -> prune(c, X, [1, 2, 1])))
 end
+
+@testset "the nth largest number" begin
+    rng = MersenneTwister(33)
+    for trial in 1:200
+        numbers = rand(rng, 1:40) .* rand(rng, (0.0, 1e-310, 1e-30, 1.0, 1e300), rand(rng, 1:60))
+        numbers .+= rand(rng, length(numbers)) .* rand(rng, Bool)
+        candidate = rand(rng, Bool, length(numbers))
+        sorted = sort(numbers[candidate]; rev=true)
+        for n in eachindex(sorted)
+            @test LVDJuice.nth_largest(numbers, candidate, n) == (sorted[n], count(==(sorted[n]), sorted[1:n]))
+        end
+    end
+end

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of
 from pyjuice_lvd.circuit.engine import PIECE
-from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, for_engine, some_rows
+from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, categories_of, for_engine, some_rows
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -43,10 +43,8 @@ def hclt(
     if not len(data):
         raise InputError("X: found no rows, wanted at least 1")
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
-    cats = int(data.max(initial=0)) + 1 if num_cats is None else integer("num_cats", num_cats)
-    for name, value in (("num_latents", num_latents), ("num_cats", cats), ("heads", heads)):
-        if value < 1:
-            raise InputError(f"{name} = {value}: want at least 1")
+    cats = categories_of(data) if num_cats is None else integer("num_cats", num_cats)
+    julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
     head_of = as_heads(labels, len(data), heads, "labels")

@@ -16,6 +16,7 @@ function random_region_graph(rng::SplitMix, num_vars::Integer, depth::Integer, r
     whole = region!(regions, index, collect(1:num_vars))
     for _ in 1:replicas
         cut!(regions, index, rng, whole, depth)
+        pause(1)
     end
     return regions
 end
@@ -34,6 +35,7 @@ function cut!(regions, index, rng, r, depth)
     parts = (region!(regions, index, sort(order[1:half])), region!(regions, index, sort(order[half + 1:end])))
     partition = minmax(parts...)
     partition in region.partitions || push!(region.partitions, partition)
+    pause(100 * length(region.scope))
     for part in parts
         cut!(regions, index, rng, part, depth - 1)
     end
@@ -50,47 +52,64 @@ U(1 - perturbation, 1 + perturbation).
 """
 function rat_spn(; num_vars::Integer, depth::Integer, replicas::Integer, num_sums::Integer, num_inputs::Integer,
                  num_cats::Integer, heads::Integer=1, perturbation::Real=0.4, seed::Integer=0)
-    for (name, value) in (("num_vars", num_vars), ("depth", depth), ("replicas", replicas), ("num_sums", num_sums),
-                          ("num_inputs", num_inputs), ("num_cats", num_cats), ("heads", heads))
+    sizes = (num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs, num_cats=num_cats, heads=heads)
+    for (name, value) in pairs(sizes)
         value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
     end
-    0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
-    rng = SplitMix(seed)
-    regions = random_region_graph(rng, num_vars, depth, replicas)
-    b = Builder(num_vars)
-    inputs = add_region_inputs!(b, rng, regions, num_inputs, num_cats, perturbation)
+    start = Starter(seed, perturbation)
+    cuts = Float64(replicas) * num_vars * min(depth, 1 + log2(num_vars))  # so many entries have the regions' scopes, in all
+    check_memory(named(; sizes...), "a graph of regions", 2 * sizeof(Int) * cuts)
+    regions = random_region_graph(start.rng, num_vars, depth, replicas)
+    counts = [r == 1 ? heads : isempty(region.partitions) ? num_inputs : num_sums for (r, region) in enumerate(regions)]
+    size = rat_spn_size(regions, counts, num_inputs, num_cats)
+    check_room(named(; sizes...), size...)
+    b = Builder(num_vars, size...)
+    inputs = add_region_inputs!(b, start, regions, num_inputs, num_cats)
     units = Vector{UnitRange{Int}}(undef, length(regions))
     for r in sortperm([length(region.scope) for region in regions])  # parts before wholes
         leaf = isempty(regions[r].partitions)
         mixed = leaf ? add_factorised!(b, inputs[r]) : add_pairs!(b, regions[r].partitions, units)
-        count = r == 1 ? heads : leaf ? 0 : num_sums
-        for _ in 1:count
-            add_sum!(b, mixed, perturbed(rng, length(mixed), perturbation))
+        leaf && r > 1 && (units[r] = mixed; continue)
+        for _ in 1:counts[r]
+            add_sum!(b, mixed)
         end
-        units[r] = count == 0 ? mixed : last_units(b, count)
+        units[r] = last_units(b, counts[r])
+        fill_in!(start, (weights(b, u) for u in units[r]))
     end
     return Circuit(b, units[1])
+end
+
+"Units, edges and entries of tables, at most, where region r has `counts[r]` units for others to use."
+function rat_spn_size(regions, counts, num_inputs, categories)
+    units, edges, entries = 0.0, 0.0, 0.0
+    for (r, region) in enumerate(regions)
+        scope, pairs = length(region.scope), sum(Float64[counts[i] * Float64(counts[j]) for (i, j) in region.partitions])
+        if isempty(region.partitions)
+            units += Float64(num_inputs) * (scope + 1)
+            edges += Float64(num_inputs) * scope
+            entries += Float64(num_inputs) * scope * categories
+            pairs = r == 1 ? num_inputs : 0
+        end
+        (r == 1 || !isempty(region.partitions)) && (units += pairs + counts[r]; edges += pairs * (2.0 + counts[r]))
+    end
+    return units, edges, entries
 end
 
 """
 The inputs of each region that is not cut: for each variable of its scope, `count` of them. Those of one variable share a table,
 because looking up one long row is faster than many short ones.
 """
-function add_region_inputs!(b::Builder, rng::SplitMix, regions, count, categories, perturbation)
+function add_region_inputs!(b::Builder, start::Starter, regions, count, categories)
     regions_of = [Int[] for _ in 1:b.num_vars]
     for r in eachindex(regions), i in (isempty(regions[r].partitions) ? regions[r].scope : Int[])
         push!(regions_of[i], r)
     end
     inputs = [UnitRange{Int}[] for _ in regions]
     for i in 1:b.num_vars
-        table = Matrix{Float32}(undef, count * length(regions_of[i]), categories)
-        for k in axes(table, 1)
-            table[k, :] = perturbed(rng, categories, perturbation)
-        end
-        first_unit = first(add_inputs!(b, i, table))
-        for r in regions_of[i]
-            push!(inputs[r], first_unit:first_unit + count - 1)
-            first_unit += count
+        units = add_table!(b, i, count * length(regions_of[i]), categories)
+        fill_in!(start, (probabilities(b, u) for u in units))
+        for (k, r) in enumerate(regions_of[i])
+            push!(inputs[r], units[(k - 1) * count + 1:k * count])
         end
     end
     return inputs
@@ -121,11 +140,19 @@ Independent variables: each head is a product of one categorical for each variab
 makes them the frequencies in the data.
 """
 function fully_factorized(; num_vars::Integer, num_cats::Integer, heads::Integer=1)
-    for (name, value) in (("num_vars", num_vars), ("num_cats", num_cats), ("heads", heads))
+    sizes = (num_vars=num_vars, num_cats=num_cats, heads=heads)
+    for (name, value) in pairs(sizes)
         value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
     end
-    b = Builder(num_vars)
-    inputs = [add_inputs!(b, i, fill(1f0 / num_cats, heads, num_cats)) for i in 1:num_vars]
+    units, edges = (num_vars + 1.0) * heads, Float64(num_vars) * heads
+    check_room(named(; sizes...), units, edges, edges * num_cats)
+    b = Builder(num_vars, units, edges, edges * num_cats)
+    inputs = map(1:num_vars) do i
+        entries = length(b.leaf)
+        units = add_table!(b, i, heads, num_cats)
+        in_pieces(range -> fill!(view(b.leaf, range), 1f0 / num_cats), entries + 1:length(b.leaf))
+        units
+    end
     return Circuit(b, add_factorised!(b, inputs))
 end
 
@@ -167,16 +194,17 @@ function mixture(circuits::AbstractVector{Circuit}, weights::AbstractVector{<:Re
     isempty(circuits) && throw(ArgumentError("mixture: found no circuits, wanted at least 1"))
     length(weights) == length(circuits) ||
         throw(ArgumentError("mixture: found $(length(weights)) weights for $(length(circuits)) circuits"))
-    all(w -> 0 <= w < Inf, weights) && sum(weights) > 0 ||
+    all(w -> 0 <= w < Inf, weights) && any(>(0), weights) ||
         throw(ArgumentError("mixture: found weights $(extrema(weights)), wanted finite numbers >= 0, not all 0"))
     V, H = circuits[1].num_vars, num_heads(circuits[1])
     for (t, c) in enumerate(circuits)
         c.num_vars == V && num_heads(c) == H ||
             throw(ArgumentError("mixture: circuit $(t - 1) has $(c.num_vars) variables and $(num_heads(c)) heads, the first $V and $H"))
     end
-    b = Builder(V)
+    b = room_for(circuits, "mixture of $(length(circuits)) circuits")
     heads = [append_circuit!(b, c) for c in circuits]
-    shares = Float32.(weights ./ sum(weights))
+    shares = weights ./ maximum(weights)  # the sum of numbers near the largest would be infinite
+    shares = Float32.(shares ./ sum(shares))
     return Circuit(b, [add_sum!(b, [own[h] for own in heads], shares) for h in 1:H],
                    sum(share * c.head_weight for (share, c) in zip(shares, circuits)))
 end
@@ -193,23 +221,50 @@ function side_by_side(circuits::AbstractVector{Circuit})
     for (t, c) in enumerate(circuits)
         c.num_vars == V || throw(ArgumentError("side_by_side: circuit $(t - 1) has $(c.num_vars) variables, the first $V"))
     end
-    b = Builder(V)
+    b = room_for(circuits, "side_by_side of $(length(circuits)) circuits")
     heads, shares = reduce(vcat, [append_circuit!(b, c) for c in circuits]), [num_heads(c) * c.head_weight for c in circuits]
     return Circuit(b, heads, reduce(vcat, shares) ./ length(heads))
 end
 
+"A builder with room for copies of circuits, each `times` over, and for as many more units and edges; `what` asks for it."
+function room_for(circuits, what; times=ones(length(circuits)), num_vars=circuits[1].num_vars, units=0.0, edges=0.0)
+    units += sum(times .* num_units.(circuits))
+    edges += sum(times .* num_edges.(circuits))
+    entries = sum(n * length(c.leaf) for (n, c) in zip(times, circuits))
+    check_room(what, units, edges, entries)
+    return Builder(num_vars, units, edges, entries)
+end
+
 "Copies a circuit behind what is there, its variable i as variable `variables[i]`; returns where its heads are now."
 function append_circuit!(b::Builder, c::Circuit, variables=1:c.num_vars)
-    units, edges, params = length(b.kind), length(b.child), length(b.leaf)
+    first_unit, first_edge, first_param = length(b.kind), length(b.child), length(b.leaf)
     for (all, own) in ((b.kind, c.kind), (b.categories, c.categories), (b.param_stride, c.param_stride), (b.success, c.success),
                        (b.weight, c.weight), (b.leaf, c.leaf))
-        append!(all, own)
+        append_in_pieces!(all, own)
     end
-    append!(b.variable, [isinput(c.kind[u]) ? variables[c.variable[u]] : 0 for u in 1:num_units(c)])
-    append!(b.child, all_children(c) .+ Int32(units))
-    append!(b.child_start, c.child_start[2:end] .+ edges)
-    append!(b.param_start, [isinput(c.kind[u]) ? c.param_start[u] + params : 0 for u in 1:num_units(c)])
-    return c.heads .+ Int32(units)
+    for array in (b.variable, b.param_start, b.child_start)
+        resize!(array, length(array) + num_units(c))
+    end
+    resize!(b.child, length(b.weight))
+    for u in 1:num_units(c)
+        input = isinput(c.kind[u])
+        b.variable[first_unit + u] = input ? variables[c.variable[u]] : 0
+        b.param_start[first_unit + u] = input ? c.param_start[u] + first_param : 0
+        b.child_start[first_unit + u + 1] = c.child_start[u + 1] + first_edge
+        for e in edges(c, u)
+            @inbounds b.child[first_edge + e] = child(c, u, e) + first_unit
+        end
+        pause(10 + 2 * length(edges(c, u)))
+    end
+    return c.heads .+ Int32(first_unit)
+end
+
+"Appends a long array, with pauses."
+function append_in_pieces!(all, own)
+    first_new = length(all)
+    resize!(all, length(all) + length(own))
+    in_pieces(range -> copyto!(all, first_new + first(range), own, first(range), length(range)), eachindex(own))
+    return all
 end
 
 # What Python calls: positional, variables from 0.

@@ -25,29 +25,36 @@ const LARGEST_TABLE = 2^24  # cells of a thread's joint table: 64 MB
 
 function MutualInformationJob(X::AbstractMatrix{<:Integer}; categories::Integer, pseudocount::Real=0.1)
     V, N = size(X)
-    check_data(X, fill(Int32(categories), V))
     N >= 1 || throw(ArgumentError("X has no samples"))
+    1 <= categories <= typemax(Int32) || throw(ArgumentError("num_cats = $categories: want 1..$(typemax(Int32))"))
     check_pseudocount(pseudocount)
-    columns = Matrix{UInt32}(undef, N, V)
-    Threads.@threads for i in 1:V
-        for n in 1:N
-            @inbounds columns[n, i] = X[i, n]
+    cells, threads = Float64(categories)^2, Threads.nthreads()
+    table_size = cells <= LARGEST_TABLE ? Int(cells) : N
+    check_memory("X, (samples, variables) = ($N, $V), num_cats = $categories", "mutual information",
+                 4.0 * N * V + 8.0 * V * V + threads * (4 * table_size + 8.0 * categories) + 16.0 * N)
+    check_data(X, fill(Int32(categories), V))
+    columns, entropy = Matrix{UInt32}(undef, N, V), zeros(V)
+    marginal_terms, counts = terms(N, categories, pseudocount), [zeros(Int, categories) for _ in 1:threads]
+    in_pieces(1:V; steps=10 * N, threads=threads) do variables
+        Threads.@threads for t in 1:threads
+            for i in first(variables) + t - 1:threads:last(variables)
+                entropy[i] = own_entropy!(columns, counts[t], X, i, marginal_terms)
+            end
         end
     end
-    cells = categories^2
-    marginal_terms = terms(N, categories, pseudocount)
-    entropy = zeros(V)
-    Threads.@threads for i in 1:V
-        counts = zeros(Int, categories)
-        for n in 1:N
-            counts[columns[n, i] + 1] += 1
-        end
-        entropy[i] = -sum(marginal_terms[count + 1] for count in counts)
+    tables = [zeros(UInt32, table_size) for _ in 1:threads]
+    return MutualInformationJob(columns, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount), tables, 1)
+end
+
+"Copies variable `i` of X to its column, and returns its entropy. `counts` are zeros before and after."
+function own_entropy!(columns, counts, X, i, terms)
+    @inbounds for n in axes(X, 2)
+        counts[X[i, n] + 1] += 1
+        columns[n, i] = X[i, n]
     end
-    table_size = cells <= LARGEST_TABLE ? cells : N
-    tables = [zeros(UInt32, table_size) for _ in 1:Threads.nthreads()]
-    return MutualInformationJob(columns, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount),
-                                tables, 1)
+    entropy = -sum(terms[count + 1] for count in counts)
+    fill!(counts, 0)
+    return entropy
 end
 
 "p log p for p = (n + a / cells) / (N + a), n = 0..N."
@@ -61,12 +68,14 @@ function advance!(job::MutualInformationJob, seconds::Real=Inf)
     V = size(job.columns, 2)
     started = time()
     while job.next <= V
-        i = job.next
-        # Static shares: pair (i, j) costs the same for every j.
-        Threads.@threads for t in 1:length(job.tables)
-            for j in i + t:length(job.tables):V
-                mi = job.entropy[i] + job.entropy[j] + joint_sum(job, i, j, job.tables[t])
-                job.mi[i, j] = job.mi[j, i] = max(mi, 0.0)
+        i, threads = job.next, length(job.tables)
+        in_pieces(i + 1:V; steps=10 * size(job.columns, 1), threads=threads) do others
+            # Static shares: pair (i, j) costs the same for every j.
+            Threads.@threads for t in 1:threads
+                for j in first(others) + t - 1:threads:last(others)
+                    mi = job.entropy[i] + job.entropy[j] + joint_sum(job, i, j, job.tables[t])
+                    job.mi[i, j] = job.mi[j, i] = max(mi, 0.0)
+                end
             end
         end
         job.next += 1
@@ -142,6 +151,7 @@ function chow_liu_tree(mi::AbstractMatrix{<:Real})
             end
         end
         next = candidate
+        pause(10 * V)
     end
     return rooted(neighbours, centre(neighbours))
 end

@@ -56,10 +56,8 @@ struct Circuit
                      leaf, heads, head_weight=equal_shares(length(heads)))
         check_sizes(kind, variable, categories, param_start, param_stride, success, child_start, child, weight, heads, head_weight)
         list, lists = share_lists(child_start, child)
-        c = new(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, list, lists, weight, leaf,
-                heads, head_weight)
-        check(c)
-        return c
+        return check(new(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, list, lists, weight,
+                         leaf, heads, head_weight))
     end
 end
 
@@ -67,10 +65,19 @@ equal_shares(n) = fill(Float32(1 / n), n)
 
 num_units(c::Circuit) = length(c.kind)
 num_heads(c::Circuit) = length(c.heads)
-num_sum_edges(c::Circuit) = sum(Int[length(children(c, u)) for u in 1:num_units(c) if c.kind[u] == SUM])
 num_edges(c::Circuit) = length(c.weight)
-num_params(c::Circuit) = num_sum_edges(c) + sum(Int[c.kind[u] == CATEGORICAL ? c.categories[u] : c.kind[u] == BINOMIAL
-                                                    for u in 1:num_units(c)])
+num_sum_edges(c::Circuit) = count_units(u -> c.kind[u] == SUM ? length(edges(c, u)) : 0, c)
+num_params(c::Circuit) =
+    num_sum_edges(c) + count_units(u -> c.kind[u] == CATEGORICAL ? Int(c.categories[u]) : Int(c.kind[u] == BINOMIAL), c)
+
+function count_units(f, c::Circuit)
+    total = 0
+    for u in 1:num_units(c)
+        total += f(u)
+        pause(2)
+    end
+    return total
+end
 
 "The range of edge indices of unit `u`."
 @inline edges(c::Circuit, u) = c.child_start[u]:c.child_start[u + 1] - 1
@@ -87,25 +94,39 @@ all_children(c::Circuit) = all_children(c.child_start, c.list, c.child)
 function all_children(child_start, list, lists)
     found = Vector{Int32}(undef, last(child_start) - 1)
     for u in eachindex(list)
-        own = child_start[u]:child_start[u + 1] - 1
-        found[own] .= view(lists, range(list[u], length=length(own)))
+        count = child_start[u + 1] - child_start[u]
+        copyto!(found, child_start[u], lists, list[u], count)
+        pause(10 + count)
     end
     return found
 end
 
 "Where each unit's list of children begins, and the lists: a unit with the children of the unit before shares its list."
 function share_lists(child_start, child)
-    list, lists = Vector{Int32}(undef, length(child_start) - 1), Int32[]
+    list, shared, total = zeros(Int32, length(child_start) - 1), fill(false, length(child_start) - 1), 0
     for u in eachindex(list)
-        own = view(child, child_start[u]:child_start[u + 1] - 1)
-        if u > 1 && own == view(child, child_start[u - 1]:child_start[u] - 1)
-            list[u] = list[u - 1]
+        first, count = child_start[u], child_start[u + 1] - child_start[u]
+        if u > 1 && child_start[u - 1] + count == first && same_entries(child, first, child_start[u - 1], count)
+            list[u], shared[u] = list[u - 1], true
         else
-            list[u] = length(lists) + 1
-            append!(lists, own)
+            list[u] = total + 1
+            total += count
         end
+        pause(10 + count)
     end
-    return list, copy(lists)  # a copy has no room to grow
+    lists = Vector{Int32}(undef, total)
+    for u in eachindex(list)
+        shared[u] || copyto!(lists, list[u], child, child_start[u], child_start[u + 1] - child_start[u])
+        pause(10)
+    end
+    return list, lists
+end
+
+function same_entries(array, first, other, count)
+    for i in 0:count - 1
+        @inbounds array[first + i] == array[other + i] || return false
+    end
+    return true
 end
 
 "The probabilities of the categories of input `u`."
@@ -116,6 +137,7 @@ function category_limits(c::Circuit)
     limits = zeros(Int32, c.num_vars)
     for u in 1:num_units(c)
         isinput(c.kind[u]) && (limits[c.variable[u]] = c.categories[u])
+        pause(2)
     end
     return limits
 end
@@ -134,6 +156,7 @@ function check_sizes(kind, variable, categories, param_start, param_stride, succ
         throw(ArgumentError("invalid circuit: child_start does not cover the $(length(child)) edges"))
     for u in 1:n
         child_start[u + 1] >= child_start[u] || invalid(u, "its children end before they begin")
+        pause(1)
     end
     length(weight) == length(child) ||
         throw(ArgumentError("invalid circuit: $(length(weight)) weights for $(length(child)) edges"))
@@ -144,47 +167,57 @@ function check_sizes(kind, variable, categories, param_start, param_stride, succ
         throw(ArgumentError("invalid circuit: the heads' prior weights sum to $(sum(head_weight)), not 1"))
 end
 
+"Throws an `ArgumentError` that says what is wrong with a circuit, if anything is; returns it."
 function check(c::Circuit)
-    n = num_units(c)
-    first_input = Dict{Int32,Int}()  # of each variable: a value means the same to all of its inputs
+    n, entries = num_units(c), 0
+    first_input = zeros(Int32, c.num_vars)  # of each variable: a value means the same to all of its inputs
     for u in 1:n
         for v in children(c, u)
             1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
         end
-        if c.kind[u] in (CATEGORICAL, INDICATOR, LITERAL, BINOMIAL)
+        kind = c.kind[u]
+        if CATEGORICAL <= kind <= BINOMIAL
+            entries += max(c.categories[u], 0)
+            entries <= length(c.leaf) || invalid(u, "inputs up to this one have more categories than there are parameters")
             check_input(c, u)
-            v = get!(first_input, c.variable[u], u)
+            first_input[c.variable[u]] == 0 && (first_input[c.variable[u]] = u)
+            v = first_input[c.variable[u]]
             c.categories[u] == c.categories[v] ||
                 invalid(u, "variable $(c.variable[u]) has $(c.categories[u]) categories here, $(c.categories[v]) in unit $(v - 1)")
-        elseif c.kind[u] == PRODUCT || c.kind[u] == SUM
+        elseif kind == PRODUCT || kind == SUM
             isempty(children(c, u)) && invalid(u, "no children")
-            c.kind[u] == SUM && check_weights(u, view(c.weight, edges(c, u)))
+            kind == SUM && check_weights(u, view(c.weight, edges(c, u)))
         else
-            invalid(u, "unknown kind $(c.kind[u])")
+            invalid(u, "unknown kind $kind")
         end
+        pause(10 + 3 * length(edges(c, u)))
     end
     for h in c.heads
         1 <= h <= n || throw(ArgumentError("invalid circuit: head $(h - 1) is no unit of 0..$(n - 1)"))
     end
+    return c
 end
 
 function check_input(c, u)
     1 <= c.variable[u] <= c.num_vars || invalid(u, "variable $(c.variable[u]) is outside 1..$(c.num_vars)")
     c.categories[u] >= 1 || invalid(u, "no categories")
     isempty(children(c, u)) || invalid(u, "an input with children")
-    last_param = c.param_start[u] + (c.categories[u] - 1) * c.param_stride[u]
-    c.param_start[u] >= 1 && c.param_stride[u] >= 1 && last_param <= length(c.leaf) ||
+    start, stride, room = c.param_start[u], c.param_stride[u], length(c.leaf)
+    1 <= start <= room && 1 <= stride <= room && start + (c.categories[u] - 1) * stride <= room ||
         invalid(u, "its parameters lie outside the leaf array")
-    probabilities = view(c.leaf, c.param_start[u]:c.param_stride[u]:last_param)
-    check_weights(u, probabilities)
+    check_weights(u, probabilities(c, u))
     if c.kind[u] == BINOMIAL
         0 <= c.success[u] <= 1 || invalid(u, "the probability of success $(c.success[u]) is outside [0, 1]")
-        all(isapprox.(probabilities, binomial_table(c.categories[u] - 1, c.success[u]); atol=1e-5)) ||
-            invalid(u, "its probabilities are not those of $(c.categories[u] - 1) trials with success $(c.success[u])")
+        for (x, p) in enumerate(probabilities(c, u))
+            abs(p - exp(log_binomial(c.categories[u] - 1, x - 1, c.success[u]))) <= 1e-5 ||
+                invalid(u, "its probabilities are not those of $(c.categories[u] - 1) trials with success $(c.success[u])")
+            pause(100)
+        end
     elseif c.kind[u] != CATEGORICAL
-        count(==(1), probabilities) == 1 || invalid(u, "an indicator of not one category")
+        count(==(1), probabilities(c, u)) == 1 || invalid(u, "an indicator of not one category")
         c.kind[u] == LITERAL && c.categories[u] != 2 && invalid(u, "a literal of $(c.categories[u]) categories")
     end
+    pause(3 * Int(c.categories[u]))
 end
 
 "The probability of category `k`, from 0, of input `u`, in Float64: a binomial's also where its table has underflowed."
@@ -202,7 +235,15 @@ end
 has_underflowed(c::Circuit, u, p) = p < floatmin(Float32) && c.kind[u] == BINOMIAL
 
 "The probabilities of 0..N successes in `N` trials, each computed in Float64."
-binomial_table(N::Integer, p::Real) = Float32[exp(log_binomial(N, x, p)) for x in 0:N]
+binomial_table(N::Integer, p::Real) = fill_binomial!(Vector{Float32}(undef, N + 1), p)
+
+function fill_binomial!(table::AbstractVector{Float32}, p::Real)
+    N = length(table) - 1
+    for x in 0:N
+        table[x + 1] = exp(log_binomial(N, x, p))
+    end
+    return table
+end
 
 "The log probability of `x` successes in `N` trials."
 log_binomial(N::Integer, x::Integer, p::Real) =
@@ -244,6 +285,18 @@ end
 Builder(num_vars) = Builder(num_vars, UInt8[], Int32[], Int32[], Int64[], Int64[], Float32[], Int64[1], Int32[], Float32[],
                             Float32[])
 
+"With room for so many units, edges and entries of tables."
+function Builder(num_vars, units::Real, edges::Real, entries::Real)
+    b = Builder(num_vars)
+    for array in (b.kind, b.variable, b.categories, b.param_start, b.param_stride, b.success, b.child_start)
+        sizehint!(array, Int(units) + 1)
+    end
+    sizehint!(b.child, Int(edges))
+    sizehint!(b.weight, Int(edges))
+    sizehint!(b.leaf, Int(entries))
+    return b
+end
+
 Circuit(b::Builder, heads, head_weight=equal_shares(length(heads))) =
     Circuit(b.num_vars, b.kind, b.variable, b.categories, b.param_start, b.param_stride, b.success, b.child_start, b.child,
             b.weight, b.leaf, Vector{Int32}(heads), Vector{Float32}(head_weight))
@@ -256,32 +309,46 @@ function add_unit!(b::Builder, kind, variable=0, categories=0, param_start=0, pa
     push!(b.param_stride, param_stride)
     push!(b.success, success)
     push!(b.child_start, length(b.child) + 1)
+    pause(20)
     return length(b.kind)
 end
 
 """
-    add_inputs!(b, variable, probabilities; kind = CATEGORICAL, success = 0) -> range of units
+    add_table!(b, variable, count, categories; kind = CATEGORICAL, success = 0) -> range of units
 
-One input unit for each row of `probabilities`, a `(units, categories)` matrix. Laid out so that one category's
+`count` inputs, whose probabilities are still to be filled in ([`probabilities`](@ref)). Laid out so that one category's
 probabilities of all these units are neighbours: an observed value picks one contiguous vector.
 """
-function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix; kind=CATEGORICAL, success=zeros(Float32, size(probabilities, 1)))
-    count, categories = size(probabilities)
+function add_table!(b::Builder, variable, count::Int, categories::Integer; kind=CATEGORICAL, success=nothing)
     first_param = length(b.leaf) + 1
-    append!(b.leaf, vec(probabilities))
+    resize!(b.leaf, length(b.leaf) + count * categories)
     for k in 1:count
-        add_unit!(b, kind, variable, categories, first_param + k - 1, count, success[k])
+        add_unit!(b, kind, variable, categories, first_param + k - 1, count, success === nothing ? 0 : success[k])
     end
     return last_units(b, count)
 end
 
+weights(b::Builder, u) = view(b.weight, b.child_start[u]:b.child_start[u + 1] - 1)
+probabilities(b::Builder, u) = view(b.leaf, range(b.param_start[u], step=b.param_stride[u], length=b.categories[u]))
+
+"One input for each row of `probabilities`, a `(units, categories)` matrix: see [`add_table!`](@ref)."
+function add_inputs!(b::Builder, variable, probabilities::AbstractMatrix; kwargs...)
+    units = add_table!(b, variable, size(probabilities, 1), size(probabilities, 2); kwargs...)
+    copyto!(b.leaf, length(b.leaf) - length(probabilities) + 1, probabilities, 1, length(probabilities))
+    return units
+end
+
 "Inputs with the parameters of `units` of `c`, all of one variable and kind, in a table of their own."
 function copy_inputs!(b::Builder, c::Circuit, units)
-    table = Matrix{Float32}(undef, length(units), c.categories[units[1]])
-    for category in axes(table, 2), (k, u) in enumerate(units)
-        table[k, category] = c.leaf[c.param_start[u] + (category - 1) * c.param_stride[u]]
+    first_entry, categories = length(b.leaf), c.categories[units[1]]
+    added = add_table!(b, c.variable[units[1]], length(units), categories; kind=c.kind[units[1]], success=c.success[units])
+    for category in 0:categories - 1
+        @inbounds for (k, u) in enumerate(units)
+            b.leaf[first_entry + k + category * length(units)] = c.leaf[c.param_start[u] + category * c.param_stride[u]]
+        end
+        pause(2 * length(units))
     end
-    return add_inputs!(b, c.variable[units[1]], table; kind=c.kind[units[1]], success=c.success[units])
+    return added
 end
 
 "The range of the `count` units that were added last."
@@ -293,21 +360,33 @@ add_indicators!(b::Builder, variable, values, categories; kind=INDICATOR) =
 
 "One binomial input of `variable` over `N` trials for each probability of success."
 function add_binomials!(b::Builder, variable, N, success)
-    table = Matrix{Float32}(undef, length(success), N + 1)
-    for k in eachindex(success)
-        table[k, :] = binomial_table(N, success[k])
+    units = add_table!(b, variable, length(success), N + 1; kind=BINOMIAL, success=success)
+    for u in units
+        fill_binomial!(probabilities(b, u), b.success[u])
     end
-    return add_inputs!(b, variable, table; kind=BINOMIAL, success=Float32.(success))
+    return units
 end
 
 function add_product!(b::Builder, children)
-    append!(b.child, children)
-    append!(b.weight, ones(Float32, length(children)))
+    for v in children
+        push!(b.child, v)
+        push!(b.weight, 1)
+    end
+    pause(10 * length(children))
     return add_unit!(b, PRODUCT)
 end
 
 function add_sum!(b::Builder, children, weights)
     append!(b.child, children)
     append!(b.weight, weights)
+    pause(10 * length(children))
+    return add_unit!(b, SUM)
+end
+
+"A sum whose weights, the last of `b.weight`, are still to be filled in."
+function add_sum!(b::Builder, children)
+    append!(b.child, children)
+    resize!(b.weight, length(b.child))
+    pause(10 * length(children))
     return add_unit!(b, SUM)
 end

@@ -85,10 +85,8 @@ The circuit with two copies of the inputs and sums that are `doubled`, and of th
 `selected`; the heads' first copies are its heads, and after them the second ones of `selected`. `shares` are the heads' prior weights.
 """
 function double_units(c::Circuit, doubled, selected, shares)
-    b = Builder(c.num_vars)
-    sizehint!(b.leaf, 2 * length(c.leaf))  # the largest arrays: not to be moved as they grow
-    sizehint!(b.child, 4 * num_edges(c))
-    sizehint!(b.weight, 4 * num_edges(c))
+    # Room for as much as there can be: the arrays are not moved as they grow, and what is not used costs nothing.
+    b = Builder(c.num_vars, 2 * num_units(c), 4 * num_edges(c), 2 * length(c.leaf))
     first_copy, second_copy = zeros(Int32, num_units(c)), zeros(Int32, num_units(c))  # second: 0 where there is none
     group_of, _, groups = ordered_groups(c)
     for group in groups
@@ -98,18 +96,18 @@ function double_units(c::Circuit, doubled, selected, shares)
             again = filter(u -> doubled[u], group.units)
         end
         if isinput(group.kind)
-            copies = copy_inputs!(b, c, vcat(group.units, again))
+            copies = copy_inputs!(b, c, [group.units; again])
             first_copy[group.units] = copies[1:length(group.units)]
             second_copy[again] = copies[length(group.units) + 1:end]
             continue
         end
         for u in group.units
-            first_copy[u] = group.kind == PRODUCT ? add_product!(b, first_copy[children(c, u)]) :
+            first_copy[u] = group.kind == PRODUCT ? add_product!(b, (first_copy[v] for v in children(c, u))) :
                                                     add_grown_sum!(b, c, u, first_copy, second_copy, group_of, OTHER_COPY)
         end
         for u in again
             second_copy[u] = group.kind == PRODUCT ?
-                             add_product!(b, [second_copy[v] > 0 ? second_copy[v] : first_copy[v] for v in children(c, u)]) :
+                             add_product!(b, (second_copy[v] > 0 ? second_copy[v] : first_copy[v] for v in children(c, u))) :
                              add_grown_sum!(b, c, u, first_copy, second_copy, group_of, 1 - OTHER_COPY)
         end
     end
@@ -140,23 +138,38 @@ function add_grown_sum!(b::Builder, c::Circuit, u, first_copy, second_copy, grou
         end
         at = stop + 1
     end
+    pause(10 * length(edges(c, u)))
     return add_unit!(b, SUM)
 end
 
 "Multiplies all parameters by noise. A unit's noise depends on the seed and its place in the circuit alone, not on the threads."
 function perturb!(c::Circuit, noise::Real, seed::Integer)
-    Threads.@threads for u in 1:num_units(c)
-        rng = SplitMix(seed, u)
-        if c.kind[u] == SUM
-            perturb!(rng, view(c.weight, edges(c, u)), noise)
-        elseif c.kind[u] == CATEGORICAL
-            perturb!(rng, probabilities(c, u), noise)
-        elseif c.kind[u] == BINOMIAL
-            outcome = Float32[1 - c.success[u], c.success[u]]
-            perturb!(rng, outcome, noise)
-            c.success[u] = outcome[2]
-            probabilities(c, u) .= binomial_table(c.categories[u] - 1, outcome[2])
+    first = 1
+    while first <= num_units(c)
+        last, steps = first, 0  # as many units as take some hundredths of a second
+        while last < num_units(c) && steps < 2^22
+            last += 1
+            steps += 10 + length(edges(c, last)) + (c.kind[last] == BINOMIAL ? 50 : 1) * c.categories[last]
         end
+        Threads.@threads for u in first:last
+            perturb!(c, u, noise, seed)
+        end
+        first = last + 1
+        pause()
+    end
+end
+
+function perturb!(c::Circuit, u::Integer, noise::Real, seed::Integer)
+    rng = SplitMix(seed, u)
+    if c.kind[u] == SUM
+        perturb!(rng, view(c.weight, edges(c, u)), noise)
+    elseif c.kind[u] == CATEGORICAL
+        perturb!(rng, probabilities(c, u), noise)
+    elseif c.kind[u] == BINOMIAL
+        outcome = Float32[1 - c.success[u], c.success[u]]
+        perturb!(rng, outcome, noise)
+        c.success[u] = outcome[2]
+        fill_binomial!(probabilities(c, u), outcome[2])
     end
 end
 

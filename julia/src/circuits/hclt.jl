@@ -25,87 +25,114 @@ latent variable distillation (Liu, Zhang and Van den Broeck 2023) for the latent
 """
 function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::Integer, heads::Integer=1,
               perturbation::Real=0.4, seed::Integer=0, observed::Union{Nothing,ObservedStates}=nothing)
-    latents >= 1 || throw(ArgumentError("num_latents = $latents: want at least 1"))
-    categories >= 1 || throw(ArgumentError("num_cats = $categories: want at least 1"))
-    heads >= 1 || throw(ArgumentError("heads = $heads: want at least 1"))
-    0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
     V = length(parent)
-    rng = SplitMix(seed)
-
+    check_hclt(V, latents, categories, heads)
     subtrees = [Int[] for _ in 1:V]
     for i in 1:V
         parent[i] != 0 && push!(subtrees[parent[i]], i)
     end
     root = findfirst(iszero, parent)
     order = breadth_first(subtrees, root)
-    b = Builder(V)
+    b, start = Builder(V, hclt_size(V, latents, categories, heads)...), Starter(seed, perturbation)
     messages = Vector{UnitRange{Int}}(undef, V)  # of variable i: the sums over its states, one for each parent state
     for i in reverse(order)
-        counts = value_counts(observed, i, latents, categories)
-        table, common = Matrix{Float32}(undef, latents, categories), shared_by_all(counts)
-        for k in 1:latents
-            table[k, :] = started(rng, view(counts, :, k), common, perturbation)
-        end
-        states = add_inputs!(b, i, table)
+        states = add_table!(b, i, latents, categories)
+        fill_in!(start, (probabilities(b, u) for u in states), value_counts(observed, i, latents, categories))
         if !isempty(subtrees[i])
             for k in 1:latents
-                factors = [states[k]]
-                for j in subtrees[i]
-                    push!(factors, messages[j][k])
-                end
-                add_product!(b, factors)
+                add_product!(b, [states[k]; [messages[j][k] for j in subtrees[i]]])
             end
             states = last_units(b, latents)
         end
-        counts = i == root ? head_counts(observed, i, latents, heads) : transition_counts(observed, i, parent[i], latents)
-        common = shared_by_all(counts)
-        for k in axes(counts, 2)
-            add_sum!(b, states, started(rng, view(counts, :, k), common, perturbation))
+        for _ in 1:(i == root ? heads : latents)
+            add_sum!(b, states)
         end
-        messages[i] = last_units(b, size(counts, 2))
+        messages[i] = last_units(b, i == root ? heads : latents)
+        counts = i == root ? head_counts(observed, i, latents, heads) : transition_counts(observed, i, parent[i], latents)
+        fill_in!(start, (weights(b, u) for u in messages[i]), counts)
     end
     return Circuit(b, messages[root])
 end
 
+"Throws an `ArgumentError` unless there may be such an HCLT, and the machine has memory for it."
+function check_hclt(V, latents, categories, heads)
+    sizes = (num_latents=latents, num_cats=categories, heads=heads)
+    for (name, value) in pairs(sizes)
+        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
+    end
+    check_room(named(; num_vars=V, sizes...), hclt_size(V, latents, categories, heads)...)
+end
+
+"Units, edges and entries of tables, at most; in Float64, which no product overflows."
+function hclt_size(vars, latents, categories, heads)
+    V, K = Float64(vars), Float64(latents)
+    return 3 * V * K + heads, V * K^2 + 2 * V * K + heads * K, V * K * categories
+end
+
 # How often each value came with each state of variable i, each of its states with each of its parent's, and with each head.
 
-value_counts(::Nothing, i, K, C) = zeros(C, K)
+value_counts(::Nothing, i, K, C) = nothing
 value_counts(o::ObservedStates, i, K, C) = pair_counts(view(o.X, i, :), view(o.states, i, :), C, K)
 
-transition_counts(::Nothing, i, parent, K) = zeros(K, K)
+transition_counts(::Nothing, i, parent, K) = nothing
 transition_counts(o::ObservedStates, i, parent, K) = pair_counts(view(o.states, i, :), view(o.states, parent, :), K, K)
 
-head_counts(::Nothing, i, K, heads) = zeros(K, heads)
+head_counts(::Nothing, i, K, heads) = nothing
 head_counts(o::ObservedStates, i, K, heads) = pair_counts(view(o.states, i, :), o.head_of .- 1, K, heads)
 
 function pair_counts(x, y, rows, columns)
     counts = zeros(rows, columns)
-    for n in eachindex(x)
-        counts[x[n] + 1, y[n] + 1] += 1
+    in_pieces(eachindex(x)) do samples
+        for n in samples
+            counts[x[n] + 1, y[n] + 1] += 1
+        end
     end
     return counts
 end
 
-"What all columns of counts have in common: all equal, where nothing was counted."
-shared_by_all(counts) = vec(sum(counts, dims=2)) .+ 1
-
-"The shares of `counts`, with `ADDED_SAMPLES` that are spread like `common`, but perturbed."
-function started(rng::SplitMix, counts, common, perturbation::Real)
-    shares, counted = perturbed(rng, common, perturbation), sum(counts)
-    return counted == 0 ? shares : Float32.((counts .+ ADDED_SAMPLES .* shares) ./ (counted + ADDED_SAMPLES))
+"Where parameters start: random numbers, how far they spread, and room to work in."
+struct Starter
+    rng::SplitMix
+    perturbation::Float64
+    room::Vector{Float64}
 end
 
-"`n` probabilities in proportion to U(1 - perturbation, 1 + perturbation)."
-perturbed(rng::SplitMix, n::Int, perturbation::Real) = perturbed(rng, ones(n), perturbation)
+function Starter(seed, perturbation)
+    0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
+    return Starter(SplitMix(seed), perturbation, Float64[])
+end
+
+"Fills each of `units` in with probabilities in proportion to U(1 - perturbation, 1 + perturbation)."
+function fill_in!(start::Starter, units, ::Nothing=nothing)
+    for out in units
+        perturb_into!(start, out, Iterators.repeated(1.0, length(out)))
+    end
+end
+
+"Fills each of `units` in with the shares of a column of `counts`, and `ADDED_SAMPLES` that are spread like all of them, but perturbed."
+function fill_in!(start::Starter, units, counts::Matrix)
+    common = vec(sum(counts, dims=2)) .+ 1
+    for (k, out) in enumerate(units)
+        perturb_into!(start, out, common)
+        counted = sum(view(counts, :, k))
+        counted == 0 && continue
+        for i in eachindex(out)
+            out[i] = (counts[i, k] + ADDED_SAMPLES * out[i]) / (counted + ADDED_SAMPLES)
+        end
+    end
+end
 
 "Probabilities in proportion to `shares` times U(1 - perturbation, 1 + perturbation)."
-function perturbed(rng::SplitMix, shares::Vector{Float64}, perturbation::Real)
-    weights, total = similar(shares), 0.0
-    for i in eachindex(shares)
-        weights[i] = shares[i] * (1 - perturbation + 2 * perturbation * uniform!(rng))
-        total += weights[i]  # one by one: `sum` adds in another order from one Julia version to the next
+function perturb_into!(start::Starter, out, shares)
+    low, spread, total, room = 1 - start.perturbation, 2 * start.perturbation, 0.0, resize!(start.room, length(out))
+    for (i, share) in enumerate(shares)
+        @inbounds room[i] = share * (low + spread * uniform!(start.rng))
+        @inbounds total += room[i]  # one by one: `sum` adds in another order from one Julia version to the next
     end
-    return Float32.(weights ./ total)
+    for i in eachindex(out)
+        @inbounds out[i] = room[i] / total
+    end
+    pause(5 * length(out))
 end
 
 function breadth_first(subtrees, root)

@@ -35,7 +35,8 @@ edges and the inputs' parameters are found again by counting. Throws an `Argumen
 function joint_circuit(prior::Circuit, circuits::AbstractVector{Circuit}, variables::AbstractMatrix{<:Integer}; tied::Bool=true)
     where = places(circuits, prior.num_vars; tied=tied)
     check_parts(prior, circuits, variables, tied)
-    b = Builder(length(variables))
+    b = room_for(circuits, "joint_circuit of $(prior.num_vars) positions"; times=[length(positions) for (positions, _) in where],
+                 num_vars=length(variables), units=num_units(prior), edges=num_edges(prior) + Float64(length(prior.leaf)))
     heads = [reduce(vcat, [append_circuit!(b, c, view(variables, :, i)) for (c, (positions, _)) in zip(circuits, where)
                            if i in positions]) for i in 1:prior.num_vars]
     unit = Vector{Int32}(undef, num_units(prior))  # where each unit of the prior is now
@@ -45,9 +46,9 @@ function joint_circuit(prior::Circuit, circuits::AbstractVector{Circuit}, variab
             possible = findall(>(0), p)
             unit[u] = add_sum!(b, heads[prior.variable[u]][possible], p[possible])
         elseif prior.kind[u] == SUM
-            unit[u] = add_sum!(b, unit[children(prior, u)], view(prior.weight, edges(prior, u)))
+            unit[u] = add_sum!(b, view(unit, children(prior, u)), view(prior.weight, edges(prior, u)))
         else
-            unit[u] = add_product!(b, unit[children(prior, u)])
+            unit[u] = add_product!(b, view(unit, children(prior, u)))
         end
     end
     return Circuit(b, unit[prior.heads])

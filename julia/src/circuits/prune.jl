@@ -30,9 +30,13 @@ end
 
 "Whether edges may have been left without flow by rounding alone, which matters where any flow counts."
 function has_silent_edges(job::FlowJob, min_flow)
+    min_flow == 0 || return false
     c, flow = circuit(job.engine), job.counts.weight
-    return min_flow == 0 &&
-           any(u -> c.kind[u] == SUM && any(e -> flow[e] == 0 && c.weight[e] > 0, edges(c, u)), 1:num_units(c))
+    for u in 1:num_units(c)
+        c.kind[u] == SUM && any(e -> flow[e] == 0 && c.weight[e] > 0, edges(c, u)) && return true
+        pause(10 + length(edges(c, u)))
+    end
+    return false
 end
 
 "By the flows that a finished job has found."
@@ -46,31 +50,62 @@ prune_unsupported(job::FlowJob, support::SupportJob) =
 
 function prune_to_fraction(job::FlowJob, keep::Real)
     c, flow = circuit(job.engine), job.counts.weight
-    candidates = Int[e for u in 1:num_units(c) if c.kind[u] == SUM for e in edges(c, u) if c.weight[e] > 0]
-    count = round(Int, keep * length(candidates))
-    kept = fill(false, num_edges(c))
-    if count > 0
-        least = partialsort(flow[candidates], count; rev=true)
-        larger = 0
-        for e in candidates
-            flow[e] > least && (kept[e] = true; larger += 1)
-        end
-        for e in candidates
-            flow[e] == least && larger < count && (kept[e] = true; larger += 1)
+    candidate, kept = fill(false, num_edges(c)), fill(false, num_edges(c))
+    for u in 1:num_units(c)
+        c.kind[u] == SUM && (view(candidate, edges(c, u)) .= view(c.weight, edges(c, u)) .> 0)
+        pause(10 + length(edges(c, u)))
+    end
+    wanted = round(Int, keep * count(candidate))
+    if wanted > 0
+        least, equals = nth_largest(flow, candidate, wanted)
+        for e in eachindex(flow)
+            pause(1)
+            candidate[e] && flow[e] >= least || continue
+            flow[e] > least || (equals -= 1) >= 0 || continue
+            kept[e] = true
         end
     end
     return keep_edges(c, flow, kept)
 end
 
+"""
+The `n`th largest of the `candidate` numbers, none negative, and how many of those equal to it are among the `n` largest: the order of
+such numbers is that of their bits, which are found 16 at a time.
+"""
+function nth_largest(numbers::Vector{Float64}, candidate::Vector{Bool}, n::Int)
+    prefix, counts = UInt64(0), zeros(Int, 2^16)
+    for shift in (48, 32, 16, 0)
+        count_digits!(fill!(counts, 0), numbers, candidate, prefix, shift)
+        digit = 2^16
+        while counts[digit] < n
+            n -= counts[digit]
+            digit -= 1
+        end
+        prefix = prefix << 16 | UInt64(digit - 1)
+    end
+    return reinterpret(Float64, prefix), n
+end
+
+"Counts the 16 bits above bit `shift` of those candidates whose higher bits are `prefix`."
+function count_digits!(counts, numbers, candidate, prefix, shift)
+    in_pieces(eachindex(numbers)) do range
+        @inbounds for e in range
+            bits = reinterpret(UInt64, numbers[e] + 0.0) >> shift  # no -0.0
+            candidate[e] && bits >> 16 == prefix && (counts[bits & 0xffff + 1] += 1)
+        end
+    end
+end
+
 "The circuit with those edges of its sums that are `kept`, and at least one of each sum."
-function keep_edges(c::Circuit, flow::Vector{Float64}, kept::AbstractVector{Bool})
+function keep_edges(c::Circuit, flow, kept::AbstractVector{Bool})
     kept = kept .& (c.weight .> 0)
     for u in 1:num_units(c)
-        c.kind[u] == PRODUCT && (kept[edges(c, u)] .= true)
+        c.kind[u] == PRODUCT && (view(kept, edges(c, u)) .= true)
         c.kind[u] == SUM && !any(view(kept, edges(c, u))) && (kept[largest(c, flow, u)] = true)
+        pause(10 + length(edges(c, u)))
     end
     reached = reachable(c, c.heads, kept)
-    b, new = Builder(c.num_vars), zeros(Int32, num_units(c))
+    b, new = Builder(c.num_vars, num_units(c), num_edges(c), length(c.leaf)), zeros(Int32, num_units(c))
     for group in ordered_groups(c)[3]
         units = filter(u -> reached[u], group.units)
         isempty(units) && continue
@@ -78,7 +113,7 @@ function keep_edges(c::Circuit, flow::Vector{Float64}, kept::AbstractVector{Bool
             new[units] = copy_inputs!(b, c, units)
         else
             for u in units
-                new[u] = group.kind == PRODUCT ? add_product!(b, new[children(c, u)]) : add_pruned_sum!(b, c, u, kept, new)
+                new[u] = group.kind == PRODUCT ? add_product!(b, (new[v] for v in children(c, u))) : add_pruned_sum!(b, c, u, kept, new)
             end
         end
     end
@@ -120,6 +155,7 @@ function reachable(c::Circuit, starts, kept)
         for e in edges(c, u)
             kept[e] && (reached[child(c, u, e)] = true)
         end
+        pause(10 + 2 * length(edges(c, u)))
     end
     return reached
 end
@@ -135,5 +171,6 @@ function add_pruned_sum!(b::Builder, c::Circuit, u, kept, new)
         push!(b.child, new[child(c, u, e)])
         push!(b.weight, c.weight[e] / total)
     end
+    pause(10 * length(edges(c, u)))
     return add_unit!(b, SUM)
 end

@@ -179,17 +179,42 @@ function go_on!(call::Call)
     return call.ended
 end
 
+"Steps of a nanosecond or so between two looks at the clock."
+const STEPS = 2^16
+const STEPS_DONE = Ref(0)
+
 """
-A place where a long call may be interrupted for a while, or for good: there, nothing that outlives the call is half changed. It
-takes 40 ns, and does nothing on threads that share a call's work.
+    pause(steps)
+
+A place where a long call may be interrupted, for a while or for good: there, nothing that outlives the call is half changed.
+`steps`: about how many steps it took since the last `pause`; without, the clock is looked at. Not for threads that share work.
 """
-function pause()
-    call = UNDER_WAY[]
+@inline function pause(steps::Int=STEPS)
+    STEPS_DONE[] += steps
+    STEPS_DONE[] >= STEPS && look_at_clock()
+    return
+end
+
+@noinline function look_at_clock()
+    STEPS_DONE[], call = 0, UNDER_WAY[]
     call === nothing && return
     current_task() === call.task && time() >= call.until || return
     schedule(call.caller)
     wait()
     return
+end
+
+"""
+    in_pieces(f, range; steps = 1, threads = 1)
+
+`f` of parts of the range, one after another, with a `pause` after each. An index takes about so many `steps`; `f` shares a part among
+so many threads.
+"""
+function in_pieces(f, range::AbstractUnitRange; steps::Int=1, threads::Int=1)
+    for part in Iterators.partition(range, threads * max(1, 64 * STEPS ÷ max(steps, 1)))
+        f(part)
+        pause()
+    end
 end
 
 struct Failure

@@ -32,28 +32,37 @@ end
 
 function advance!(job::MarginalsJob, seconds::Real=Inf)
     started, threads, N = time(), length(job.workspaces), num_samples(job.X)
-    at_once = threads * TILE
+    at_once, large = threads * TILE, num_edges(job.plan.circuit) > LARGE
     while job.position < N
         began, skip, last = time(), job.position, min(job.position + at_once, N)
         vanished = [Int[] for _ in 1:threads]
+        firsts(t) = skip + (t - 1) * TILE + 1:threads * TILE:last
+        if large  # the way up, and the way down
+            Threads.@threads for t in 1:threads
+                foreach(first -> evaluate_tile!(vanished[t], job.workspaces[t], job.plan, job.X, job.sources.head_of, first, last), firsts(t))
+            end
+            pause()
+        end
         Threads.@threads for t in 1:threads
-            for first in skip + (t - 1) * TILE + 1:threads * TILE:last
-                tile_marginals!(vanished[t], job, t, job.X, first, last)
+            for first in firsts(t)
+                large || evaluate_tile!(vanished[t], job.workspaces[t], job.plan, job.X, job.sources.head_of, first, last)
+                tile_marginals!(vanished[t], job, t, job.X, min(TILE, last - first + 1))
             end
         end
         for n in sort!(reduce(vcat, vanished))
             exact_marginals!(job, job.X, n)
+            pause()
         end
         job.position = last
-        time() - began < SHARE && (at_once *= 2)
+        large || time() - began < SHARE && (at_once *= 2)  # there is room for the values of one tile in each thread
         time() - started > seconds && break
     end
     return job.position
 end
 
-function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, first::Int, last::Int)
+"Of the `count` samples whose values thread `t` has."
+function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, count::Int)
     plan, ws, stat, product, out = job.plan, job.workspaces[t], job.statistics[t], job.products[t], job.out
-    count = evaluate_tile!(vanished, ws, plan, X, job.sources.head_of, first, last)
     GC.@preserve ws stat plan X product begin
         for s in 1:TILE
             ws.live[s] = s <= count && !(ws.samples[s] in vanished)

@@ -28,12 +28,14 @@ end
 function CompletionJob(plan::Plan, X::Query, head_of, out::Matrix{<:Integer})
     check_query(plan, X, head_of, size(out, 2))
     c = plan.circuit
-    threads, mode = Threads.nthreads(), zeros(Int32, num_units(c))
+    threads, mode, log_weight = Threads.nthreads(), zeros(Int32, num_units(c)), zeros(num_edges(c))
     for u in 1:num_units(c)
         isinput(c.kind[u]) && (mode[u] = best_category(c, u, nothing, 0))
+        pause(10 + 5 * Int(c.categories[u]))
     end
+    in_pieces(range -> (view(log_weight, range) .= log.(Float64.(view(c.weight, range)))), eachindex(log_weight); steps=10)
     return CompletionJob(plan, X, Vector{Int32}(head_of), out, Places(plan), [Walk(plan) for _ in 1:threads],
-                         [zeros(BEST_LANES, num_units(c)) for _ in 1:threads], log.(Float64.(c.weight)), mode, 0)
+                         [zeros(BEST_LANES, num_units(c)) for _ in 1:threads], log_weight, mode, 0)
 end
 
 "The category of input `u` that has the largest probability times likelihood."
@@ -72,29 +74,38 @@ best_category_for(::Masked, b, u) = b.mode[u]
 best_category_for(X::SoftEvidence, b, u) = best_category(b.circuit, u, X, b.n)
 
 function advance!(job::CompletionJob, seconds::Real=Inf)
-    started, threads, N = time(), length(job.walks), num_samples(job.X)
-    at_once = threads * BEST_LANES
+    started, threads, N, c = time(), length(job.walks), num_samples(job.X), job.plan.circuit
+    at_once, large = threads * BEST_LANES, num_edges(c) > LARGE
     while job.position < N
         began, skip, last = time(), job.position, min(job.position + at_once, N)
+        firsts(t) = skip + (t - 1) * BEST_LANES + 1:threads * BEST_LANES:last
+        large && in_pieces(1:num_units(c); steps=BEST_LANES * cld(num_edges(c), num_units(c))) do units
+            Threads.@threads for t in 1:threads
+                for first in firsts(t)
+                    best_values!(job.values[t], job, job.X, units, first, min(first + BEST_LANES - 1, last))
+                end
+            end
+        end
         impossible = zeros(Int, threads)
         Threads.@threads for t in 1:threads
-            for first in skip + (t - 1) * BEST_LANES + 1:threads * BEST_LANES:last
+            for first in firsts(t)
                 impossible[t] > 0 && break
-                impossible[t] = complete!(job, job.walks[t], job.values[t], job.X, first, min(first + BEST_LANES - 1, last))
+                stop = min(first + BEST_LANES - 1, last)
+                large || best_values!(job.values[t], job, job.X, 1:num_units(c), first, stop)
+                impossible[t] = complete!(job, job.walks[t], job.values[t], job.X, first, stop)
             end
         end
         any(>(0), impossible) && (n = minimum(filter(>(0), impossible)); no_evidence(n, job.head_of[n]))
         job.position = last
-        time() - began < SHARE && (at_once *= 2)
+        large || time() - began < SHARE && (at_once *= 2)  # there is room for the values of one block in each thread
         time() - started > seconds && break
     end
     return job.position
 end
 
-"Completes samples `first` to `last`; returns the first that is impossible, or 0."
+"Completes samples `first` to `last`, of whose values the circuit is full; returns the first that is impossible, or 0."
 function complete!(job::CompletionJob, walk::Walk, values::Matrix{Float64}, X::Query, first::Int, last::Int)
     c = job.plan.circuit
-    best_values!(values, job, X, first, last)
     for n in first:last
         lane, head = n - first + 1, Int(job.head_of[n])
         values[lane, c.heads[head]] > -Inf || return n
@@ -105,10 +116,10 @@ function complete!(job::CompletionJob, walk::Walk, values::Matrix{Float64}, X::Q
     return 0
 end
 
-"The log max-product value of every unit, in lane s for sample `first + s - 1`; lanes beyond `last` repeat it."
-function best_values!(values::Matrix{Float64}, job::CompletionJob, X::Query, first::Int, last::Int)
+"The log max-product values of `units`, in lane s for sample `first + s - 1`; lanes beyond `last` repeat it."
+function best_values!(values::Matrix{Float64}, job::CompletionJob, X::Query, units, first::Int, last::Int)
     c = job.plan.circuit
-    @inbounds for u in 1:num_units(c)
+    @inbounds for u in units
         if isinput(c.kind[u])
             for s in 1:BEST_LANES
                 values[s, u] = best_input(job, c, u, X, min(first + s - 1, last))

@@ -16,6 +16,7 @@ function Places(plan::Plan)
         places.group[u] = gi
         places.exponent[u] = plan.columns[gi].exponent
         places.column[u] = plan.columns[gi].value + k - 1
+        pause(5)
     end
     return places
 end
@@ -34,6 +35,7 @@ function Walk(plan::Plan)
     c, most = plan.circuit, maximum(plan.circuit.categories)
     for u in 1:num_units(c)
         most = max(most, length(edges(c, u)))
+        pause(2)
     end
     # Units that wait on the stack have disjoint scopes: there are no more of them than variables.
     return Walk(zeros(Int32, c.num_vars + APART), fill(true, length(plan.groups)), zeros(most + APART),
@@ -261,17 +263,20 @@ function category_table(c::Circuit)
     for u in 1:num_units(c)
         starts[u] = total
         total += c.categories[u]
+        pause(2)
     end
     table = Vector{Float64}(undef, total - 1)
     for u in 1:num_units(c)
         isinput(c.kind[u]) && cumulative_categories!(table, starts[u], c, u, nothing, 0)
+        pause(10 + 5 * Int(c.categories[u]))
     end
     return table, starts
 end
 
 # Threads meet after shares of work that take at least this long, in seconds, because meeting takes time; then the clock is read.
 const SHARE = 0.01
-const DRAWS_AT_ONCE = 64  # the first share of each thread
+const FIRST_SHARE = 2^22  # edges, times the draws of each thread
+const LARGE = 2^20        # edges of a circuit whose threads meet more often
 
 """
     advance!(job, seconds = Inf) -> finished units of work
@@ -280,7 +285,7 @@ Goes on for about `seconds`. The work of a `SampleJob` are its draws, that of ot
 """
 function advance!(job::SampleJob, seconds::Real=Inf)
     started, draws, total = time(), size(job.out, 2), size(job.out, 2) * size(job.out, 3)
-    at_once = DRAWS_AT_ONCE * length(job.walks)
+    at_once = clamp(FIRST_SHARE ÷ max(num_edges(job.plan.circuit), 1), 1, 64) * length(job.walks)
     while job.position < total
         began = time()
         batch = job.X === nothing ? total : draws * TILE * length(job.workspaces)
@@ -310,6 +315,7 @@ function evaluate_evidence!(job::SampleJob, X::Query, skip::Int)
         values = log_values(job.plan.circuit, X, n)
         isfinite(values[job.plan.circuit.heads[job.head_of[n]]]) || no_evidence(n, job.head_of[n])
         job.exact[n] = values
+        pause()
     end
 end
 

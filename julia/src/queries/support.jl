@@ -21,7 +21,11 @@ end
 function SupportJob(plan::Plan, X::Data, head_of; weights=ones(Float32, num_samples(X)))
     c, threads = plan.circuit, Threads.nthreads()
     check_data(X, plan.schedule.limits)
-    everywhere = [isinput(c.kind[u]) && all(k -> log_probability(c, u, k) > -Inf, 0:c.categories[u] - 1) for u in 1:num_units(c)]
+    everywhere = fill(false, num_units(c))
+    for u in 1:num_units(c)
+        everywhere[u] = isinput(c.kind[u]) && all(k -> log_probability(c, u, k) > -Inf, 0:c.categories[u] - 1)
+        pause(10 + 5 * Int(c.categories[u]))
+    end
     return SupportJob(plan, X, Sources(c, head_of, weights, num_samples(X)), everywhere,
                       [zeros(UInt64, num_units(c)) for _ in 1:threads], [zeros(UInt64, num_units(c)) for _ in 1:threads],
                       [fill(false, num_edges(c)) for _ in 1:threads], 0)
@@ -47,7 +51,13 @@ function advance!(job::SupportJob, seconds::Real=Inf)
 end
 
 "Whether each edge is one of a sum that has flow."
-supported(job::SupportJob) = reduce((a, b) -> a .| b, job.carries)
+function supported(job::SupportJob)
+    found = fill(false, length(job.carries[1]))
+    for own in job.carries
+        in_pieces(range -> (view(found, range) .|= view(own, range)), eachindex(found))
+    end
+    return found
+end
 
 "Up and down the circuit for one word of samples."
 function support!(job::SupportJob, t::Int, samples::UnitRange)
