@@ -1,7 +1,10 @@
 """The text format `.jpc` against a reader of our own here, straight from its definition."""
 
+import gzip
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +107,99 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, reason: str) -> None:
     assert reason in str(raised.value)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("suffix", [".jpc", ".jpc.gz"])
+def test_lines_may_end_anywhere_in_the_pieces_of_a_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circuit = Circuit.rat_spn(num_vars=5, depth=2, replicas=2, num_sums=2, num_inputs=2, num_cats=3, heads=2, seed=1)
+    circuit.save(tmp_path / f"a{suffix}")
+    for size in (1, 7, 1000):
+        monkeypatch.setattr("pyjuice_lvd.circuit.files._CHUNK", size)
+        Circuit.load(tmp_path / f"a{suffix}").save(tmp_path / f"b{suffix}")
+        assert (tmp_path / f"b{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
+
+
+def test_a_file_that_packs_too_well_is_packed_less_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = Circuit.fully_factorized(num_vars=40, num_cats=256)  # 10,000 times the same number
+    circuit.save(tmp_path / "small.jpc.gz")
+    monkeypatch.setattr("pyjuice_lvd.circuit.files._UNPACKED_FREE", 1000)
+    with pytest.raises(InputError, match=r"small\.jpc\.gz: unpacks to more than 100 times its size"):
+        Circuit.load(tmp_path / "small.jpc.gz")
+    circuit.save(tmp_path / "large.jpc.gz")
+    assert Circuit.load(tmp_path / "large.jpc.gz").num_params == circuit.num_params
+    assert (tmp_path / "large.jpc.gz").stat().st_size > 10 * (tmp_path / "small.jpc.gz").stat().st_size
+
+
+def test_small_files_take_little_memory_whatever_they_claim(tmp_path: Path) -> None:
+    """In a process of its own, whose peak is measured: padding, claims, and contents that pack 1000 times."""
+    contents = {
+        "claim": b"c " + b" " * 2_000_000 + b"\njpc 1\nI 0 0 1 120000000\n",
+        "padding": b"c " + b" " * 15_000_000 + b"\njpc 1\nL 0 0 1\n",
+        "line": b"jpc 1\n" + b" " * 15_000_000 + b"L 0 0 1\n",
+        "bomb": b"c\n" * 10**8,
+        "edges": b"jpc 2\nL 0 0 1\nS 1 0 3000000" + b" 0 -15" * 3_000_000 + b"\n",
+        "categories": b"jpc 1\nC 0 0 1" + b" -14" * 4_000_000 + b"\n",
+        "trials": b"jpc 1\nB 0 0 1 2000000000 -0.5\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.jpc.gz").write_bytes(gzip.compress(content))
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from pyjuice_lvd import Circuit
+        from pyjuice_lvd.errors import InputError
+        Circuit.load(sys.argv[1] + "/padding.jpc.gz")
+        for path in sorted(Path(sys.argv[1]).iterdir()):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            try:
+                said = repr(Circuit.load(path))
+            except InputError as error:
+                said = str(error).partition(": ")[2]
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10, path.name.split(".")[0], said)
+    """
+    lines = "\n".join(line[8:] for line in code.splitlines())
+    ran = subprocess.run([sys.executable, "-c", lines, str(tmp_path)], capture_output=True, text=True, check=True)
+    said = {
+        name: (int(megabytes), words) for megabytes, name, words in (x.split(" ", 2) for x in ran.stdout.splitlines())
+    }
+    assert set(said) == set(contents)
+    assert all(megabytes < 130 for megabytes, _ in said.values()), said
+    for name, words in (
+        ("claim", "line 3: unit 0: 120000001 categories are more than a file of"),
+        ("padding", "Circuit(num_vars=1"),
+        ("line", "Circuit(num_vars=1"),
+        ("bomb", "unpacks to more than 100 times its size, wanted a .jpc.gz"),
+        ("edges", "line 3: unit 1: its parameters sum to 0.91"),
+        ("categories", "line 2: unit 0: its parameters sum to 3.3"),
+        ("trials", "line 2: unit 0: 2000000001 categories are more than a file of"),
+    ):
+        assert said[name][1].startswith(words)
+
+
+@pytest.mark.parametrize("suffix", [".jpc", ".jpc.gz", ".safetensors"])
+def test_what_cannot_be_read_is_not_written(tmp_path: Path, suffix: str) -> None:
+    circuit = Circuit.from_tree([-1, 0], num_latents=2, num_cats=3)
+    path = tmp_path / f"model{suffix}"
+    circuit.save(path)
+    before = path.read_bytes()
+    weight, leaf = circuit.parameters()
+    edge = int(np.flatnonzero(weight < 1)[0])
+    for array, at, value, reason in (
+        (weight, edge, np.nan, "parameter NaN is no probability"),
+        (weight, edge, -0.5, "parameter -0.5 is no probability"),
+        (leaf, 4, np.inf, "parameter Inf is no probability"),
+        (leaf, 4, 0.9, "its parameters sum to 1."),
+    ):
+        kept = array[at]
+        array[at] = value
+        with pytest.raises(InputError) as raised:
+            circuit.save(path)
+        assert str(raised.value).startswith(f"{path}: not written: invalid circuit: unit ")
+        assert reason in str(raised.value)
+        array[at] = kept
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+    circuit.save(path)
+    assert path.read_bytes() == before

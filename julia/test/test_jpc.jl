@@ -270,3 +270,39 @@ end
         @test (@allocated message_of(() -> parse_jpc(text))) < 2^23
     end
 end
+
+@testset "decimals are read as the nearest Float32" begin
+    rng = MersenneTwister(25)
+    nearest(text) = (f = LVDJuice.Fields(Vector{UInt8}(text), 1, sizeof(text)); LVDJuice.simple_float(f, LVDJuice.next_field!(f)))
+    sure = 0
+    for _ in 1:20_000
+        x = reinterpret(Float32, rand(rng, UInt32))
+        isfinite(x) || continue
+        middle = (BigFloat(x) + BigFloat(nextfloat(x))) / 2
+        digits = string(Float64(middle))  # where rounding twice goes wrong, if anywhere
+        for text in (string(x), string(Float64(x)), digits, string(round(Float64(x); sigdigits=rand(rng, 1:9))), string(rand(rng) * -20),
+                     string(Float32(-20 * rand(rng))))
+            found = nearest(text)
+            found === nothing && continue
+            sure += 1
+            found === parse(Float32, text) || @test found === parse(Float32, text)
+        end
+    end
+    @test sure > 20_000
+    @test (nearest("0.0"), nearest("-0.0"), nearest("17"), nearest("1e5"), nearest("-1.5E-3"), nearest("2.5f-1")) ===
+          (0f0, -0f0, 17f0, 1f5, -1.5f-3, 0.25f0)
+    for text in ("", "-", ".", "1e", "1e-", "1e+5", "1e100", "Inf", "NaN", "0x10", "1_0", "1.2.3", "--1", "1e5.5", "1234567890123456")
+        @test nearest(text) === nothing
+    end
+end
+
+@testset "lines in pieces of any size" begin
+    for size in (1, 3, 17, 1000)
+        reader = LVDJuice.JpcReader(sizeof(GOLDEN))
+        for part in Iterators.partition(collect(codeunits(GOLDEN)), size)
+            LVDJuice.read_piece!(reader, part)
+        end
+        same = jpc_text(LVDJuice.finish!(reader)) == GOLDEN
+        @test same
+    end
+end

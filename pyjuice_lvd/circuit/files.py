@@ -9,6 +9,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.engine import ARRAYS, PIECE
 from pyjuice_lvd.errors import InputError, JuliaError
@@ -18,8 +20,8 @@ from pyjuice_lvd.progress import SILENT, Progress
 
 _FORMAT = "lvd-juice circuit 1"
 
-# A .jpc.gz may unpack to so many bytes, and so many times its own size: a small file must not fill the disk.
-_UNPACKED_FREE = 2**28
+# A .jpc.gz may unpack to so many bytes, and so many times its own size: a small file must not take all memory.
+_UNPACKED_FREE = 2**24
 _UNPACKED_RATIO = 100
 _CHUNK = 2**20
 
@@ -33,8 +35,16 @@ _FREE_VARIABLES = 2**16
 def write_circuit(
     path: str | os.PathLike[str], circuit: julia.Handle, *, about: str = "", progress: Progress = SILENT
 ) -> None:
-    """Write a circuit to the kind of file that the name says, aside and renamed; `about`: lines for its header."""
-    match circuit_suffix(path):
+    """Write a circuit to the kind of file that the name says, aside and renamed; `about`: lines for its header.
+
+    Raises InputError where it could not be read again: parameters are no probabilities, or do not sum to 1.
+    """
+    suffix = circuit_suffix(path)
+    try:
+        julia.call("check_circuit", circuit)
+    except InputError as error:
+        raise InputError(f"{path}: not written: {error}") from error
+    match suffix:
         case ".safetensors":
             num_vars, *arrays = julia.call("circuit_arrays", circuit)
             tensors = dict(zip(ARRAYS, arrays, strict=True))
@@ -47,15 +57,7 @@ def write_circuit(
             with tempfile.TemporaryDirectory() as folder, atomic_write(path) as file:
                 plain = Path(folder) / "model.jpc"
                 _write_jpc(plain, circuit, about, progress)
-                # No time and no name in it: equal circuits give equal files.
-                with (
-                    plain.open("rb") as source,
-                    gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed,
-                    progress.stage("packing", total=plain.stat().st_size, unit="bytes") as stage,
-                ):
-                    while chunk := source.read(_CHUNK):
-                        packed.write(chunk)
-                        stage.advance(len(chunk))
+                _pack(plain, file, progress)
 
 
 def _write_jpc(path: str | os.PathLike[str], circuit: julia.Handle, about: str, progress: Progress) -> None:
@@ -68,27 +70,41 @@ def _write_jpc(path: str | os.PathLike[str], circuit: julia.Handle, about: str, 
             stage.update(completed=written)
 
 
+def _pack(plain: Path, target: BinaryIO, progress: Progress) -> None:
+    """Compress a file, but no better than is unpacked again."""
+    size = plain.stat().st_size
+    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
+        target.seek(0)
+        target.truncate()
+        # 31: a gzip file, without a time or a name, so that equal circuits give equal files.
+        packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31, strategy=strategy)
+        with plain.open("rb") as source, progress.stage("packing", total=size, unit="bytes") as stage:
+            while chunk := source.read(_CHUNK):
+                target.write(packer.compress(chunk))
+                stage.advance(len(chunk))
+        target.write(packer.flush())
+        if size <= _most_unpacked(target.tell()):
+            break
+
+
+def _most_unpacked(size: int) -> int:
+    return _UNPACKED_FREE + _UNPACKED_RATIO * size
+
+
 def read_circuit(path: str | os.PathLike[str]) -> julia.Handle:
     """Read a circuit file; raises InputError if it is missing, damaged or no circuit."""
     suffix = circuit_suffix(path)
     try:
         with Path(path).open("rb"):
             pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), wanted a circuit file") from error
-    try:
-        if suffix == ".safetensors":
-            return _read_safetensors(path)
-        if suffix == ".jpc":
-            return _read_jpc(path)
-        with tempfile.TemporaryDirectory() as folder:
-            plain = Path(folder) / "model.jpc"
-            with plain.open("wb") as target:
-                _unpack(path, target)
-            return _read_jpc(plain)
+        return _read_safetensors(path) if suffix == ".safetensors" else _read_jpc(path, packed=suffix == ".jpc.gz")
     except (InputError, JuliaError) as error:
         message = " ".join(str(error).split())
         raise InputError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged ({error}), wanted a gzip file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), wanted a circuit file") from error
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> julia.Handle:
@@ -108,23 +124,18 @@ def _read_safetensors(path: str | os.PathLike[str]) -> julia.Handle:
     return circuit
 
 
-def _read_jpc(path: str | os.PathLike[str]) -> julia.Handle:
-    circuit: julia.Handle = julia.call("read_jpc", os.fspath(path))
+def _read_jpc(path: str | os.PathLike[str], *, packed: bool) -> julia.Handle:
+    size = Path(path).stat().st_size
+    reader, piece = julia.call("jpc_reader", size, packed), np.empty(_CHUNK, np.uint8)
+    unpacked = 0
+    with gzip.open(path) if packed else Path(path).open("rb") as file:
+        while count := file.readinto(piece.data):
+            unpacked += count
+            if packed and unpacked > _most_unpacked(size):
+                raise InputError(f"unpacks to more than {_UNPACKED_RATIO} times its size, wanted a .jpc.gz")
+            julia.call("read_piece!", reader, piece[:count])
+    circuit: julia.Handle = julia.call("finish!", reader)
     return circuit
-
-
-def _unpack(path: str | os.PathLike[str], target: BinaryIO) -> None:
-    """Decompress `path`, up to a bound."""
-    limit = _UNPACKED_FREE + _UNPACKED_RATIO * Path(path).stat().st_size
-    try:
-        with gzip.open(path) as packed:
-            while chunk := packed.read(_CHUNK):
-                limit -= len(chunk)
-                if limit < 0:
-                    raise InputError(f"unpacks to more than {_UNPACKED_RATIO} times its size, wanted a .jpc.gz")
-                target.write(chunk)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"damaged ({error}), wanted a gzip file") from error
 
 
 def circuit_suffix(path: str | os.PathLike[str]) -> str:

@@ -12,9 +12,10 @@
 
 # What a file may ask for beyond its own size: variables, and probabilities in tables. Few bytes name a variable, an indicator's
 # category or a binomial's trials, but they must not claim the machine's memory. A full set of 1024 indicators asks for fewer than
-# 64 entries a byte.
+# 64 entries a byte; one that is packed has as many in an eighth of the bytes.
 const JPC_FREE = 2^16
 const JPC_ENTRIES_PER_BYTE = 64
+const JPC_PACKED = 8
 
 # Parameters whose total is this close to 1 are taken as they are: no more than rounding to Float32 decimals does. They could not
 # be written back unchanged if they were scaled for it.
@@ -31,10 +32,15 @@ struct JpcInput
     place::Int
 end
 
-"What the lines of a file said so far. The inputs' tables are laid out at the end, when every variable's categories are known."
+"""
+    JpcReader(bytes; packed = false)
+
+What a file of so many bytes said so far; `packed`, if they are compressed. [`read_piece!`](@ref) takes its text, piece by piece, and
+[`finish!`](@ref) gives the circuit. The inputs' tables are laid out at the end, when every variable's categories are known.
+"""
 mutable struct JpcReader
     builder::Builder
-    bytes::Int                  # of the file
+    bytes::Int                  # of the file, unpacked: what it may ask for goes by them
     line::Int
     announced::Int              # units, by the line `jpc COUNT`; -1 before it
     heads::Vector{Int}          # units, by the line `c heads ID ID ...`; empty without one
@@ -42,7 +48,11 @@ mutable struct JpcReader
     inputs::Vector{JpcInput}
     listed::Vector{Float32}     # probabilities of the categorical inputs
     num_vars::Int
+    rest::Vector{UInt8}         # a line whose end is still to come
 end
+
+JpcReader(bytes::Integer; packed::Bool=false) =
+    JpcReader(Builder(0), (packed ? JPC_PACKED : 1) * bytes, 0, -1, Int[], 0, JpcInput[], Float32[], 0, UInt8[])
 
 """
     read_jpc(path) -> Circuit
@@ -56,8 +66,35 @@ Throws an `ArgumentError` that names the line and what is wrong with it. Takes t
 whatever the file claims.
 """
 function read_jpc(path::AbstractString)
-    r = JpcReader(Builder(0), filesize(path), 0, -1, Int[], 0, JpcInput[], Float32[], 0)
-    open(io -> read_lines!(r, io), path)
+    reader, piece = JpcReader(filesize(path)), Vector{UInt8}(undef, 2^20)
+    open(path) do io
+        while (count = readbytes!(io, piece)) > 0
+            read_piece!(reader, view(piece, 1:count))
+        end
+    end
+    return finish!(reader)
+end
+
+"Takes the next bytes of a file; lines may end anywhere in them."
+function read_piece!(r::JpcReader, bytes::AbstractVector{UInt8})
+    first = 1
+    while (stop = findnext(==(UInt8('\n')), bytes, first)) !== nothing
+        if isempty(r.rest)
+            read_line!(r, Fields(bytes, first, stop - 1))
+        else
+            append!(r.rest, view(bytes, first:stop - 1))
+            read_line!(r, Fields(r.rest, 1, length(r.rest)))
+            empty!(r.rest)
+        end
+        first = stop + 1
+    end
+    append!(r.rest, view(bytes, first:length(bytes)))
+    return nothing
+end
+
+"The circuit, when all has been read."
+function finish!(r::JpcReader)
+    isempty(r.rest) || read_line!(r, Fields(r.rest, 1, length(r.rest)))
     b, n = r.builder, length(r.builder.kind)
     r.announced >= 0 || throw(ArgumentError("found no line `jpc COUNT`"))
     n == r.announced || throw(ArgumentError("the file ends after $n of $(r.announced) units"))
@@ -71,83 +108,196 @@ end
 refuse(r::JpcReader, reason) = throw(ArgumentError("line $(r.line): $reason"))
 refuse_unit(r::JpcReader, reason) = refuse(r, "unit $(length(r.builder.kind)): $reason")  # the one that comes next
 
-"A field as an error shows it: short, on one line."
-quoted(field) = repr(first(field, 24))
+# A line's fields, which spaces part, one after another: there may be millions.
 
-function read_lines!(r::JpcReader, io::IO)
-    for line in eachline(io)
-        r.line += 1
-        fields = split(r.line == 1 ? lstrip(line, '\ufeff') : line)
-        isempty(fields) && continue
-        if startswith(fields[1], 'c')
-            fields[1] == "c" && length(fields) > 1 && fields[2] == "heads" && read_heads!(r, fields)
-        elseif r.announced >= 0
-            read_unit!(r, fields)
-        else
-            fields[1] == "jpc" && length(fields) == 2 || refuse(r, "found $(quoted(line)), wanted `jpc COUNT`")
-            r.announced = integer(r, fields[2], "the number of units", 0, typemax(Int))
-        end
+"What is left of a line: `bytes[at:last]`."
+mutable struct Fields{A<:AbstractVector{UInt8}}
+    bytes::A
+    at::Int
+    last::Int
+end
+
+is_space(byte::UInt8) = byte == 0x20 || 0x09 <= byte <= 0x0d
+
+"The range of the next field's bytes; empty at the end of the line."
+function next_field!(f::Fields)
+    bytes, at, last = f.bytes, f.at, f.last
+    @inbounds while at <= last && is_space(bytes[at])
+        at += 1
+    end
+    start = at
+    @inbounds while at <= last && !is_space(bytes[at])
+        at += 1
+    end
+    f.at = at
+    return start:at - 1
+end
+
+"How many fields are left."
+function fields_left(f::Fields)
+    rest, count = Fields(f.bytes, f.at, f.last), 0
+    while !isempty(next_field!(rest))
+        count += 1
+    end
+    return count
+end
+
+text(f::Fields, range) = String(f.bytes[range])
+
+"Bytes as an error shows them: short, on one line."
+quoted(f::Fields, range) = repr(first(text(f, first(range):min(last(range), first(range) + 99)), 24))
+
+is_word(f::Fields, range, word) = length(range) == sizeof(word) && all(i -> f.bytes[range[i]] == codeunit(word, i), 1:sizeof(word))
+
+function read_line!(r::JpcReader, f::Fields)
+    r.line += 1
+    r.line == 1 && f.last >= f.at + 2 && is_word(f, f.at:f.at + 2, "\ufeff") && (f.at += 3)
+    whole = f.at:f.last
+    kind = next_field!(f)
+    isempty(kind) && return
+    if f.bytes[first(kind)] == UInt8('c')
+        is_word(f, kind, "c") && is_word(f, next_field!(f), "heads") && read_heads!(r, f)
+    elseif r.announced >= 0
+        read_unit!(r, f, kind)
+    else
+        is_word(f, kind, "jpc") && fields_left(f) == 1 || refuse(r, "found $(quoted(f, whole)), wanted `jpc COUNT`")
+        r.announced = integer(r, f, next_field!(f), "the number of units", 0, typemax(Int))
     end
 end
 
-function integer(r::JpcReader, field, name, low, high)
-    value = tryparse(Int, field)
-    value === nothing && refuse(r, "found $(quoted(field)) for $name, wanted an integer")
+function integer(r::JpcReader, f::Fields, field, name, low, high)
+    value, at = 0, first(field)
+    negative = !isempty(field) && f.bytes[at] == UInt8('-')
+    negative && (at += 1)
+    sound = at <= last(field) <= at + 17  # so many digits do not overflow
+    @inbounds for i in at:last(field)
+        digit = f.bytes[i] - UInt8('0')
+        sound &= digit <= 9
+        sound && (value = 10 * value + digit)
+    end
+    sound || refuse(r, "found $(quoted(f, field)) for $name, wanted an integer")
+    negative && (value = -value)
     low <= value <= high || refuse(r, "found $value for $name, wanted $low..$high")
     return value
 end
 
+const POWERS_OF_TEN = [10.0^k for k in 0:22]
+
+"""
+The Float32 nearest to a decimal of up to 15 digits, as nearly all are; `nothing` where that takes longer thought. Such a number is a
+quotient or a product of two that Float64 holds exactly; then it is rounded a second time, which is right unless the first time ended
+in the middle between two Float32.
+"""
+function simple_float(f::Fields, field)
+    mantissa, digits, scale, at, stop = 0, 0, 0, first(field), last(field)
+    bytes, point = f.bytes, false
+    @inbounds negative = at <= stop && bytes[at] == UInt8('-')
+    negative && (at += 1)
+    @inbounds while at <= stop
+        digit = bytes[at] - UInt8('0')
+        if digit <= 9
+            mantissa = 10 * mantissa + digit
+            digits += 1
+            point && (scale -= 1)
+            digits <= 15 || return nothing
+        elseif bytes[at] == UInt8('.') && !point
+            point = true
+        else
+            break
+        end
+        at += 1
+    end
+    digits > 0 || return nothing
+    if at <= stop
+        @inbounds bytes[at] in (UInt8('e'), UInt8('E'), UInt8('f')) || return nothing
+        at += 1
+        @inbounds down = at <= stop && bytes[at] == UInt8('-')
+        down && (at += 1)
+        at <= stop <= at + 2 || return nothing
+        exponent = 0
+        @inbounds for i in at:stop
+            digit = bytes[i] - UInt8('0')
+            digit <= 9 || return nothing
+            exponent = 10 * exponent + digit
+        end
+        scale += down ? -exponent : exponent
+    end
+    -22 <= scale <= 22 || return nothing
+    value = scale < 0 ? mantissa / POWERS_OF_TEN[1 - scale] : mantissa * POWERS_OF_TEN[1 + scale]
+    abs(Int(reinterpret(UInt64, value) & 0x1fffffff) - 0x10000000) <= 1 && return nothing
+    return Float32(negative ? -value : value)
+end
+
 "The number behind a logarithm. Read as the Float32 that it was, it is written again with the same digits."
-function exponential(r::JpcReader, field)
-    value = tryparse(Float32, field)
-    value === nothing && (value = tryparse(Float32, replace(field, 'f' => 'e')))  # Julia shows a Float32 as 1.0f-5
-    value === nothing || isnan(value) || value == Inf32 ? refuse_unit(r, "found $(quoted(field)), wanted a logarithm") :
+function exponential(r::JpcReader, f::Fields, field)
+    value = simple_float(f, field)
+    value === nothing || return exp(Float64(value))
+    digits = length(field) <= 400 ? text(f, field) : ""  # some write an exact decimal
+    value = tryparse(Float32, digits)
+    value === nothing && (value = tryparse(Float32, replace(digits, 'f' => 'e')))  # Julia shows a Float32 as 1.0f-5
+    value === nothing || isnan(value) || value == Inf32 ? refuse_unit(r, "found $(quoted(f, field)), wanted a logarithm") :
                                                           exp(Float64(value))
 end
 
-function read_heads!(r::JpcReader, fields)
+function read_heads!(r::JpcReader, f::Fields)
     isempty(r.heads) || refuse(r, "the heads are named twice, on line $(r.heads_line) before")
     r.heads_line = r.line
-    for field in view(fields, 3:length(fields))
-        push!(r.heads, integer(r, field, "a head", 0, typemax(Int32) - 1) + 1)
+    while !isempty(begin field = next_field!(f) end)
+        push!(r.heads, integer(r, f, field, "a head", 0, typemax(Int32) - 1) + 1)
     end
 end
 
-function read_unit!(r::JpcReader, fields)
-    b, kind = r.builder, fields[1]
-    kind in ("L", "I", "C", "B", "P", "S") || refuse(r, "found $(quoted(kind)), wanted a unit: L, I, C, B, P or S")
-    least = kind == "B" ? 6 : kind in ("I", "C") ? 5 : 4
-    length(fields) >= least || refuse(r, "found $(length(fields)) fields, wanted $least or more: is it cut off?")
-    id = integer(r, fields[2], "a unit's id", 0, typemax(Int32) - 1)
-    id == length(b.kind) || refuse(r, "found unit $id, wanted unit $(length(b.kind)): ids count up from 0")
-    id < r.announced || refuse(r, "found unit $id, `jpc` announced $(r.announced)")
-    if kind == "P"
-        read_children!(r, fields, 1)
+function read_unit!(r::JpcReader, f::Fields, kind)
+    b, known = r.builder, length(kind) == 1 && f.bytes[first(kind)] in codeunits("LICBPS")
+    known || refuse(r, "found $(quoted(f, kind)), wanted a unit: L, I, C, B, P or S")
+    letter = Char(f.bytes[first(kind)])
+    at, id, vtree, number = f.at, next_field!(f), next_field!(f), next_field!(f)
+    isempty(number) && refuse_fields(r, f, at, letter)
+    unit = integer(r, f, id, "a unit's id", 0, typemax(Int32) - 1)
+    unit == length(b.kind) || refuse(r, "found unit $unit, wanted unit $(length(b.kind)): ids count up from 0")
+    unit < r.announced || refuse(r, "found unit $unit, `jpc` announced $(r.announced)")
+    if letter == 'P'
+        read_children!(r, f, number, false)
         add_unit!(b, PRODUCT)
-    elseif kind == "S"
+    elseif letter == 'S'
         first_edge = length(b.child) + 1
-        total = read_children!(r, fields, 2)
+        total = read_children!(r, f, number, true)
         settle!(r, view(b.weight, first_edge:length(b.weight)), total)
         add_unit!(b, SUM)
     else
-        read_input!(r, kind, fields)
+        read_input!(r, f, at, letter, number)
     end
 end
 
-"The edges of a product (1 field each) or a sum (2), without those of weight 0; returns their total weight, before rounding."
-function read_children!(r::JpcReader, fields, each)
-    b, total = r.builder, 0.0
+"Of a line that is too short, whose fields after the first begin at `at`."
+function refuse_fields(r::JpcReader, f::Fields, at, letter)
+    least = letter == 'B' ? 6 : letter in "IC" ? 5 : 4
+    refuse(r, "found $(1 + fields_left(Fields(f.bytes, at, f.last))) fields, wanted $least or more: is it cut off?")
+end
+
+"The edges of a product or a sum, without those of weight 0; returns their total weight, before rounding."
+function read_children!(r::JpcReader, f::Fields, number, weighted::Bool)
+    b, total, found = r.builder, 0.0, 0
     isempty(b.kind) && refuse_unit(r, "no units come before it that could be its children")
-    count = integer(r, fields[4], "the number of children", 1, typemax(Int32))
-    length(fields) - 4 == each * count ||
-        refuse_unit(r, "announces $count children: found $(length(fields) - 4) fields for them, wanted $(each * count)")
-    for i in 5:each:length(fields)
-        child = integer(r, fields[i], "a child", 0, length(b.kind) - 1) + 1
-        weight = each == 2 ? exponential(r, fields[i + 1]) : 1.0
+    announced, start = integer(r, f, number, "the number of children", 1, typemax(Int32)), f.at
+    while !isempty(begin field = next_field!(f) end)
+        (found += 1) <= announced || break
+        child = integer(r, f, field, "a child", 0, length(b.kind) - 1) + 1
+        weight = 1.0
+        if weighted
+            field = next_field!(f)
+            isempty(field) && (found -= 1; break)
+            weight = exponential(r, f, field)
+        end
         total += weight
         Float32(weight) > 0 || continue
         push!(b.child, child)
         push!(b.weight, weight)
+        pause(100)
+    end
+    if found != announced || !isempty(next_field!(f))
+        fields, each = fields_left(Fields(f.bytes, start, f.last)), 1 + weighted
+        refuse_unit(r, "announces $announced children: found $fields fields for them, wanted $(each * announced)")
     end
     return total
 end
@@ -158,33 +308,45 @@ function settle!(r::JpcReader, weights, total)
     abs(total - 1) <= JPC_ROUNDING || (weights ./= total)
 end
 
-function read_input!(r::JpcReader, kind, fields)
-    largest = min(JPC_FREE + r.bytes, typemax(Int32))
-    literal = integer(r, fields[4], kind == "L" ? "a literal" : "a variable", kind == "L" ? -largest : 1, largest)
-    variable = abs(literal)
-    variable > 0 || refuse_unit(r, "the literal 0 is no variable's")
-    kind == "C" || length(fields) == (kind == "L" ? 4 : kind == "I" ? 5 : 6) ||
-        refuse_unit(r, "found $(length(fields)) fields on a line `$kind`")
-    if kind == "L"
-        add_input!(r, LITERAL, variable, 2, literal > 0 ? 1 : 0)
-    elseif kind == "I"
-        category = integer(r, fields[5], "a category", 0, typemax(Int32) - 1)
-        add_input!(r, INDICATOR, variable, category + 1, category)
-    elseif kind == "B"
-        trials = integer(r, fields[5], "a number of trials", 0, typemax(Int32) - 1)
-        success = exponential(r, fields[6])
-        success <= 1 + JPC_TOLERANCE || refuse_unit(r, "the probability of success is $success")
-        add_input!(r, BINOMIAL, variable, trials + 1, 0, min(success, 1.0))
+function read_input!(r::JpcReader, f::Fields, at, letter, number)
+    start, largest = f.at, min(JPC_FREE + r.bytes, typemax(Int32))
+    if letter == 'L'
+        literal = integer(r, f, number, "a literal", -largest, largest)
+        literal == 0 && refuse_unit(r, "the literal 0 is no variable's")
+        add_input!(r, LITERAL, abs(literal), 2, literal > 0 ? 1 : 0)
     else
-        place, total = length(r.listed) + 1, 0.0
-        for i in 5:length(fields)
-            p = exponential(r, fields[i])
-            total += p
-            push!(r.listed, p > 0 ? max(p, nextfloat(0f0)) : p)  # what a Float32 cannot hold is not impossible
+        variable, field = integer(r, f, number, "a variable", 1, largest), next_field!(f)
+        isempty(field) && refuse_fields(r, f, at, letter)
+        if letter == 'I'
+            category = integer(r, f, field, "a category", 0, typemax(Int32) - 1)
+            add_input!(r, INDICATOR, variable, category + 1, category)
+        elseif letter == 'B'
+            trials, field = integer(r, f, field, "a number of trials", 0, typemax(Int32) - 1), next_field!(f)
+            isempty(field) && refuse_fields(r, f, at, letter)
+            success = exponential(r, f, field)
+            success <= 1 + JPC_TOLERANCE || refuse_unit(r, "the probability of success is $success")
+            add_input!(r, BINOMIAL, variable, trials + 1, 0, min(success, 1.0))
+        else
+            read_categories!(r, f, variable, field)
         end
-        settle!(r, view(r.listed, place:length(r.listed)), total)
-        add_input!(r, CATEGORICAL, variable, length(fields) - 4, place)
     end
+    if !isempty(next_field!(f))
+        refuse(r, "unit $(length(r.builder.kind) - 1): found $(1 + fields_left(Fields(f.bytes, at, f.last))) fields on a line `$letter`")
+    end
+end
+
+"A categorical's line, from its first probability on."
+function read_categories!(r::JpcReader, f::Fields, variable, field)
+    place, total = length(r.listed) + 1, 0.0
+    while !isempty(field)
+        p = exponential(r, f, field)
+        total += p
+        push!(r.listed, p > 0 ? max(p, nextfloat(0f0)) : p)  # what a Float32 cannot hold is not impossible
+        field = next_field!(f)
+        pause(100)
+    end
+    settle!(r, view(r.listed, place:length(r.listed)), total)
+    add_input!(r, CATEGORICAL, variable, length(r.listed) - place + 1, place)
 end
 
 function add_input!(r::JpcReader, kind, variable, categories, place, success=0)
@@ -204,6 +366,7 @@ function lay_out_tables!(r::JpcReader)
         i = b.variable[input.unit]
         categories[i] = max(categories[i], input.categories)
         units[i, b.kind[input.unit] - CATEGORICAL + 1] += 1
+        pause(10)
     end
     next = zeros(Int, r.num_vars, kinds)  # where the table's next unit begins; 0 before there is a table
     for input in r.inputs
@@ -217,7 +380,9 @@ function lay_out_tables!(r::JpcReader)
             entries = categories[i] * units[i, k]
             next[i, k] + entries <= JPC_FREE + JPC_ENTRIES_PER_BYTE * r.bytes ||
                 refuse(r, "unit $(u - 1): $(categories[i]) categories are more than a file of $(r.bytes) bytes may ask for")
-            append!(b.leaf, zeros(Float32, entries))
+            check_memory("line $(r.line)", "a table of $(categories[i]) categories for $(units[i, k]) inputs", 4.0 * entries)
+            resize!(b.leaf, length(b.leaf) + entries)
+            in_pieces(range -> fill!(view(b.leaf, range), 0f0), next[i, k]:length(b.leaf))
         end
         b.param_start[u] = next[i, k]
         next[i, k] += 1
@@ -233,10 +398,11 @@ function fill_in!(r::JpcReader, input::JpcInput)
             b.leaf[start + category * stride] = r.listed[input.place + category]
         end
     elseif b.kind[u] == BINOMIAL
-        b.leaf[range(start, step=stride, length=input.categories)] = binomial_table(input.categories - 1, b.success[u])
+        fill_binomial!(probabilities(b, u), b.success[u])
     else
         b.leaf[start + input.place * stride] = 1
     end
+    pause(10 + 10 * input.categories)
 end
 
 """
@@ -245,14 +411,20 @@ leaves out has weight 0.
 """
 function take_head_weights!(r::JpcReader)
     b, head_weight = r.builder, zeros(Float32, length(r.heads))
-    first_edge = b.child_start[end - 1]
+    first_edge, mixed = b.child_start[end - 1], b.kind[end] == SUM
     r.line = r.heads_line
-    left = b.kind[end] == SUM ? collect(first_edge:length(b.child)) : Int[]
-    for (i, head) in enumerate(r.heads)
-        at = findfirst(e -> b.child[e] == head, left)
-        at === nothing || (head_weight[i] = b.weight[splice!(left, at)])
+    left = Dict{Int32,Vector{Int}}()  # edges of the last unit to each child, the last one first
+    for e in reverse(first_edge:length(b.child))
+        push!(get!(() -> Int[], left, b.child[e]), e)
     end
-    b.kind[end] == SUM && isempty(left) || refuse(r, "the heads are not the children of the last unit")
+    taken = 0
+    for (i, head) in enumerate(r.heads)
+        edges = get(left, head, Int[])
+        isempty(edges) && continue
+        head_weight[i] = b.weight[pop!(edges)]
+        taken += 1
+    end
+    mixed && taken == length(b.child) - first_edge + 1 || refuse(r, "the heads are not the children of the last unit")
     for array in (b.kind, b.variable, b.categories, b.param_start, b.param_stride, b.success, b.child_start)
         pop!(array)
     end
@@ -286,7 +458,7 @@ end
 function JpcWriter(path::AbstractString, c::Circuit, about::AbstractString)
     lines = split(about, '\n'; keepempty=false)
     any(startswith.(lines, "heads")) && throw(ArgumentError("about: found a line that begins with `heads`, which names units"))
-    mixed, io = c.heads != [num_units(c)], open(path, "w")
+    mixed, io = c.heads != [num_units(check(c))], open(path, "w")  # what cannot be read is not written
     print(io, "c Juice probabilistic circuit, by lvd-juice\n")
     for line in lines
         print(io, "c ", line, '\n')
@@ -318,6 +490,7 @@ function print_unit(io::IO, c::Circuit, u::Int)
         print(io, "P ", id, " 0 ", length(children(c, u)))
         for v in children(c, u)
             print(io, ' ', v - 1)
+            pause(100)
         end
     elseif kind == SUM
         print_sum(io, id, children(c, u), view(c.weight, edges(c, u)))
@@ -325,6 +498,7 @@ function print_unit(io::IO, c::Circuit, u::Int)
         print(io, "C ", id, " 0 ", variable)
         for p in probabilities(c, u)
             print(io, ' ', log_parameter(p))
+            pause(500)
         end
     elseif kind == BINOMIAL
         print(io, "B ", id, " 0 ", variable, ' ', c.categories[u] - 1, ' ', log_parameter(c.success[u]))
@@ -346,5 +520,6 @@ function print_sum(io::IO, id, children, weights)
     print(io, "S ", id, " 0 ", count(>(0), weights))
     for (v, w) in zip(children, weights)
         w > 0 && print(io, ' ', v - 1, ' ', log_parameter(w))
+        pause(500)
     end
 end

@@ -16,16 +16,31 @@ hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, stat
 circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
                               c.child_start, all_children(c), c.weight, c.leaf, c.heads, c.head_weight)
 
-"A circuit of its own from borrowed arrays."
-circuit_of(num_vars, arrays...) = Circuit(num_vars, map(copy, arrays)...)
+"A circuit of its own from borrowed arrays, in the constructor's order; without the last, all heads weigh the same."
+function circuit_of(num_vars, arrays...)
+    names, types = fieldnames(Circuit), fieldtypes(Circuit)
+    wanted = [(name, T) for (name, T) in zip(names, types) if T <: Vector && name != :list]
+    for (array, (name, T)) in zip(arrays, wanted)
+        array isa T || throw(ArgumentError("$name: found an array of $(eltype(array)) $(reverse(size(array))), " *
+                                           "wanted $(eltype(T)) of one dimension"))
+    end
+    return Circuit(num_vars, map(copy_in_pieces, arrays)...)
+end
+
+copy_in_pieces(array) = append_in_pieces!(similar(array, 0), array)
+
+"Throws an `ArgumentError` where the circuit's parameters, which are in others' hands, too, are not what they must be."
+check_circuit(c::Circuit) = (check(c); nothing)
+
+jpc_reader(bytes, packed) = JpcReader(bytes; packed=packed)
 
 "The circuit's fields: its own memory, all that there is to it."
 circuit_fields(c::Circuit) = ntuple(i -> getfield(c, i), fieldcount(Circuit))
 
 "A circuit of its own from borrowed fields."
 circuit_of_fields(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, list, child, rest...) =
-    Circuit(num_vars, map(copy, (kind, variable, categories, param_start, param_stride, success, child_start))...,
-            all_children(child_start, list, child), map(copy, rest)...)
+    circuit_of(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, all_children(child_start, list, child),
+               rest...)
 
 circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c), num_params(c))
 
