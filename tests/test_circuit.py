@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,7 +225,7 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         pc.fit_em(data, heads=data[:, 0])
     with pytest.raises(InputError, match=r"weights: found float64 \(3,\), wanted numbers \(400,\)"):
         pc.fit_em(data, weights=[0.5, 0.5, 1])
-    with pytest.raises(InputError, match=r"weights: found -1\.\.-1, wanted finite numbers"):
+    with pytest.raises(InputError, match=r"weights: row 0: found -1, wanted 0, or a number from 1e-30 to 1e\+30"):
         pc.fit_em(data, weights=np.full(400, -1))
     with pytest.raises(InputError, match="patience: found 0"):
         pc.fit_em(data, valid=data, patience=0)
@@ -287,8 +288,8 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         (lambda pc, X: pc.log_likelihood(X, head=None), "head: found None, wanted an integer or 'all'"),
         (lambda pc, X: pc.log_likelihood(X, head="each"), "head: found 'each', wanted an integer or 'all'"),
         (lambda pc, X: pc.log_likelihood(X, head=-1), "head: found -1, wanted 0..0"),
-        (lambda pc, X: Circuit.mixture([pc], weights="a"), "weights: found <U1 (), wanted numbers (n,)"),
-        (lambda pc, X: Circuit.mixture([pc], weights=1.0), "weights: found float64 (), wanted numbers (n,)"),
+        (lambda pc, X: Circuit.mixture([pc], weights="a"), "weights: found <U1 (), wanted numbers (1,)"),
+        (lambda pc, X: Circuit.mixture([pc], weights=1.0), "weights: found float64 (), wanted numbers (1,)"),
         (
             lambda pc, X: Circuit.hclt(X, start=np.zeros(2)),
             "start: found array([0., 0.]), wanted one of random, clusters",
@@ -417,6 +418,110 @@ def test_statistics_of_two_halves_give_the_whole_step(data: np.ndarray) -> None:
         parts.apply(stats, step_size=1.5)
 
 
+@pytest.mark.parametrize(
+    ("weight", "shown"),
+    [(1e37, "1e+37"), (1e300, "1e+300"), (1e-38, "1e-38"), (-1, "-1"), (np.nan, "nan"), (np.inf, "inf")],
+)
+def test_weights_that_single_precision_cannot_add_up_are_named(data: np.ndarray, weight: float, shown: str) -> None:
+    pc, weights = Circuit.fully_factorized(num_vars=data.shape[1], num_cats=3), np.ones(len(data))
+    weights[7] = weight
+    before = pc.log_likelihood(data)
+    wanted = f"weights: row 7: found {shown}, wanted 0, or a number from 1e-30 to 1e+30"
+    for learn in (
+        lambda: pc.fit_em(data, weights=weights),
+        lambda: pc.flows(data, weights=weights),
+        lambda: pc.prune(data, weights=weights),
+        lambda: pc.accumulate(data, weights=weights),
+        lambda: pc.grow(data, heads=0, select=[0], threshold=0, weights=weights),
+    ):
+        with pytest.raises(InputError) as raised:
+            learn()
+        assert str(raised.value) == wanted
+    np.testing.assert_array_equal(pc.log_likelihood(data), before)
+
+
+def test_shares_of_any_size(data: np.ndarray) -> None:
+    parts = [Circuit.hclt(data, num_latents=2, num_cats=3, seed=seed) for seed in range(2)]
+    equal = Circuit.mixture(parts).log_likelihood(data)
+    for size in (1e-300, 1e-38, 1e37, 1.7e308):
+        np.testing.assert_array_equal(Circuit.mixture(parts, weights=[size, size]).log_likelihood(data), equal)
+        pc = Circuit.side_by_side(parts)
+        pc.head_weights = [size, size / 4]
+        np.testing.assert_allclose(pc.head_weights, [0.8, 0.2], rtol=1e-6)
+    with pytest.raises(InputError, match="weights: found nan"):
+        Circuit.mixture(parts, weights=[np.nan, 1])
+
+
+@pytest.mark.parametrize(("score", "shown"), [(np.nan, "NaN"), (np.inf, "Inf")])
+def test_evidence_that_is_no_likelihood_is_named(score: float, shown: str) -> None:
+    scores = np.zeros((2000, 3, 4), np.float32)
+    scores[1999, 2, 3] = scores[5, 1, 2] = score
+    scores[0] = -np.inf
+    with pytest.raises(InputError) as raised:
+        Evidence(scores)
+    place = f"evidence: row 5, variable 1, category 2: found {shown}"
+    assert str(raised.value) == f"{place}, wanted a log-likelihood, a number or -Inf"
+
+
+def test_numpys_masks_are_not_ignored(data: np.ndarray) -> None:
+    pc = Circuit.fully_factorized(num_vars=data.shape[1], num_cats=3)
+    hidden = np.zeros(data.shape, bool)
+    np.testing.assert_array_equal(pc.log_likelihood(np.ma.masked_array(data, hidden)), pc.log_likelihood(data))
+    hidden[3, 2] = True
+    masked = np.ma.masked_array(data, hidden)
+    for ask in (
+        lambda: pc.log_likelihood(masked),
+        lambda: pc.fit_em(masked),
+        lambda: Circuit.hclt(masked),
+        lambda: pc.fit_em(data, weights=np.ma.masked_equal(np.arange(len(data)), 3)),
+        lambda: pc.fit_em(data, heads=np.ma.masked_equal(np.arange(len(data)), 3)),
+    ):
+        with pytest.raises(InputError, match=r"^(X|weights|heads): found a masked array with 1 hidden values, wanted"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda X: Circuit.hclt(X, num_latents=10**9), "num_latents = 1000000000"),
+        (lambda X: Circuit.hclt(X, num_latents=10**18), "num_latents = 1000000000000000000"),
+        (lambda X: Circuit.hclt(X, num_cats=2 * 10**9), "num_cats = 2000000000"),
+        (lambda X: Circuit.hclt(X, num_cats=2 * 10**9, start="clusters"), "num_cats = 2000000000"),
+        (lambda X: Circuit.hclt(X, heads=10**10), "heads = 10000000000"),
+        (lambda X: Circuit.from_tree([-1, 0], num_latents=10**7, num_cats=2), "num_latents = 10000000"),
+        (lambda X: Circuit.fully_factorized(num_vars=10**6, num_cats=10**6), "num_vars = 1000000, num_cats = 1000000"),
+        (
+            lambda X: Circuit.rat_spn(num_vars=9, depth=9, replicas=10**10, num_sums=2, num_inputs=2, num_cats=2),
+            "replicas = 10000000000",
+        ),
+        (
+            lambda X: Circuit.rat_spn(num_vars=9, depth=2, replicas=2, num_sums=10**6, num_inputs=2, num_cats=2),
+            "num_sums = 1000000",
+        ),
+    ],
+)
+def test_circuits_larger_than_the_machine_are_refused_at_once(
+    data: np.ndarray, make: Callable[[np.ndarray], Circuit], named: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError) as raised:
+        make(data)
+    assert time.monotonic() - began < 5
+    assert named in str(raised.value)
+    assert re.search(
+        r"of this size takes [\d.e+]+ [TP]B of memory, wanted at most the .* of this machine$", str(raised.value)
+    )
+
+
+def test_numbers_that_are_no_categories_are_named(data: np.ndarray) -> None:
+    for value in (20240115, 2 * 10**9, 2**40):
+        dated = data.astype(np.int64)
+        dated[5, 2] = value
+        for start in ("random", "clusters"):
+            with pytest.raises(InputError, match=f"^X: variable 2: found {value} in 400 rows, wanted categories"):
+                Circuit.hclt(dated, start=start)
+
+
 def test_a_mixture_is_the_weighted_sum(data: np.ndarray) -> None:
     parts = [Circuit.hclt(data[i::2], num_latents=3, num_cats=3, seed=i, perturbation=0.9) for i in range(2)]
     expected = 0.25 * np.exp(parts[0].log_likelihood(data)) + 0.75 * np.exp(parts[1].log_likelihood(data))
@@ -430,7 +535,7 @@ def test_a_mixture_is_the_weighted_sum(data: np.ndarray) -> None:
     np.testing.assert_allclose(np.exp(Circuit.mixture(parts).log_likelihood(data)), equal, rtol=1e-5)
     with pytest.raises(InputError, match="found no circuits"):
         Circuit.mixture([])
-    with pytest.raises(InputError, match="found 1 weights for 2 circuits"):
+    with pytest.raises(InputError, match=r"weights: found int64 \(1,\), wanted numbers \(2,\)"):
         Circuit.mixture(parts, weights=[1])
 
 

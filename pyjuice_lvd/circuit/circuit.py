@@ -20,7 +20,6 @@ from pyjuice_lvd.circuit.history import Flows, History, Statistics
 from pyjuice_lvd.circuit.rows import (
     Table,
     as_heads,
-    as_numbers,
     as_shares,
     as_weights,
     for_engine,
@@ -183,7 +182,9 @@ class Circuit:
         `weights`, numbers (len(circuits),), are those of the sums, up to a factor; default: equal. Raises InputError
         where the circuits differ in their numbers of variables or heads, or the weights do not fit.
         """
-        shares = np.ones(len(circuits)) if weights is None else as_numbers(weights, "weights")
+        if not len(circuits):
+            raise InputError("mixture: found no circuits, wanted at least 1")
+        shares = as_shares(weights, len(circuits), "weights")
         return cls(julia.call("mixture_circuit", shares, *(circuit.engine.circuit for circuit in circuits)))
 
     @classmethod
@@ -272,7 +273,7 @@ class Circuit:
         heads : integers (N,), optional
             The head of every row, from 0; default: head 0.
         weights : floats (N,), optional
-            What each row counts for, at least 0; default: 1.
+            What each row counts for, 0 or 1e-30 to 1e30; default: 1.
         epochs, batch_size : int
             The last, short batch of an epoch is used.
         step_size : (float, float) or float

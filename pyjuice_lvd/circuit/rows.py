@@ -16,6 +16,13 @@ Table = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 """(N, V), C-contiguous; True where a value is hidden."""
 
+_LEAST_WEIGHT, _MOST_WEIGHT = 1e-30, 1e30
+"""Of a row that counts: between them, single precision has all digits, and room to add up."""
+
+
+_MANY_CATEGORIES, _CATEGORIES_A_ROW = 2**20, 16
+"""More categories than this, and than this for each row, are no categories: dates, numbers of customers."""
+
 
 def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> Table:
     """Check that `X` is a table of integers (N, V), V = `num_vars` where given; C-contiguous, not copied if it can be.
@@ -23,7 +30,7 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     Raises InputError, whose line begins with `name`, that says what was found. The values are checked where they are
     used.
     """
-    array = np.asarray(X)
+    array = _plain(X, name)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     if array.dtype.kind == "f" and np.isnan(array).any():
@@ -35,9 +42,21 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     return julia.lendable(array)
 
 
+def categories_of(table: Table, name: str = "X") -> int:
+    """Count the categories of a table: the largest value, plus 1; raises InputError where those cannot be meant."""
+    top = int(table.max(initial=0))
+    if top >= max(_MANY_CATEGORIES, _CATEGORIES_A_ROW * len(table)):
+        variable = int(table.max(axis=0).argmax())
+        raise InputError(
+            f"{name}: variable {variable}: found {top} in {len(table)} rows, "
+            "wanted categories, numbered from 0 without large gaps (num_cats, where there are so many)"
+        )
+    return top + 1
+
+
 def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
     """Check that `mask` is bool (N, V), or (V,) for all rows, and return it as (N, V)."""
-    array = np.asarray(mask)
+    array = _plain(mask, "mask")
     if array.dtype != np.bool_ or array.shape not in (shape, shape[1:]):
         found = "None" if mask is None else f"{array.dtype} {array.shape}"
         raise InputError(f"mask: found {found}, wanted bool {shape} or {shape[1:]}, True where a value is hidden")
@@ -48,7 +67,7 @@ def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
 
 def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "heads") -> npt.NDArray[np.int32]:
     """Check that `heads` are integers (n,), or one for all rows, in 0..num_heads - 1; None is head 0 for all."""
-    array = np.asarray(0 if heads is None else heads)
+    array = _plain(0 if heads is None else heads, name)
     if array.shape not in ((n,), ()) or array.dtype.kind not in "iu":
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers ({n},)")
     if array.size and not (array.min() >= 0 and array.max() < num_heads):
@@ -76,30 +95,42 @@ def which_head(head: int | Literal["all"], num_heads: int) -> int:
 
 
 def as_weights(weights: npt.ArrayLike | None, n: int, name: str = "weights") -> npt.NDArray[np.float32]:
-    """Check that `weights` are finite numbers (n,), at least 0; None is 1 for each row."""
-    array = np.ones(n, np.float32) if weights is None else np.asarray(weights)
-    if array.shape != (n,) or array.dtype.kind not in "fiu":
-        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers ({n},)")
-    if array.size and not (array.min() >= 0 and np.isfinite(array.max())):
-        raise InputError(f"{name}: found {array.min()}..{array.max()}, wanted finite numbers, at least 0")
-    return julia.lendable(array, np.float32)
+    """Check that `weights` are numbers (n,), each 0 or of a size that single precision adds up; None is 1 for each."""
+    array = _numbers(np.ones(n) if weights is None else weights, n, name)
+    wrong = ~((array == 0) | ((array >= _LEAST_WEIGHT) & (array <= _MOST_WEIGHT)))
+    if wrong.any():
+        row = int(wrong.argmax())
+        wanted = f"0, or a number from {_LEAST_WEIGHT:g} to {_MOST_WEIGHT:g}"
+        raise InputError(f"{name}: row {row}: found {array[row]:g}, wanted {wanted}")
+    return array.astype(np.float32)
 
 
-def as_shares(weights: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64]:
-    """Check that `weights` are finite numbers (n,), at least 0 and not all 0; scale them to sum to 1."""
-    array: npt.NDArray[np.float64] = as_weights(weights, n, name).astype(np.float64)
+def as_shares(weights: npt.ArrayLike | None, n: int, name: str) -> npt.NDArray[np.float64]:
+    """Check that `weights` are finite numbers (n,), at least 0 and not all 0; scale them to sum to 1; None is equal."""
+    array = _numbers(np.ones(n) if weights is None else weights, n, name)
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise InputError(f"{name}: found {array.min():g}..{array.max():g}, wanted finite numbers, at least 0")
     if not array.any():
         raise InputError(f"{name}: found zeros only, wanted at least one number above 0")
-    array /= array.sum()
-    return array
+    array = array / array.max()  # the sum of numbers near the largest would be infinite
+    return np.asarray(array / array.sum(), np.float64)
 
 
-def as_numbers(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
-    """Check that `values` are numbers (n,), for any n."""
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "fiub":
-        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers (n,)")
-    return julia.lendable(array, np.float64)
+def _numbers(values: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64]:
+    """Check that `values` are numbers (n,)."""
+    array = _plain(values, name)
+    if array.shape != (n,) or array.dtype.kind not in "fiub":
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers ({n},)")
+    return np.ascontiguousarray(array, np.float64)
+
+
+def _plain(values: npt.ArrayLike | None, name: str) -> npt.NDArray[Any]:
+    """Take over what is no array, or an array; raises InputError where numpy's mask hides some of it."""
+    if np.ma.is_masked(values):
+        hidden = np.ma.count_masked(values)  # type: ignore[no-untyped-call]
+        found = f"a masked array with {hidden} hidden values"
+        raise InputError(f"{name}: found {found}, wanted a plain array (mask= says what is hidden, where it is taken)")
+    return np.asarray(values)
 
 
 def for_engine(table: Table, *, masked: bool = False) -> Table:

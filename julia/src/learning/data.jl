@@ -6,6 +6,8 @@
 Soft evidence on every variable: `scores`, Float32 `(categories, variables, samples)`, are log-likelihoods of the evidence
 given each category (leaf_h = sum over k of theta_{h,k} p(x_i | k)). They are replaced **in place** by
 likelihoods whose largest is 1 for each variable and sample; `offset`, Float64 `(samples,)`, is what that took out, in nats.
+
+Throws an `ArgumentError` that names the first score that is NaN or infinite; -Inf is allowed.
 """
 struct SoftEvidence
     likelihood::Array{Float32,3}
@@ -14,22 +16,57 @@ end
 
 function SoftEvidence(scores::Array{Float32,3})
     K, V, N = size(scores)
-    offset = zeros(N)
-    Threads.@threads for n in 1:N
-        for i in 1:V
-            top = -Inf32
-            for k in 1:K
-                top = max(top, scores[k, i, n])
-            end
-            # Evidence that no category allows stays all zeros: the sample's likelihood is zero.
-            shift = isfinite(top) ? top : 0f0
-            for k in 1:K
-                scores[k, i, n] = exp(scores[k, i, n] - shift)
-            end
-            offset[n] += shift
+    offset, threads = zeros(N), Threads.nthreads()
+    in_pieces(1:N; steps=K * V, threads=threads) do samples
+        check_scores(scores, samples, threads)
+    end
+    in_pieces(1:N; steps=10 * K * V, threads=threads) do samples
+        Threads.@threads for n in samples
+            offset[n] = take_out_largest!(scores, n)
         end
     end
     return SoftEvidence(scores, offset)
+end
+
+function check_scores(scores, samples, threads)
+    sound = fill(true, threads)
+    Threads.@threads for t in 1:threads
+        for n in first(samples) + t - 1:threads:last(samples)
+            all_below_infinity(scores, n) || (sound[t] = false)
+        end
+    end
+    all(sound) && return
+    k, i, n = Tuple(findfirst(s -> !(s < Inf32), view(scores, :, :, samples)))
+    throw(ArgumentError("evidence: row $(samples[n] - 1), variable $(i - 1), category $(k - 1): found $(scores[k, i, samples[n]]), " *
+                        "wanted a log-likelihood, a number or -Inf"))
+end
+
+function all_below_infinity(scores, n)
+    sound = true
+    @inbounds for i in axes(scores, 2)
+        @simd for k in axes(scores, 1)
+            sound &= scores[k, i, n] < Inf32  # NaN is not
+        end
+    end
+    return sound
+end
+
+"Replaces the scores of sample `n` by likelihoods, and returns what was the logarithm of the largest ones, added up."
+function take_out_largest!(scores, n)
+    total = 0.0
+    @inbounds for i in axes(scores, 2)
+        top = -Inf32
+        for k in axes(scores, 1)
+            top = max(top, scores[k, i, n])
+        end
+        # Evidence that no category allows stays all zeros: the sample's likelihood is zero.
+        shift = isfinite(top) ? top : 0f0
+        for k in axes(scores, 1)
+            scores[k, i, n] = exp(scores[k, i, n] - shift)
+        end
+        total += shift
+    end
+    return total
 end
 
 """
@@ -66,21 +103,26 @@ offset(X::SoftEvidence, n) = X.offset[n]
 function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=nothing)
     size(X, 1) == length(limits) || throw(ArgumentError("X has $(size(X, 1)) variables, the circuit $(length(limits))"))
     top = [limit == 0 ? typemax(Int32) : limit - Int32(1) for limit in limits]
-    faulty = zeros(Int, Threads.nthreads())
-    Threads.@threads for t in 1:length(faulty)
-        for n in t:length(faulty):size(X, 2)
-            sound = true
-            @inbounds for i in 1:size(X, 1)
-                sound &= ((zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])) | hidden(mask, i, n)
-            end
-            if !sound
-                faulty[t] = n
-                break
+    threads = Threads.nthreads()
+    in_pieces(axes(X, 2); steps=size(X, 1), threads=threads) do samples
+        faulty = zeros(Int, threads)
+        Threads.@threads for t in 1:threads
+            for n in first(samples) + t - 1:threads:last(samples)
+                sound = true
+                @inbounds for i in 1:size(X, 1)
+                    sound &= ((zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])) | hidden(mask, i, n)
+                end
+                if !sound
+                    faulty[t] = n
+                    break
+                end
             end
         end
+        any(>(0), faulty) && refuse_value(X, top, mask, minimum(f for f in faulty if f > 0))
     end
-    all(iszero, faulty) && return
-    n = minimum(f for f in faulty if f > 0)
+end
+
+function refuse_value(X, top, mask, n)
     i = findfirst(i -> !(0 <= X[i, n] <= top[i] || hidden(mask, i, n)), axes(X, 1))
     throw(ArgumentError("X: row $(n - 1), variable $(i - 1): value $(X[i, n]) is outside 0..$(top[i])"))
 end
