@@ -1,37 +1,14 @@
-"""Clusters of the teacher's features: K-means gives every patch an outer and an inner cluster, its latent's value."""
+"""K-means: features, such as the teacher's, in clusters, and clusters divided into more."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 # K-means sees at most this many features; the others join the nearest centre. Centres move little beyond it.
 _FEATURES_SEEN = 200_000
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The latent of every patch: an outer cluster, and in its circuit a head (inner cluster).
-
-    `outer` and `head`: int32 (N, P), from 0; `heads`: int32 (clusters,), how many heads each outer cluster has. Every
-    outer cluster and every head has at least one patch. `candidates`: int32 (N, P, M), the most probable outer
-    clusters of each patch, where refining ranked them.
-    """
-
-    outer: npt.NDArray[np.int32]
-    head: npt.NDArray[np.int32]
-    heads: npt.NDArray[np.int32]
-    candidates: npt.NDArray[np.int32] | None = None
-
-    @property
-    def values(self) -> npt.NDArray[np.int32]:
-        """z, int32 (N, P): heads numbered through all outer clusters, 0..sum(heads) - 1."""
-        first = np.concatenate([[0], np.cumsum(self.heads)[:-1]]).astype(np.int32)
-        z: npt.NDArray[np.int32] = first[self.outer] + self.head
-        return z
 
 
 def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int, seen: int = _FEATURES_SEEN) -> npt.NDArray[np.int32]:

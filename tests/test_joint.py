@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from models import tiny_model
 
-from pyjuice_lvd.clustering import Labels, kmeans
+from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.learn.growing import one_shot
+from pyjuice_lvd.learn.labels import Labels
 from pyjuice_lvd.models.joint import JointModel
 
 

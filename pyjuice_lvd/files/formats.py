@@ -45,6 +45,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into one, with names such as `protocol.color`."""
+    entries: dict[str, Any] = {}
+    for name, value in table.items():
+        entries |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return entries
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a JSON file (see `json_text`)."""
     with atomic_write(path) as file:

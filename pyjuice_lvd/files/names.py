@@ -22,6 +22,9 @@ TEACHER = "teacher.safetensors"
 LABELS = "labels.safetensors"
 CODE_PRIOR, CENTRES = "code-prior.safetensors", "outer-centres.safetensors"
 
+PIECES = "pieces.json"
+"""What the finished pieces of work in the folder belong to."""
+
 # Of work that is not finished yet, also in the folder of the model.
 TEACHER_IN_TRAINING = "teacher-in-training.safetensors"
 OUTER = "outer.safetensors"

@@ -24,7 +24,16 @@ import tomli_w
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import ASIDE, atomic_write, fsync_folder, naming
-from pyjuice_lvd.files.formats import json_text, read_bytes, read_json, read_table, read_toml, write_json, write_toml
+from pyjuice_lvd.files.formats import (
+    flat,
+    json_text,
+    read_bytes,
+    read_json,
+    read_table,
+    read_toml,
+    write_json,
+    write_toml,
+)
 
 Record = Callable[[Mapping[str, Any]], None]
 """What takes a record of the metrics, such as `RunDirectory.log`."""
@@ -232,18 +241,11 @@ def _check_place(path: Path, resume: bool) -> None:
 
 def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise InputError that names the first setting in which a run and its continuation differ."""
-    before = _flat(old)
-    now = _flat(tomllib.loads(tomli_w.dumps(new)))  # as the file has them: tuples as lists
+    before = flat(old)
+    now = flat(tomllib.loads(tomli_w.dumps(new)))  # as the file has them: tuples as lists
     for name in before | now:
         if name not in _MAY_CHANGE and before.get(name) != now.get(name):
             raise InputError(
                 f"{path}: the run's {name} is {before.get(name, 'unset')!r}, found {now.get(name, 'unset')!r}; "
                 "resume with the run's own settings or choose another -o"
             )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

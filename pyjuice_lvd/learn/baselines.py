@@ -15,8 +15,10 @@ from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.circuit.rows import Table
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import HCLTSettings, RatSpnSettings, Settings
@@ -58,18 +60,20 @@ def learn_circuit(
         Where the work is shown.
 
     """
-    if folder is not None and (folder / names.DESCRIPTION).exists():
-        return CircuitModel.load(folder)
+    kind = "table" if train.ndim == 2 else "images"
+    digests = {f"training_{kind}": digest_of(train), f"validation_{kind}": digest_of(valid)}
+    pieces = Pieces(folder, settings, **digests, categories=num_cats)
+    done = pieces.finished(names.DESCRIPTION)
+    if done is not None:
+        return CircuitModel.load(done.parent)
     image_shape = None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3])
     rows, held_out = (_rows(part, settings) for part in (train, valid))
-    start = None if folder is None else folder / names.UNTRAINED
-    checkpoint = None if folder is None else folder / names.EM
-    if start is not None and start.exists():
-        circuit = Circuit.load(start)
+    start, untrained = pieces.path(names.UNTRAINED), pieces.finished(names.UNTRAINED)
+    if untrained is not None:
+        circuit = Circuit.load(untrained)
     else:
         circuit = _structure(rows, num_cats, settings, record, progress)
         if start is not None:
-            start.parent.mkdir(parents=True, exist_ok=True)
             circuit.save(start)
     own: HCLTSettings | RatSpnSettings = settings.hclt if settings.method == "hclt" else settings.rat_spn
 
@@ -84,14 +88,12 @@ def learn_circuit(
 
     circuit.fit_em(
         rows, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,
-        valid=held_out, patience=own.patience, checkpoint=checkpoint, on_epoch=on_epoch, progress=progress,
+        valid=held_out, patience=own.patience, checkpoint=pieces.path(names.EM), on_epoch=on_epoch, progress=progress,
     )  # fmt: skip
     model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
     if folder is not None:
         model.save(folder)
-    for path in (start, checkpoint):
-        if path is not None:
-            path.unlink(missing_ok=True)
+    pieces.drop(names.UNTRAINED, names.EM)
     return model
 
 

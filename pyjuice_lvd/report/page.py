@@ -15,7 +15,7 @@ from jinja2 import ChainableUndefined, Environment, Template, Undefined
 from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import atomic_write
-from pyjuice_lvd.files.formats import read_json
+from pyjuice_lvd.files.formats import flat, read_json
 from pyjuice_lvd.files.run import RunDirectory
 
 from .tables import GAP_TITLES, MISSING, figure, gap_impossible, gap_rows, text
@@ -49,7 +49,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
     page = _template().render(
         name=run.path.resolve().name,
         result=result,
-        figures=_flat(result),
+        figures=flat(result),
         methods=_METHODS,
         data=read_json(run / names.DATA),
         gap=gap,
@@ -99,14 +99,6 @@ def _pictures(folder: Path) -> list[Path]:
     known = [folder / name for name in _PICTURES]
     others = sorted(path for path in folder.glob("[!.]*.png") if path not in known)
     return [path for path in (*known, *others) if path.is_file()]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into one, with names such as `protocol.color`."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _template() -> Template:
