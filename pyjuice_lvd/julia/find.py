@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -209,3 +210,17 @@ def sources() -> Path:
         if (folder / "LVDJuice.jl").exists():
             return folder
     raise JuliaUnavailableError(f"LVDJuice.jl is not in {here}: reinstall lvd-juice")
+
+
+def depot_trouble() -> str:
+    """Say what is wrong with the depot, where Julia keeps what it precompiles: the end of a line, or nothing."""
+    depots = os.environ.get("JULIA_DEPOT_PATH", "~/.julia").split(os.pathsep)
+    if not any(depots):
+        return "; found no depot in JULIA_DEPOT_PATH: unset it, or name a folder"
+    depot = Path(depots[0] or "~/.julia").expanduser()
+    try:
+        depot.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=depot).close()
+    except OSError as failure:
+        return f"; cannot write to {depot} ({failure.strerror}): set JULIA_DEPOT_PATH to a folder where you can"
+    return ""

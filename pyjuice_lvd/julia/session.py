@@ -17,7 +17,7 @@ import numpy as np
 
 from pyjuice_lvd.errors import InputError, JuliaError, JuliaUnavailableError
 from pyjuice_lvd.julia import libjulia, signals, via_juliacall
-from pyjuice_lvd.julia.find import Choice, Started, choose, juliacall_has_started, sources
+from pyjuice_lvd.julia.find import Choice, Started, choose, depot_trouble, juliacall_has_started, sources
 from pyjuice_lvd.julia.values import Value, decode, encode, released
 
 MAX_RESULTS = 16
@@ -31,9 +31,8 @@ _Entry = ctypes.CFUNCTYPE(  # unlike PYFUNCTYPE, it lets other Python threads ru
 # Julia keeps one precompiled LVDJuice in a depot, wherever its sources are. A depot inside the user's for each folder
 # of sources keeps those of two checkouts, or of two installed versions, apart; extensions look for it there later.
 BOOT = """
-let package = String(UInt8{package}), depot = ""
+let package = String(UInt8{package})
     try
-        isempty(DEPOT_PATH) && error("found no depot: unset JULIA_DEPOT_PATH, or name a folder")
         package in LOAD_PATH || pushfirst!(LOAD_PATH, package)
         "@stdlib" in LOAD_PATH || push!(LOAD_PATH, "@stdlib")
         depot = joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(package); base = 16))
@@ -46,13 +45,7 @@ let package = String(UInt8{package}), depot = ""
         insert!(DEPOT_PATH, 2, depot)
         string(Base.invokelatest(() -> Main.LVDJuice.Boundary.open_door()))  # the name is younger than this expression
     catch e
-        unwritable = try
-            isempty(depot) || mktemp((path, io) -> nothing, mkpath(depot))
-            ""
-        catch
-            " (cannot write to $depot: set JULIA_DEPOT_PATH to a folder where you can)"
-        end
-        string("!", sprint(showerror, e), unwritable)
+        string("!", sprint(showerror, e))
     end
 end
 """
@@ -187,7 +180,7 @@ def start(*, threads: int | None = None, bridge: str | None = None) -> Info:
         address = _running.started.evaluate(BOOT.format(package=list(os.fsencode(folder.parent))))
     if address.startswith("!"):
         executable, reason = _running.choice.julia.executable, " ".join(address[1:].split())
-        raise JuliaUnavailableError(f"{executable} cannot load {folder / 'LVDJuice.jl'}: {reason}")
+        raise JuliaUnavailableError(f"{executable} cannot load {folder / 'LVDJuice.jl'}: {reason}{depot_trouble()}")
     _session = _Session(_Entry(int(address)), _running, folder)
     return _agree(_session.info, threads, bridge)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from pyjuice_lvd.errors import JuliaUnavailableError
-from pyjuice_lvd.julia.find import Julia, Started, juliacall_has_started
+from pyjuice_lvd.julia.find import Julia, Started, depot_trouble, juliacall_has_started
 
 
 def start(julia: Julia, threads: int) -> Started:
@@ -26,7 +26,7 @@ def start(julia: Julia, threads: int) -> Started:
         except Exception as failure:
             raise JuliaUnavailableError(
                 f"juliacall cannot start Julia: {failure}; juliacall and PythonCall.jl must have the same version; mend"
-                " that, or set LVD_JULIA_BRIDGE=libjulia"
+                f" that, or set LVD_JULIA_BRIDGE=libjulia{depot_trouble()}"
             ) from failure
 
     def evaluate(code: str) -> str:
@@ -48,12 +48,18 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
     """Set what the user has not set, for the import alone: child processes choose for themselves."""
     ours = {f"PYTHON_JULIACALL_{name.upper()}": value for name, value in settings.items()}
     ours = {name: value for name, value in ours.items() if name not in os.environ}
+    if paths := os.environ.get("JULIA_LOAD_PATH"):  # whatever it is for, juliacall needs its project and the library
+        ours["JULIA_LOAD_PATH"] = os.pathsep.join([paths, "@", "@stdlib"])
+    before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
         yield
     finally:
-        for name in ours:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _warn_of_other_settings(settings: dict[str, str]) -> None:
