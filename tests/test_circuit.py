@@ -695,9 +695,17 @@ def test_a_damaged_checkpoint_is_named_and_changes_nothing(
         with pytest.raises(InputError, match=r"em\.safetensors: (damaged|a checkpoint of EM)") as error:
             pc.fit_em(data, checkpoint=path, **options)
         assert "\n" not in str(error.value)
-    for change in ({"best": 9}, {"best": "x"}, {"position": -1}, {"total": None}, {"about": 3}, {"data": {}}):
+    for change in ({"best": 9}, {"best": "x"}, {"position": -1}, {"total": None}, {"about": 3}, {"data": 3}):
         write_arrays(path, arrays, {**metadata, "facts": json.dumps({**facts, **change})})
         with pytest.raises(InputError, match=r"em\.safetensors: damaged"):
+            pc.fit_em(data, checkpoint=path, **options)
+    # What another version wrote beside is not passed over.
+    for change, message in (
+        ({"about": {**facts["about"], "momentum": 3}}, "a checkpoint of EM with momentum = 3, wanted None or no file"),
+        ({"data": {**facts["data"], "masks": "abc"}}, "a checkpoint of EM with masks; wanted one without, or no file"),
+    ):
+        write_arrays(path, arrays, {**metadata, "facts": json.dumps({**facts, **change})})
+        with pytest.raises(InputError, match=message):
             pc.fit_em(data, checkpoint=path, **options)
     write_arrays(path, arrays, {"kind": metadata["kind"]})
     with pytest.raises(InputError, match=r"em\.safetensors: damaged"):

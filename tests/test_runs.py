@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyjuice_lvd import Circuit
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import atomic_write, check_writable
 from pyjuice_lvd.files.formats import json_text, read_arrays, read_json, read_toml, write_arrays, write_json, write_toml
@@ -135,6 +136,27 @@ def test_an_error_without_a_number_keeps_its_words_and_gets_the_files_name(tmp_p
         raise OSError("100 requested and 10 written")  # as numpy's tofile does
     assert error.value.filename == str(tmp_path / "x.npy")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".jpc", ".jpc.gz", ".safetensors"])
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_a_full_disk_leaves_the_old_circuit_and_is_named(tmp_path, monkeypatch, suffix, room):
+    """Text is written by Julia; that of a .jpc.gz to the folder of temporary files, whose disk may be the full one."""
+    aside, place = tmp_path / "aside", tmp_path / "place"
+    aside.mkdir()
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(aside))
+    circuit, path = Circuit.fully_factorized(num_vars=40, num_cats=256), place / f"model{suffix}"
+    path.write_bytes(b"old")
+    with disk_with_room_for(room), pytest.raises(OSError) as error:  # noqa: PT011  # what it says is looked at below
+        circuit.save(path)
+    full = aside if suffix == ".jpc.gz" else place
+    assert str(error.value.filename).startswith(f"{full}/")
+    assert error.value.filename.endswith("model.jpc" if suffix == ".jpc.gz" else path.name)
+    assert error.value.strerror == "File too large"
+    assert (path.read_bytes(), names(place), names(aside)) == (b"old", [path.name], [])
+    circuit.save(path)
+    assert Circuit.load(path).num_vars == 40
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -445,6 +467,38 @@ def test_a_full_disk_tears_no_line(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
         run.log({"epoch": 3})
     assert [record["epoch"] for record in run.metrics()] == [1, 3]
+
+
+def test_a_folder_named_like_a_leftover_stays(tmp_path):
+    with RunDirectory.create(tmp_path, settings=SETTINGS):
+        pass
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ".tmp-0-prior.safetensors").touch()
+    (tmp_path / ".tmp-mine").mkdir()
+    (tmp_path / ".tmp-mine" / "letter.txt").touch()
+    RunDirectory.create(tmp_path, settings=SETTINGS, resume=True).close()
+    assert names(tmp_path) == [".lock", ".tmp-mine", "model", "settings.toml"]
+    assert names(tmp_path / "model") == []
+    assert names(tmp_path / ".tmp-mine") == ["letter.txt"]
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    with RunDirectory.create(tmp_path, settings=SETTINGS) as run:
+        run.finish({"bpd": 1.0})
+    (tmp_path / "result.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"result\.json: found a list, wanted a JSON object"):
+        _ = run.result
+
+
+def test_what_a_run_does_not_say_of_its_data_is_named(tmp_path):
+    run = RunDirectory.create(tmp_path, settings=SETTINGS)
+    run.close()
+    with pytest.raises(InputError, match=r"data\.json: cannot be read"):
+        _ = run.data
+    write_json(tmp_path / "data.json", {"source": "photos"})
+    assert run.data["source"] == "photos"
+    with pytest.raises(InputError, match=r"data\.json: has no 'digest': damaged, or written by another version"):
+        _ = run.data["digest"]
 
 
 def test_only_finished_runs_are_opened_for_reading(tmp_path):

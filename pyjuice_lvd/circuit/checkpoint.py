@@ -91,18 +91,19 @@ class Checkpoint:
             self._found = arrays, facts
 
     def _check_training(self, about: Mapping[str, Any], data: Mapping[str, Any] | None, validated: bool) -> None:
-        for name, value in self._about.items():
-            if about.get(name) != value:
-                found = about.get(name)
+        for name in self._about | dict(about):
+            found, value = about.get(name), self._about.get(name)
+            if found != value:
                 raise InputError(f"{self.path}: a checkpoint of EM with {name} = {found}, wanted {value} or no file")
         if data is None:  # an older file: it tells whether there was a validation set, and nothing else
             data = {**self._data, "valid": (self._data["valid"] or "unknown") if validated else None}
-        for name, value in self._data.items():
-            if data[name] == value:
+        for name in self._data | dict(data):
+            found, value = data.get(name), self._data.get(name)
+            if found == value:
                 continue
             if value is None:
                 what = f"with {name}; wanted one without"
-            elif data[name] is None:
+            elif found is None:
                 what = f"without {name}; wanted one with it"
             else:
                 what = f"on other {name}; wanted the same"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.engine import ARRAYS, PIECE
 from pyjuice_lvd.errors import InputError, JuliaError
-from pyjuice_lvd.files.atomic import atomic_write
+from pyjuice_lvd.files.atomic import atomic_write, naming
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.progress import SILENT, Progress
 
@@ -56,18 +57,24 @@ def write_circuit(
         case _:
             with tempfile.TemporaryDirectory() as folder, atomic_write(path) as file:
                 plain = Path(folder) / "model.jpc"
-                _write_jpc(plain, circuit, about, progress)
+                with naming(plain):
+                    _write_jpc(plain, circuit, about, progress)
                 _pack(plain, file, progress)
 
 
 def _write_jpc(path: str | os.PathLike[str], circuit: julia.Handle, about: str, progress: Progress) -> None:
     _, _, units, *_ = julia.call("circuit_size", circuit)
-    writer = julia.call("JpcWriter", os.fspath(path), circuit, about)
-    with progress.stage("writing", total=units, unit="units") as stage:
-        written = 0
-        while written < units:
-            written = julia.call("advance!", writer, PIECE)
-            stage.update(completed=written)
+    try:
+        writer = julia.call("JpcWriter", os.fspath(path), circuit, about)
+        with progress.stage("writing", total=units, unit="units") as stage:
+            written = 0
+            while written < units:
+                written = julia.call("advance!", writer, PIECE)
+                stage.update(completed=written)
+    except JuliaError as error:
+        if "SystemError" not in str(error):
+            raise
+        raise OSError(errno.EIO, str(error).rpartition(": ")[2]) from error  # such as a full disk; named by `naming`
 
 
 def _pack(plain: Path, target: BinaryIO, progress: Progress) -> None:

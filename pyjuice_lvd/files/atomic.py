@@ -18,6 +18,8 @@ from pyjuice_lvd.errors import InputError
 ASIDE = ".tmp-"
 """How the name of a file that is being written begins."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -48,6 +50,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     fsync_folder(target.parent)
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder to write files to, and those above it; raises InputError where it is a file, or cannot be made."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a folder") from error
+    return folder
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise what `atomic_write` would where `path` cannot be written: before the work, in place of after it."""
     _, aside, file = _open_aside(path)
@@ -64,7 +78,7 @@ def _open_aside(path: str | os.PathLike[str]) -> tuple[Path, Path, BinaryIO]:
             raise InputError(f"{path}: is a folder, wanted a file to write")
         return target, aside, aside.open("xb")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise
         raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a file in a writable folder") from error
 

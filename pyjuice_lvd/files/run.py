@@ -28,7 +28,6 @@ from pyjuice_lvd.files.formats import (
     flat,
     json_text,
     read_bytes,
-    read_json,
     read_table,
     read_toml,
     write_json,
@@ -78,7 +77,8 @@ class RunDirectory:
             run._take_lock(lock)
             _check_place(path, resume)  # again: another process may have been here before we had the lock
             for leftover in path.rglob(f"{ASIDE}*"):
-                leftover.unlink()
+                if leftover.is_file():
+                    leftover.unlink()
             if resume:
                 _check_same(path, run.settings, settings)
                 run._drop_torn_line()
@@ -140,8 +140,7 @@ class RunDirectory:
     @property
     def result(self) -> dict[str, Any]:
         """The figures that `finish` wrote."""
-        result: dict[str, Any] = read_json(self / names.RESULT)
-        return result
+        return dict(read_table(self / names.RESULT))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the run's figures, which makes it a finished run: the last thing that is written."""
@@ -207,8 +206,9 @@ class RunDirectory:
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
             raise InputError(f"{self.path}: another fit (process {holder or 'unknown'}) is writing this run") from None
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with naming(self / _LOCK):
+            os.truncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def _about(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
+from pyjuice_lvd.files.atomic import make_folder
 from pyjuice_lvd.files.formats import flat, read_table, write_json
 from pyjuice_lvd.settings import Settings
 
@@ -25,13 +26,9 @@ class Pieces:
     """
 
     def __init__(self, folder: Path | None, settings: Settings, **of: str | int) -> None:
-        self.folder = folder
+        self.folder = None if folder is None else make_folder(folder)
         if folder is None:
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror}), wanted a folder") from error
         path = folder / names.PIECES
         if not path.exists():  # older versions have none
             write_json(path, {"of": of, "settings": settings.to_dict()})

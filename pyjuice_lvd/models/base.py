@@ -18,6 +18,7 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import as_image_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
+from pyjuice_lvd.files.atomic import make_folder
 from pyjuice_lvd.files.formats import read_table, write_json
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.units import bits_per_dimension
@@ -224,8 +225,7 @@ class DensityModel(ABC):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model to a folder of plain files: the circuits as safetensors, and `model.json`, written last."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         self._save_circuits(folder)
         write_json(folder / names.DESCRIPTION, {"format": self.format, **self._description()})
 
