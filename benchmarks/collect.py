@@ -15,6 +15,7 @@ from typing import Any
 from common import machine
 
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_json, write_json
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.report.page import stage_seconds
@@ -31,8 +32,8 @@ def collect(folder: str) -> dict[str, Any]:
         "stages": {stage: seconds and round(seconds, 1) for stage, seconds in stage_seconds(run.metrics()).items()},
         "settings": run.settings,
     }
-    if (run / "gap.json").exists():
-        gap = read_json(run / "gap.json")
+    if (run / names.GAP).exists():
+        gap = read_json(run / names.GAP)
         found["gap"] = {name: value for name, value in gap.items() if name not in ("images", "picture")}
     return found
 

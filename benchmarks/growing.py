@@ -25,6 +25,7 @@ from common import start, write_comparison
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
+from pyjuice_lvd.files import names
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.settings import resolve
 
@@ -53,7 +54,7 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             started, place = time.monotonic(), Path(folder) / str(number)
             place.mkdir()
             if number:
-                (Path(folder) / str(number - 1) / "teacher.safetensors").rename(place / "teacher.safetensors")
+                (Path(folder) / str(number - 1) / names.TEACHER).rename(place / names.TEACHER)
             model = distill(train, splits.valid, settings, folder=place).model
             scores = model.score_samples(splits.test)
             found[name] = {

@@ -37,7 +37,6 @@ from pyjuice_lvd.files.formats import (
 Record = Callable[[Mapping[str, Any]], None]
 """What takes a record of the metrics, such as `RunDirectory.log`."""
 
-_LOCK = ".lock"
 _MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
 _ABOUT = ("stage", "cluster", "round", "epoch")
 """The entries of a metrics record that say which piece of work it is about."""
@@ -69,7 +68,7 @@ class RunDirectory:
         _check_place(path, resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = os.open(path / names.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a writable folder") from error
         run = cls(path, lock)
@@ -206,7 +205,7 @@ class RunDirectory:
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
             raise InputError(f"{self.path}: another fit (process {holder or 'unknown'}) is writing this run") from None
-        with naming(self / _LOCK):
+        with naming(self / names.LOCK):
             os.truncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
@@ -234,7 +233,7 @@ def _check_place(path: Path, resume: bool) -> None:
         raise InputError(f"{path}: there is no run to resume; leave out --resume to start one")
     if names.SETTINGS in found and not resume:
         raise InputError(f"{path}: holds a run already; continue it with --resume or choose another -o")
-    others = [name for name in found if name != _LOCK and not name.startswith(ASIDE)]
+    others = [name for name in found if name != names.LOCK and not name.startswith(ASIDE)]
     if others and not resume:
         raise InputError(f"{path}: is not empty (it has {others[0]}) and holds no run; choose another -o")
 
