@@ -75,7 +75,7 @@ def main() -> int:
     sets: dict[str, Any] = {}
     try:
         for name, published in PUBLISHED.items():
-            splits = load_data(str(options.data / f"{name}.npz"), Settings(method="hclt"))
+            splits = load_data(options.data / f"{name}.npz", method="hclt")
             sets[name] = {"published": published, **measure(splits, options.seed)}
             print(f"{name}: test {sets[name]['test']:.3f} nats, published {published}", file=sys.stderr, flush=True)
     except InputError as error:

@@ -31,7 +31,7 @@ from pyjuice_lvd.units import bits_per_dimension
 def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Learn a model, and measure it before and after training end to end."""
     settings = resolve(options.preset, None, options.set, seed=seed)
-    splits = load_data(options.data, settings)
+    splits = load_data(options.data, **settings.loading)
     train, own = splits.train, settings.finetuning
     if options.images and options.images < len(train):
         train = train[np.sort(np.random.default_rng(seed).permutation(len(train))[: options.images])]

@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         for number, (name, (method, own)) in enumerate(variants(options).items()):
             settings = resolve(options.preset, None, own, method=method, seed=seed)
-            splits = load_data(options.data, settings)
+            splits = load_data(options.data, **settings.loading)
             train = splits.train
             if options.images and options.images < len(train):
                 train = train[np.sort(np.random.default_rng(seed).permutation(len(train))[: options.images])]

@@ -28,10 +28,11 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     """
     started = time.monotonic()
     opened = Run.open(run)
-    rows, which = opened.test_data(data)
+    progress = make_progress(quiet)
+    test = opened.test_data(data, progress)
     start_julia(opened.settings, threads)
     model = opened.load()
-    scores = model.score_samples(model.checked(rows, data), progress=make_progress(quiet))
+    scores = model.score_samples(test.data, progress=progress)
     emit(
         {
             "method": opened.method,
@@ -39,7 +40,7 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
             "params": model.num_params,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,
-            noun(rows): which,
+            noun(test.data): test.how,
         },
         as_json,
     )

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.data.color import COLORS
-from pyjuice_lvd.data.load import load_data, num_categories
-from pyjuice_lvd.data.splits import Splits, digest_of, noun
+from pyjuice_lvd.data.load import largest_value, load_data, num_categories
+from pyjuice_lvd.data.splits import Splits, digest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import read_json, write_json
+from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.learn.sizes import check_categories, check_fit
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
-from pyjuice_lvd.settings import BASELINES, METHODS, Settings, preset_names, resolve
+from pyjuice_lvd.settings import BASELINES, METHODS, Settings, kept, preset_names, resolve, restored
+from pyjuice_lvd.settings.choices import COLOR_NAMES
 from pyjuice_lvd.units import bits_per_dimension
 from pyjuice_lvd.versions import versions
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(preset_names())}.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings of your own.")
 @click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; repeatable.")
-@click.option("--color", type=click.Choice(list(COLORS)), help="Colour transform [default: ycocg].")
+@click.option("--color", type=click.Choice(COLOR_NAMES), help="Colour transform [default: ycocg].")
 @click.option("--crop", metavar="HxW", help="Model the top-left HxW pixels.")
 @seed_option
 @threads_option
@@ -66,25 +68,31 @@ def fit(
     table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
     """
     started = time.monotonic()
-    base = Settings.from_dict(RunDirectory.open_existing(run, finished=False).settings) if resume else None
+    # All that can be wrong with what was typed is found first: Julia and PyTorch take seconds to start.
+    RunDirectory.check(run, resume=resume)
+    earlier = RunDirectory.open_existing(run, finished=False) if resume else None
     settings = resolve(
-        preset, config, assignments, base=base,
+        preset, config, assignments, base=restored(earlier.settings, f"{run}: ") if earlier else None,
         method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
     )  # fmt: skip
+    if earlier:
+        earlier.check_settings(kept(settings), _completed)
     progress = make_progress(quiet)
     learn = _learn_baseline if settings.method in BASELINES else _distill
-    splits = load_data(data, settings)
-    prepare(settings.method, settings.threads)
-    if settings.method not in BASELINES:
-        from pyjuice_lvd.learn.pipeline import (
-            check_images,  # PyTorch: not for --help, nor before the settings are checked
-        )
-
-        check_images(splits.train, settings)
-    with RunDirectory.create(run, settings=settings.to_dict(), resume=resume) as directory:
-        _keep_source(directory, splits)
+    splits = load_data(data, **settings.loading)
+    _check_data(splits, settings)
+    about = _about(splits)
+    if earlier:
+        _check_same_source(earlier, about)
+    if not (earlier and earlier.finished):
+        prepare(settings)
+        for line in (splits.how, *splits.notes):
+            progress.log(f"{splits.source}: {line}")
+    with RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed) as directory:
+        _check_same_source(directory, about)
+        if not (directory / names.DATA).exists():
+            write_json(directory / names.DATA, about)
         if not directory.finished:
-            progress.log(f"{splits.source}: {splits.how}")
             model, more = learn(splits, settings, directory, progress)
             directory.finish(
                 {
@@ -98,6 +106,7 @@ def fit(
                         "split": splits.how,
                         "train": len(splits.train),
                         "valid": len(splits.valid),
+                        **({"notes": splits.notes} if splits.notes else {}),
                     },
                     **more,
                     "versions": versions(),
@@ -107,34 +116,56 @@ def fit(
     emit(result, as_json)
 
 
-def prepare(method: str, threads: int) -> None:
-    """Start Julia, early so that a machine without one is told so at once, and let PyTorch use as many threads."""
-    started = julia.start(threads=threads or None)
-    if method not in BASELINES:  # which do without PyTorch and the seconds that it takes to load
+def prepare(settings: Settings, *, threads: int | None = None, device: str | None = None) -> None:
+    """Start Julia, so that a machine without one is told so at once, and let PyTorch use as many threads.
+
+    PyTorch comes first: that a device is missing is found without Julia.
+    """
+    if settings.method not in BASELINES:  # which do without PyTorch and the seconds that it takes to load
         import torch
 
+        from pyjuice_lvd.teacher.teacher import resolve_device
+
+        resolve_device(settings.device if device is None else device)
+    started = julia.start(threads=(settings.threads if threads is None else threads) or None)
+    if settings.method not in BASELINES:
         torch.set_num_threads(started.threads)
 
 
-def _keep_source(directory: RunDirectory, splits: Splits) -> None:
-    """Record what was learned from and how it was split; refuse to go on with other data."""
-    digest = digest_of(splits.train)
-    record = {
+def _check_data(splits: Splits, settings: Settings) -> None:
+    """Raise InputError where no model can be learned of the data by these settings on this machine."""
+    categories, largest = num_categories(splits), None
+    if splits.train.ndim == 2:
+        largest = largest_value(splits)
+        check_categories(categories, sum(map(len, (splits.train, splits.valid, splits.test))), largest)
+    check_fit(splits.train.shape, settings, categories, largest=largest)
+
+
+def _about(splits: Splits) -> dict[str, Any]:
+    """Record what is learned from and how it was split."""
+    return {
         "source": splits.source,
         "how": splits.how,
         "digest": splits.digest,
-        "train_digest": digest,
+        "train_digest": digest_of(splits.train),
         "categories": num_categories(splits),
-        "train": list(splits.train.shape),
-        "valid": list(splits.valid.shape),
-        "test": list(splits.test.shape),
+        "columns": splits.columns,
+        "train": splits.train.shape,
+        "valid": splits.valid.shape,
+        "test": splits.test.shape,
     }
-    path = directory / names.DATA
-    if path.exists() and read_json(path)["train_digest"] != digest:
-        source = read_json(path)["source"]
-        raise InputError(f"{directory.path}: this run learns from other {noun(splits.train)} ({source})")
-    if not path.exists():
-        write_json(path, record)
+
+
+def _check_same_source(directory: RunDirectory, about: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data."""
+    if (directory / names.DATA).exists() and directory.data["train_digest"] != about["train_digest"]:
+        kind = "rows" if len(about["train"]) == 2 else "images"
+        raise InputError(f"{directory.path}: this run learns from other {kind} ({directory.data['source']})")
+
+
+def _completed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings of an earlier run as this version would keep them."""
+    return kept(restored(table))
 
 
 def _distill(

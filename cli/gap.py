@@ -57,8 +57,9 @@ def gap(
         raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
     for file in (picture, directory / names.GAP):
         check_writable(file)
-    images, which = opened.test_data(data)
-    prepare(settings.method, settings.threads if threads is None else threads)
+    test = opened.test_data(data, progress)
+    images = test.data
+    prepare(settings, threads=threads, device=device)
 
     from pyjuice_lvd.evaluate.gap import Bounds, measure_gap  # PyTorch: not for --help, nor before the data are checked
     from pyjuice_lvd.models.joint import JointModel
@@ -66,7 +67,6 @@ def gap(
 
     folder = directory / names.MODEL
     model = JointModel.load(folder)
-    images = model.checked(images, data)
     teacher = Teacher.load(folder / names.TEACHER, device=device or settings.device)
     bounds = Bounds.kept(folder)
     # Older versions left mirror images out where they learned the centres.
@@ -80,7 +80,7 @@ def gap(
         **measured.figures(),
         "protocol": of,
         "code_prior": bounds.about,
-        "images": which,
+        "images": test.how,
         "picture": str(picture),
         "seconds": time.monotonic() - started,
     }
@@ -96,7 +96,7 @@ def _learn_bounds(
 
     wanted = "wanted the run's own, which the first `gap` of a run learns a prior over the teacher's codes from"
     try:
-        splits = load_data(data, settings)
+        splits = load_data(data, **settings.loading)
     except InputError as error:
         raise InputError(f"{error}; {wanted}") from error
     if digest_of(splits.train) != digest:

@@ -62,15 +62,14 @@ def inpaint(
     """
     started = time.monotonic()
     opened = Run.open(run, biased_modes=biased_modes)
-    test, which = opened.test_data(data)
-    if test.ndim != 4:
-        raise InputError(f"{data}: found a table, wanted images to hide a part of")
+    progress = make_progress(quiet)
+    if opened.image_shape is None:
+        raise InputError(f"{run}: found a model of tables, wanted one of images, to hide a part of")
+    part = opened.test_data(data, progress)
+    test = part.data
     hidden = read_mask(mask, test.shape[1], test.shape[2])
     start_julia(opened.settings, threads)
-    model, progress = opened.load(), make_progress(quiet)
-    if model.image_shape is None:
-        raise InputError(f"{run}: found a model of tables, wanted one of images")
-    test = model.checked(test, data)
+    model = opened.load()
     chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
     images, seed = test[chosen], 0 if seed is None else seed
     drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, biased_modes=biased_modes, progress=progress)
@@ -85,7 +84,7 @@ def inpaint(
             "what": "most probable patches of drawn z (biased)" if biased_modes else "conditional samples",
             "n": count,
             "images": len(chosen),
-            "which": f"{', '.join(map(str, chosen))} of {which}",
+            "which": f"{', '.join(map(str, chosen))} of {part.how}",
             "mask": mask,
             "hidden_fraction": float(hidden.mean()),
             "shape": drawn.shape,

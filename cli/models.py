@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.data.load import load_test_data
+from pyjuice_lvd.data.source import column_name
+from pyjuice_lvd.data.splits import TestPart
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.run import RunDirectory
-from pyjuice_lvd.models.base import DensityModel
+from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.load import model_kind
-from pyjuice_lvd.settings import Settings
+from pyjuice_lvd.progress import Progress
+from pyjuice_lvd.settings import Settings, restored
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Run:
     def open(cls, path: Path, *, biased_modes: bool = False) -> Run:
         """Open a run; raises InputError where there is none, or its model has no patches to take the modes of."""
         directory = RunDirectory.open_existing(path)
-        settings = Settings.from_dict(directory.settings)
+        settings = restored(directory.settings, f"{path}: ")
         kind = model_kind(directory / names.MODEL)
         if biased_modes and not kind.latents:
             raise InputError(
@@ -45,9 +48,28 @@ class Run:
         """The method that it was fitted by."""
         return self.settings.method
 
-    def test_data(self, data: str) -> tuple[npt.NDArray[Any], str]:
-        """Load what of DATA the run may be tested on, and say in one line what it is (`data.load.load_test_data`)."""
-        return load_test_data(data, self.settings, digest=self.directory.data["digest"])
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """The (H, W, C) of the model's images, or None: a model of tables."""
+        shape = described(self.directory / names.MODEL).get("image_shape")
+        return None if shape is None else (shape[0], shape[1], shape[2])
+
+    def test_data(self, data: str, progress: Progress) -> TestPart:
+        """Load what of DATA the run may be tested on; raises InputError where the model is not one of such data."""
+        about = self.directory.data
+        test = load_test_data(data, digest=about["digest"], **self.settings.loading)
+        shape = self.image_shape
+        if (shape is None) != (test.data.ndim == 2):
+            wanted = "integers (N, V)" if shape is None else f"images {shape}"
+            raise InputError(f"{data}: found {test.data.dtype} {test.data.shape}, wanted {wanted} as in training")
+        if shape is not None and test.data.shape[1:] != shape:
+            raise InputError(f"{data}: found images of {test.data.shape[1:]}, wanted {shape} (height, width, channels)")
+        if shape is None:
+            categories = described(self.directory / names.MODEL)["num_cats"]
+            _check_columns(data, test, about.get("columns", ()), about.get("train", test.data.shape)[1], categories)
+        for note in test.notes:
+            progress.log(f"{data}: {note}")
+        return test
 
     def load(self) -> DensityModel:
         """Load the model; starts Julia, if it does not run yet."""
@@ -56,6 +78,23 @@ class Run:
     def protocol(self, model: DensityModel) -> dict[str, Any]:
         """Say what a bpd of the model is a bpd of."""
         return model.protocol(self.settings.data.crop)
+
+
+def _check_columns(data: str, test: TestPart, names: Sequence[str], width: int, categories: int) -> None:
+    """Check the columns of a table, their names and their categories against those that the model learned from."""
+    if test.data.shape[1] != width:
+        raise InputError(f"{data}: found {test.data.shape[1]} variables, wanted the model's {width}")
+    if names and test.columns and tuple(names) != test.columns:
+        index = next(index for index, pair in enumerate(zip(names, test.columns, strict=True)) if len(set(pair)) > 1)
+        order = ", in the order of training" if sorted(names) == sorted(test.columns) else " as in training"
+        raise InputError(f"{data}: found {column_name(test.columns, index)}, wanted {names[index]}{order}")
+    largest = test.data.max(axis=0)
+    if largest.max() >= categories:
+        index = int(largest.argmax())
+        raise InputError(
+            f"{data}: found {largest[index]} in {column_name(test.columns or names, index)}; "
+            f"wanted the categories that the model was fitted with, 0..{categories - 1}"
+        )
 
 
 def start_julia(settings: Settings, threads: int | None) -> None:

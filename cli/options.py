@@ -23,7 +23,8 @@ seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Se
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:
     """Print a command's result on stdout: one JSON object, or a line for each figure."""
-    click.echo(json_text(result) if as_json else lay_out(facts(_rows(result))))
+    shown = json_text(result) if as_json else lay_out(facts(_rows(result)))
+    click.echo(shown.encode(errors="backslashreplace").decode())  # a file's name may be no text
 
 
 def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -41,11 +41,11 @@ def sample(
     """
     started = time.monotonic()
     opened = Run.open(run, biased_modes=biased_modes)
+    picture = output.suffix.lower() == ".png"
+    if picture and opened.image_shape is None:
+        raise InputError(f"{output}: found a model of tables in {run}, wanted a file named .npy")
     start_julia(opened.settings, threads)
     model = opened.load()
-    picture = output.suffix.lower() == ".png"
-    if picture and model.image_shape is None:
-        raise InputError(f"{output}: found a model of tables in {run}, wanted a file named .npy")
     seed = 0 if seed is None else seed
     drawn = model.sample(count, seed=seed, biased_modes=biased_modes, progress=make_progress(quiet))
     if picture:

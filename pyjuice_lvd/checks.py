@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import is_dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import numpy as np
+import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError
 
@@ -17,14 +20,50 @@ _WORDS = {int: "an integer", float: "a number", str: "a string", bool: "true or 
 _ACCEPTED = {int: Integral, float: Real, str: str, bool: bool}
 
 
+@dataclass(frozen=True)
+class Within:
+    """The range of a value: `Annotated[int, Within(lambda n: n > 0, "above 0")]` is a type that `typed` knows."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def least(number: int) -> Within:
+    """Give the range from a number on."""
+    return Within(lambda value: value >= number, f"at least {number}")
+
+
+def among(*choices: object) -> Within:
+    """Give the range of some values."""
+    return Within(lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
+
+
+NONNEGATIVE = Within(lambda value: 0 <= value < math.inf, "a finite number, 0 or above")
+POSITIVE = Within(lambda value: 0 < value < math.inf, "a finite number above 0")
+PSEUDOCOUNT = Within(
+    lambda value: value == 0 or 1e-30 <= value <= 1e20, "a finite number, 0 or above: 0, or 1e-30 to 1e20"
+)
+"""What the engine can work with (`check_pseudocount` in learning/em.jl)."""
+CROP = Within(
+    lambda crop: crop == "" or re.fullmatch("0*[1-9][0-9]{0,8}x0*[1-9][0-9]{0,8}", crop) is not None,
+    "HxW in pixels, such as 16x16",
+)
+"""A crop as text; empty: none."""
+
+
 def typed(name: str, value: object, wanted: type[_T]) -> _T:
     """Check that a value is an int, float, str or bool, or a tuple of such (`tuple[float, float]`); Python's own.
 
     Numpy's scalars and arrays count as Python's numbers and lists, integers as numbers, lists as tuples; a bool is no
-    integer. Raises InputError that says what was found.
+    integer. An annotated type may say its range by `Within`. Raises InputError that says what was found.
     """
     value = _plain(value)
     kind: Any = wanted
+    if get_origin(kind) is Annotated:
+        found = typed(name, value, get_args(kind)[0])
+        for within in get_args(kind)[1:]:
+            require(within.holds(found), name, found, within.wanted)
+        return cast(_T, found)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         if not isinstance(value, list | tuple) or len(value) != len(kinds):
@@ -32,22 +71,15 @@ def typed(name: str, value: object, wanted: type[_T]) -> _T:
         return cast(_T, tuple(typed(name, item, each) for item, each in zip(value, kinds, strict=True)))
     if isinstance(value, _ACCEPTED[kind]) and (kind is bool or not isinstance(value, bool)):
         return cast(_T, kind(value))
-    found = _WORDS.get(type(value), type(value).__name__)
-    raise InputError(f"{name}: found {_shown(value)} ({found}), wanted {_WORDS[kind]}")
-
-
-def type_fields(settings: object, section: str) -> None:
-    """Give the fields of a frozen dataclass the types that it declares; raises InputError as `typed` does."""
-    for name, kind in get_type_hints(type(settings)).items():
-        if not is_dataclass(kind):
-            object.__setattr__(settings, name, typed(f"{section}{name}", getattr(settings, name), kind))
+    found_kind = _WORDS.get(type(value), type(value).__name__)
+    raise InputError(f"{name}: found {_shown(value)} ({found_kind}), wanted {_WORDS[kind]}")
 
 
 def integer(name: str, value: object, least: int = -(2**63)) -> int:
     """Check that a value is an integer of 64 bits, and not below `least`."""
     found = typed(name, value, int)
     require(found < 2**63, name, found, "an integer of 64 bits")
-    at_least(name, found, least)
+    require(found >= least, name, found, f"at least {least}")
     return found
 
 
@@ -70,30 +102,44 @@ def step_sizes(value: object) -> tuple[float, float]:
     return step, step
 
 
-def require(ok: bool, name: str, value: object, wanted: str) -> None:
-    """Raise InputError unless `ok`."""
-    if not ok:
-        raise InputError(f"{name}: found {_shown(value)}, wanted {wanted}")
+def parse_crop(crop: str | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return (height, width) of a crop given as "HxW", as (H, W), or not at all ("" or None); else InputError."""
+    if crop is None or isinstance(crop, str):
+        require(CROP.holds(crop or ""), "crop", crop, CROP.wanted)
+        return cast(tuple[int, int], tuple(map(int, crop.split("x")))) if crop else None
+    height, width = typed("crop", crop, tuple[int, int])
+    require(height >= 1 and width >= 1, "crop", crop, CROP.wanted)
+    return height, width
 
 
 def one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Check that a value is one of the choices."""
-    require(_plain(value) in choices, name, value, f"one of {', '.join(map(str, choices))}")
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """Check an integer's range."""
-    require(value >= least, name, value, f"at least {least}")
+    within = among(*choices)
+    require(within.holds(_plain(value)), name, value, within.wanted)
 
 
 def nonnegative(name: str, value: float) -> None:
     """Check that a number is finite, and not negative."""
-    require(0 <= value < math.inf, name, value, "a finite number, 0 or above")
+    require(NONNEGATIVE.holds(value), name, value, NONNEGATIVE.wanted)
 
 
-def check_pseudocount(name: str, value: float) -> None:
-    """Check that a number is a pseudocount that the engine can work with (`check_pseudocount` in learning/em.jl)."""
-    require(value == 0 or 1e-30 <= value <= 1e20, name, value, "a finite number, 0 or above: 0, or 1e-30 to 1e20")
+def plain_array(name: str, value: npt.ArrayLike | None) -> npt.NDArray[Any]:
+    """Take over an array, or what makes one; raises InputError where numpy's mask hides some of it.
+
+    numpy itself would give what lies beneath the mask.
+    """
+    parts = value if isinstance(value, list | tuple) else (value,)
+    hidden = sum(int(np.ma.getmaskarray(part).sum()) for part in parts if isinstance(part, np.ma.MaskedArray))
+    if hidden:
+        found = f"a masked array with {hidden} hidden values"
+        raise InputError(f"{name}: found {found}, wanted a plain array (mask= says what is hidden, where it is taken)")
+    return np.asarray(value)
+
+
+def require(ok: bool, name: str, value: object, wanted: str) -> None:
+    """Raise InputError unless `ok`."""
+    if not ok:
+        raise InputError(f"{name}: found {_shown(value)}, wanted {wanted}")
 
 
 def _plain(value: object) -> object:

@@ -1,5 +1,8 @@
 """HCLT and RAT-SPN as estimators, over images and over tables."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from sklearn.utils import estimator_checks
 from pyjuice_lvd import HCLT, LVD, RATSPN
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.learn.baselines import learn_circuit
+from pyjuice_lvd.learn.sizes import check_fit
+from pyjuice_lvd.memory import in_words, machine_memory
 from pyjuice_lvd.models.whole import CircuitModel
-from pyjuice_lvd.settings import HCLTSettings, Settings
+from pyjuice_lvd.settings import HCLTSettings, Settings, preset_names, resolve
 
 SMALL = {
     HCLT: HCLT(num_latents=4, epochs=10, batch_size=32),
@@ -176,7 +181,7 @@ def test_what_does_not_fit_is_named(table: np.ndarray, images: np.ndarray, tmp_p
         model.score_samples(table[:, :5])
     with pytest.raises(InputError, match=r"X: found float64 \(600, 6\), wanted integers"):
         model.score_samples(table / 2)
-    with pytest.raises(InputError, match=r"found 2, wanted 0\.\.1 for num_cats = 2"):
+    with pytest.raises(InputError, match=r"X: found 2 in column 1, wanted 0\.\.1 for num_cats = 2"):
         clone(model).set_params(num_cats=2).fit(table)
     with pytest.raises(InputError, match=r"hclt\.latents: found 0, wanted at least 1"):
         HCLT(num_latents=0).fit(table)
@@ -274,5 +279,166 @@ def test_learning_goes_on_where_it_stopped(table: np.ndarray, tmp_path: Path, mo
     assert [record["epoch"] for record in records] == [4, 5, 6, 7, 8]
     for mine, wanted in zip(resumed.circuit.parameters(), undisturbed.circuit.parameters(), strict=True):
         np.testing.assert_array_equal(mine, wanted)
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["circuit.safetensors", "model.json"]
+    kept = ["circuit.safetensors", "model.json", "pieces.json"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == kept
     np.testing.assert_array_equal(learn(tmp_path / "b")[0].score_samples(table), resumed.score_samples(table))
+
+
+# --- what the estimators share with the command line and with scikit-learn --------------------------------------------
+
+
+def test_columns_in_another_order_are_refused_as_scikit_learn_does(table: np.ndarray, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(table, columns=list("fedcba"))
+    model = clone(SMALL[HCLT]).set_params(epochs=1).fit(frame)
+    assert model.feature_names_in_.tolist() == list("fedcba")
+    scores = model.score_samples(frame)
+    turned = frame[sorted(frame.columns)]
+    model.save(tmp_path / "model")
+    for fitted in (model, HCLT.load(tmp_path / "model")):
+        np.testing.assert_array_equal(fitted.score_samples(frame), scores)
+        for ask, more in ((fitted.score_samples, ()), (fitted.bpd, ()), (fitted.inpaint, (np.arange(6) > 2,))):
+            with pytest.raises(ValueError, match="Feature names must be in the same order as they were in fit"):
+                ask(turned, *more)
+        with pytest.raises(ValueError, match="Feature names unseen at fit time:\n- z\n"):
+            fitted.score_samples(frame.rename(columns={"a": "z"}))
+        with pytest.warns(UserWarning, match="X does not have valid feature names, but HCLT was fitted with"):
+            np.testing.assert_array_equal(fitted.score_samples(table), scores)
+    model.fit(table)
+    assert not hasattr(model, "feature_names_in_")
+    with pytest.warns(UserWarning, match="X has feature names, but HCLT was fitted without"):
+        model.score_samples(frame)
+    model.save(tmp_path / "model")  # over the one with names
+    assert not hasattr(HCLT.load(tmp_path / "model"), "feature_names_in_")
+
+
+def test_masked_arrays_are_refused(table: np.ndarray, images: np.ndarray) -> None:
+    model = clone(SMALL[HCLT]).set_params(epochs=1).fit(table)
+    masked = np.ma.masked_array(table, mask=table == 1)
+    hidden = np.ma.masked_array(np.arange(6) > 2, mask=np.arange(6) == 5)
+    for ask, name in (
+        (lambda: model.score_samples(masked), "X"),
+        (lambda: clone(model).fit(masked), "X"),
+        (lambda: model.inpaint(table, hidden), "mask"),
+        (lambda: model.model_.circuit.log_likelihood(masked), "X"),
+        (lambda: model.model_.circuit.fit_em(table, weights=np.ma.masked_less(np.arange(600.0), 3)), "weights"),
+        (lambda: clone(model).fit(np.ma.masked_equal(images, 40)), "X"),
+    ):
+        with pytest.raises(
+            InputError, match=f"^{name}: found a masked array with .* hidden values, wanted a plain array"
+        ):
+            ask()
+    plain = np.ma.masked_array(table, mask=False)
+    np.testing.assert_array_equal(model.score_samples(plain), model.score_samples(table))
+
+
+def test_a_bad_random_state_is_called_by_its_name(table: np.ndarray) -> None:
+    for value, found in (("a", "'a' (a string), wanted an integer"), (-1, "-1, wanted 0 to 4294967295")):
+        with pytest.raises(InputError, match=re.escape(f"random_state: found {found}")):
+            HCLT(random_state=value).fit(table)
+    first, second = (HCLT(random_state=None, epochs=1).fit(table[:50]).settings_.seed for _ in range(2))
+    assert first != second  # as scikit-learn has it
+    seeds = {HCLT(random_state=np.random.RandomState(3), epochs=1).fit(table[:50]).settings_.seed for _ in range(2)}
+    assert len(seeds) == 1
+
+
+@pytest.mark.parametrize(
+    ("estimator", "part"),
+    [
+        (HCLT(config={"seed": 5}), "config: found seed = 5 beside the parameter random_state = 0, wanted one of them"),
+        (LVD(config={"device": "cpu"}), "config: found device = 'cpu' beside the parameter device = 'auto'"),
+        (HCLT(config={"threads": 99}), "threads: found 99, but Julia runs with"),
+        (LVD(config={"growing": {"variant": "both"}}), "growing.variant: found 'both', wanted one of paper, reference"),
+    ],
+)
+def test_no_setting_is_ignored_in_silence(estimator: HCLT, part: str, table: np.ndarray, images: np.ndarray) -> None:
+    clone(SMALL[HCLT]).set_params(epochs=1).fit(table[:50])  # Julia runs
+    with pytest.raises(InputError) as error:
+        estimator.fit(images[:20] if isinstance(estimator, LVD) else table)
+    assert part in str(error.value)
+
+
+def test_a_loaded_model_can_be_fitted_anew(table: np.ndarray, tmp_path: Path) -> None:
+    clone(SMALL[HCLT]).set_params(random_state=4, epochs=2).fit(table[:100]).save(tmp_path / "model")
+    again = clone(HCLT.load(tmp_path / "model")).set_params(random_state=5).fit(table[:100])
+    assert (again.settings_.seed, again.settings_.hclt.epochs, again.settings_.hclt.latents) == (5, 2, 4)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("estimator", "part"),
+    [
+        (HCLT(num_latents=10**6), "hclt.latents: found 1000000: the model would take 120 TB of memory, wanted at most"),
+        (HCLT(num_trees=10**9), "hclt.trees: found 1000000000 for 600 rows, wanted at most as many trees"),
+        (RATSPN(num_sums=10**6), "rat_spn.sums: found 1000000: the model would take"),
+        (HCLT(num_cats=10**12), "num_cats: found 1000000000000, which makes 1,000,000,000,000 categories: the model"),
+    ],
+)
+def test_a_model_too_large_for_the_machine_is_refused_before_it_is_made(
+    estimator: HCLT, part: str, table: np.ndarray
+) -> None:
+    with pytest.raises(InputError) as error:
+        estimator.fit(table)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_no_categories_are_refused_with_their_column(table: np.ndarray) -> None:
+    pandas = pytest.importorskip("pandas")
+    dated = table[:300].copy()
+    dated[7, 2] = 20240115
+    with pytest.raises(InputError) as error:
+        HCLT().fit(dated)
+    assert str(error.value) == (
+        "X: found 20240115 in column 3, which makes 20,240,116 categories for 300 rows; "
+        "wanted categories, numbered from 0 without large gaps"
+    )
+    with pytest.raises(InputError, match=r"X: found 20240115 in column 3 \(day\), which makes 20,240,116 categories"):
+        RATSPN().fit(pandas.DataFrame(dated, columns=["a", "b", "day", "c", "d", "e"]))
+    with pytest.raises(InputError, match=r"X: found -7 in column 3, wanted categories from 0"):
+        HCLT().fit(np.where(dated > 9, -7, dated))
+
+
+def test_sizes_are_estimated_for_every_method() -> None:
+    images, machine = (100, 32, 32, 3), machine_memory()
+    for changes, name in (
+        ({"circuit": {"latents": 10**6}}, "circuit.latents"),
+        ({"clusters": {"inner": 10**9}}, "clusters.inner"),
+        ({"prior": {"latents": 10**6}}, "prior.latents"),
+        ({"refining": {"rounds": 1, "latents": 10**6}}, "refining.latents"),
+        ({"teacher": {"channels": 10**6}}, "teacher.channels"),
+        ({"teacher": {"codes": 10**9}}, "teacher.codes"),
+        ({"teacher": {"mixtures": 10**9}}, "teacher.mixtures"),
+        ({"method": "hclt", "hclt": {"latents": 10**5}}, "hclt.latents"),
+        ({"method": "rat-spn", "rat_spn": {"replicas": 10**9}}, "rat_spn.replicas"),
+        ({"method": "rat-spn", "rat_spn": {"inputs": 10**7, "depth": 10**12}}, "rat_spn.inputs"),
+    ):
+        with pytest.raises(InputError, match=rf"^{name}: found 10+: the model would take .* of memory") as error:
+            check_fit(images, resolve(None, changes))
+        assert f"wanted at most the {in_words(machine)} of this machine" in str(error.value)
+    for preset in preset_names():
+        check_fit((50_000, 32, 32, 3), resolve(preset))  # what has been done on less
+
+
+def test_the_estimate_is_near_what_learning_takes() -> None:
+    """Of a table with very many categories, where parameters are most of the memory: in a process of its own."""
+    script = """
+import re
+from pathlib import Path
+import numpy as np
+from pyjuice_lvd import HCLT
+from pyjuice_lvd.learn import sizes
+def memory(what):
+    return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+table = np.random.default_rng(0).integers(0, 2, (400, 3))
+HCLT(epochs=2, num_latents=2).fit(table)
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+table[0] = 999_999
+model = HCLT(epochs=2).fit(table)
+print((memory("VmHWM") - before) / sizes._size(table.shape, model.settings_, 10**6))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0.5 < float(ran.stdout) < 1.5

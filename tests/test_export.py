@@ -68,7 +68,7 @@ def test_the_joint_circuit_scores_images_as_the_run_does(
     assert (result["method"], result["part"], result["files"]) == ("lvd", "joint", [str(tmp_path / f"model{suffix}")])
     assert (pc.num_vars, pc.num_heads) == (result["variables"], result["heads"]) == (64, 1)
     assert (pc.num_nodes, pc.num_edges, pc.num_params) == (result["units"], result["edges"], result["params"])
-    images = load_data("digits", Settings()).test
+    images = load_data("digits").test
     assert main(["eval", str(digits), "digits", "--json", "--quiet"]) == 0
     nll = json.loads(capsys.readouterr().out)["nll_nats"]
     assert -pc.log_likelihood(images.reshape(-1, 64)).mean() == pytest.approx(nll, rel=1e-5)
@@ -94,7 +94,7 @@ def test_the_parts_make_up_the_joint_model(digits: Path, tmp_path: Path, capsys:
         "c variable 1 + row * 2 + column, values 0..5: the heads of its patch circuits, one circuit after another",
     ]
     prior = Circuit.load(tmp_path / "prior.jpc")
-    images = load_data("digits", Settings()).test
+    images = load_data("digits").test
     x = to_patches(images, (2, 4))
     scores = np.concatenate([pc.log_likelihood(x.reshape(-1, 8), head="all") for pc in circuits], axis=1)
     joint = prior.log_likelihood(Evidence(scores.reshape(len(x), 8, 6).astype(np.float32)))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,6 @@ def test_json_is_all_of_stdout_and_progress_is_on_stderr(run: tuple[Path, dict[s
     assert "(ycocg, whole images, lossless)" in spoken.stdout
 
 
-def test_a_finished_run_reports_its_result_again(run: tuple[Path, dict[str, Any]], images: Path) -> None:
-    folder, result = run
-    assert json.loads(lvd_juice("fit", images, "-o", folder, "--resume", "--json").stdout) == result
-
-
 def test_an_interrupted_run_is_continued_with_the_same_outcome(
     run: tuple[Path, dict[str, Any]], images: Path, tmp_path: Path
 ) -> None:
@@ -186,10 +182,17 @@ def test_a_run_killed_again_and_again_ends_in_the_same_model(
         ("good.npy", ["-o", "a-file"], "a-file: is a file"),
         ("good.npy", ["-o", "used"], "used: is not empty"),
         ("good.npy", ["-o", "nothing", "--resume"], "nothing: "),
+        ("good.npy", ["-o", "a-file/run"], "a-file/run: cannot be written"),
+        ("good.npy", ["--set", "prior.latents=1000000"], "prior.latents: found 1000000: the model would take"),
+        ("good.npy", ["--config", "good.npy"], "good.npy: "),
     ],
 )
-def test_bad_input_gets_one_line_and_status_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, options: list[str], message: str
+def test_bad_input_gets_one_line_and_status_2_before_anything_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: str,
+    options: list[str],
+    message: str,
 ) -> None:
     rng = np.random.default_rng(0)
     np.save(tmp_path / "good.npy", rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
@@ -200,26 +203,91 @@ def test_bad_input_gets_one_line_and_status_2(
     (tmp_path / "used" / "letter.txt").write_text("keep me")
     output = [] if "-o" in options else ["-o", "run"]
     monkeypatch.chdir(tmp_path)
-    ran = lvd_juice("fit", data, *output, *options, check=False)
-    assert ran.returncode == 2, ran.stderr
-    (line,) = ran.stderr.splitlines()
-    assert line.startswith("lvd-juice: error: ")
-    assert message in line
-    assert ran.stdout == ""
+    assert message in refused(monkeypatch, "fit", data, *output, *options)
     assert not (tmp_path / "run").exists()
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["letter.txt"]
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> str:
+    """Run a command that must fail, in one line, while neither Julia nor PyTorch can start."""
+
+    def start(**_: object) -> None:
+        raise AssertionError("Julia was started")
+
+    with monkeypatch.context() as without:
+        without.setattr("pyjuice_lvd.julia.start", start)
+        without.setitem(sys.modules, "torch", None)
+        ran = lvd_juice(*args, check=False)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("lvd-juice: error: ")
+    return line
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)  # permissions do not count for root
+        try:
+            line = refused(monkeypatch, "fit", "digits", "-o", f"{folder}/deeper/run")
+        finally:
+            if root:
+                os.seteuid(0)
+    assert "deeper/run: cannot be written, wanted a writable folder" in line
+
+
+def test_the_other_commands_check_first_too(
+    run: tuple[Path, dict[str, Any]],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide, table, mask = tmp_path / "wide.npy", tmp_path / "table.npy", tmp_path / "mask.npy"
+    np.save(wide, np.zeros((9, 8, 12, 3), np.uint8))
+    np.save(table, np.zeros((9, 192), np.uint8))
+    np.save(mask, np.zeros((4, 4), bool))
+    folder, picture = run[0], tmp_path / "x.png"
+    for args, part in (
+        (("eval", folder, tmp_path / "none.npy"), "none.npy: no such file or folder"),
+        (("eval", folder, wide), "wide.npy: found images of (8, 12, 3), wanted (8, 8, 3) (height, width, channels)"),
+        (("eval", folder, table), "table.npy: found shape (9, 192), a table"),
+        (("gap", folder, wide), "wide.npy: found images of (8, 12, 3), wanted (8, 8, 3)"),
+        (("gap", folder, images, "-o", tmp_path / "no" / "x.png"), "x.png: cannot be written"),
+        (("inpaint", folder, wide, "--mask", "left", "-o", picture), "wide.npy: found images of (8, 12, 3)"),
+        (("inpaint", folder, images, "--mask", mask, "-o", picture), "mask.npy: found a mask of (4, 4), wanted (8, 8)"),
+        (("sample", folder, "-o", tmp_path / "x.txt"), "x.txt: wanted a file named .png"),
+        (("sample", tmp_path, "-o", picture), "is no run directory"),
+        (("export", folder, "-o", tmp_path / "x.txt"), "x.txt"),
+        (("fit", "digits", "-o", folder, "--resume"), "this run learns from other images"),
+        (("fit", images, "-o", folder, "--resume", "--seed", "7"), "the run's seed is 0, found 7"),
+    ):
+        assert part in refused(monkeypatch, *args)
+    assert not picture.exists()
+
+
+def test_a_finished_run_needs_no_julia_to_report_its_result(
+    run: tuple[Path, dict[str, Any]], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyjuice_lvd.julia.start", None)
+    assert json.loads(lvd_juice("fit", images, "-o", run[0], "--resume", "--json").stdout) == run[1]
+
+
+def test_what_of_the_data_is_not_read_is_said(run: tuple[Path, dict[str, Any]], images: Path, tmp_path: Path) -> None:
+    with np.load(images) as archive:
+        np.savez(tmp_path / "labelled.npz", **archive, labels=np.arange(240))
+    ran = lvd_juice("eval", run[0], tmp_path / "labelled.npz", "--json")
+    assert f"{tmp_path / 'labelled.npz'}: 1 key not read: labels" in ran.stderr
+    assert json.loads(ran.stdout)["bpd"] == run[1]["bpd"]
 
 
 def test_an_existing_run_needs_resume(run: tuple[Path, dict[str, Any]], images: Path) -> None:
     ran = lvd_juice("fit", images, "-o", run[0], *SMALL, check=False)
     assert ran.returncode == 2
     assert "continue it with --resume" in ran.stderr
-    ran = lvd_juice("fit", images, "-o", run[0], "--resume", "--seed", "7", check=False)
-    assert ran.returncode == 2
-    assert "the run's seed is 0, found 7" in ran.stderr
-    ran = lvd_juice("fit", "digits", "-o", run[0], "--resume", check=False)
-    assert ran.returncode == 2
-    assert "learns from other images" in ran.stderr
 
 
 def test_the_estimator(images: Path, tmp_path: Path) -> None:

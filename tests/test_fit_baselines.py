@@ -1,10 +1,15 @@
 """`lvd-juice fit --method hclt|rat-spn` and `eval` end to end, on images and on tables."""
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,15 @@ import numpy as np
 import pytest
 from commands import lvd_juice, lvd_juice_apart
 
+from pyjuice_lvd import Circuit
 from pyjuice_lvd.files.formats import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
 RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]
+
+
+KEPT = Path(__file__).parent / "kept"
+"""A run of version 0.1.0 that was interrupted in epoch 21 of 60, and its data."""
 
 
 def table(n: int, seed: int) -> np.ndarray:
@@ -53,7 +63,8 @@ def test_a_table_is_reported_per_variable_and_per_row(run: tuple[Path, dict[str,
     assert json.loads((folder / "data.json").read_text())["categories"] == 3
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names - {".lock"} == {
-        "settings.toml", "data.json", "metrics.jsonl", "result.json", "training.png", "model/model.json",
+        "settings.toml", "data.json", "metrics.jsonl", "result.json", "training.png",
+        "model/model.json", "model/pieces.json",
         "model/circuit.safetensors",
     }  # fmt: skip
 
@@ -75,7 +86,7 @@ def test_what_does_not_fit_the_run_is_named(run: tuple[Path, dict[str, Any]], tm
     (tmp_path / "large.csv").write_text("0,1,2,0,1,2,0,0\n0,1,2,0,1,7,0,0\n")
     (tmp_path / "narrow.csv").write_text("0,1\n1,0\n")
     for name, part in (
-        ("large.csv", "found 7 in row 1, variable 5; wanted the categories that the model was fitted with, 0..2"),
+        ("large.csv", "found 7 in column 6; wanted the categories that the model was fitted with, 0..2"),
         ("narrow.csv", "found 2 variables, wanted the model's 8"),
     ):
         ran = lvd_juice("eval", run[0], tmp_path / name, check=False)
@@ -123,7 +134,8 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
     for name, array in wanted.items():
         np.testing.assert_array_equal(mine[name], array)
     assert epochs_of(folder) == epochs_of(tmp_path / "other") == list(range(1, 41))
-    assert sorted(path.name for path in (folder / "model").iterdir()) == ["circuit.safetensors", "model.json"]
+    kept = ["circuit.safetensors", "model.json", "pieces.json"]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == kept
 
 
 def epochs_of(folder: Path) -> list[int]:
@@ -139,3 +151,101 @@ def test_tables_are_not_for_every_method(debd: Path, tmp_path: Path) -> None:
     (line,) = ran.stderr.splitlines()
     assert "a table, which hclt and rat-spn learn from; wanted images for method lvd" in line
     assert not (tmp_path / "run").exists()
+
+
+# --- runs of other versions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(KEPT / "run-0.1.0", tmp_path / "run"))
+
+
+def said(*args: str | Path, status: int = 0) -> Any:
+    """What a command says: its JSON, or its error."""
+    ran = lvd_juice(*args, check=False)
+    assert ran.returncode == status, ran.stderr
+    return json.loads(ran.stdout) if status == 0 else ran.stderr
+
+
+@pytest.mark.parametrize("younger", [[], ["refining", "finetuning", "growing"]])
+def test_a_run_of_the_version_before_this_one_is_finished_and_measured(old_run: Path, younger: list[str]) -> None:
+    """Also one that was made before some settings were added: they are what was done without them."""
+    text = (old_run / "settings.toml").read_text()
+    for section in younger:
+        text = re.sub(rf"\[{section}\]\n(?:(?!\[[a-z]).*\n)*", "", text)
+    assert all(f"[{section}]" not in text for section in younger)
+    (old_run / "settings.toml").write_text(text)
+    result = said("fit", KEPT / "table.csv", "-o", old_run, "--resume", "--json", "--quiet")
+    assert result["bpd"] == pytest.approx(0.7624462927442636, abs=1e-6)  # as 0.1.0 found it, undisturbed
+    assert (old_run / "settings.toml").read_text() == text
+    assert epochs_of(old_run) == list(range(1, 61))
+    again = said("eval", old_run, KEPT / "table.csv", "--json", "--quiet")
+    assert again["bpd"] == result["bpd"]
+    assert said("fit", KEPT / "table.csv", "-o", old_run, "--resume", "--json") == result
+    line = said("fit", KEPT / "table.csv", "-o", old_run, "--resume", "--set", "hclt.latents=3", status=2)
+    assert "the run's hclt.latents is 2, found 3" in line
+
+
+def test_a_run_says_which_version_wrote_it(run: tuple[Path, dict[str, Any]]) -> None:
+    settings = tomllib.loads((run[0] / "settings.toml").read_text())
+    assert settings["version"] == version("lvd-juice") == run[1]["versions"]["lvd-juice"]
+
+
+def test_a_run_of_a_later_version_is_refused_with_its_number(old_run: Path) -> None:
+    text = (old_run / "settings.toml").read_text()
+    (old_run / "settings.toml").write_text('version = "99.0"\n' + text + "\n[offsets]\nstep = 8\n")
+    line = said("fit", KEPT / "table.csv", "-o", old_run, "--resume", status=2)
+    assert "unknown setting offsets" in line
+    assert "written by version 99.0 of lvd-juice" in line
+
+
+# --- names and columns ------------------------------------------------------------------------------------------------
+
+
+def test_columns_in_another_order_are_refused(tmp_path: Path) -> None:
+    rows = table(120, 4)
+    fit, turned, other, bare = (tmp_path / f"{name}.csv" for name in ("fit", "turned", "other", "bare"))
+    for path, order, header in ((fit, range(8), "abcdefgh"), (turned, [1, 0, *range(2, 8)], "bacdefgh"),
+                                (other, range(8), "abcdefgx"), (bare, range(8), "")):  # fmt: skip
+        np.savetxt(path, rows[:, list(order)], "%d", ",", header=",".join(header), comments="")
+    small = ["--method", "hclt", "--set", "hclt.epochs=2", "--set", "hclt.latents=2", "--quiet", "--json"]
+    run = tmp_path / "run"
+    said("fit", fit, "-o", run, *small)
+    assert json.loads((run / "data.json").read_text())["columns"] == list("abcdefgh")
+    line = said("eval", run, turned, "--json", status=2)
+    assert line == f"lvd-juice: error: {turned}: found column 1 (b), wanted a, in the order of training\n"
+    assert "other.csv: found column 8 (x), wanted h as in training" in said("eval", run, other, status=2)
+    assert said("eval", run, bare, "--json", "--quiet")["n"] == 12  # the same data
+
+
+def test_a_run_whose_name_is_no_text_is_finished(tmp_path: Path) -> None:
+    run, data = Path(os.fsdecode(bytes(tmp_path) + b"/r\xffn")), Path(os.fsdecode(bytes(tmp_path) + b"/d\xe9.csv"))
+    data.write_bytes((KEPT / "table.csv").read_bytes())
+    small = ["--method", "hclt", "--set", "hclt.epochs=2", "--set", "hclt.latents=2"]
+    result = json.loads(lvd_juice_apart("fit", data, "-o", run, *small, "--json").stdout)
+    assert os.fsencode(result["run"]) == bytes(run)
+    assert os.fsencode(result["data"]["source"]) == bytes(data)
+    assert said("eval", run, data, "--json", "--quiet")["bpd"] == result["bpd"]
+    for args in (
+        ["fit", data, "-o", run, "--resume", "--quiet"],
+        ["report", run],
+        ["sample", run, "-o", run / "x.npy", "--quiet"],
+        ["export", run, "-o", run / "x.jpc", "--quiet"],
+    ):
+        lvd_juice(*args).stdout.encode()  # is text
+    assert Circuit.load(run / "x.jpc").num_vars == 5
+
+
+def test_a_date_is_no_category(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("age,date\n" + 150 * "1,20240115\n0,20240116\n")
+    line = said("fit", tmp_path / "x.csv", "-o", tmp_path / "run", "--method", "hclt", status=2)
+    assert line == (
+        f"lvd-juice: error: {tmp_path / 'x.csv'}: found 20240116 in column 2 (date), which makes 20,240,117 categories "
+        "for 300 rows; wanted categories, numbered from 0 without large gaps\n"
+    )
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "x.csv").write_text("a,b\n" + 150 * "1,0\n0,1\n")
+    large = ["--method", "hclt", "--set", "hclt.latents=1000000"]
+    line = said("fit", tmp_path / "x.csv", "-o", tmp_path / "run", *large, status=2)
+    assert "hclt.latents: found 1000000: the model would take 24 TB of memory, wanted at most the " in line

@@ -129,7 +129,9 @@ def test_a_users_settings_for_julia_do_not_make_it_look_broken(tmp_path: Path, m
 def test_a_depot_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     depot = tmp_path / "file" / "depot"
-    line = fails_to_start(JULIA_DEPOT_PATH=f"{depot}{os.pathsep}")
+    # juliacall's own packages are in the user's depot, which may have LVDJuice compiled as well: then only it is asked.
+    alone = find.choose().bridge == "libjulia"
+    line = fails_to_start(JULIA_DEPOT_PATH=str(depot) if alone else f"{depot}{os.pathsep}")
     assert line.startswith("JuliaUnavailableError ")
     assert line.endswith(f"; cannot write to {depot} (Not a directory): set JULIA_DEPOT_PATH to a folder where you can")
     line = fails_to_start(JULIA_DEPOT_PATH="")

@@ -217,7 +217,7 @@ def test_bad_masks_are_named(tmp_path: Path) -> None:
         ),
         (("inpaint", "joint", "images.npz", "--mask", "up", "-o", "x.png"), "mask: found 'up'"),
         (("inpaint", "joint", "grey.npz", "--mask", "top", "-o", "x.png"), "grey.npz: found images of (6, 8, 1)"),
-        (("inpaint", "table", "table.npy", "--mask", "top", "-o", "x.png"), "table.npy: found a table, wanted images"),
+        (("inpaint", "table", "table.npy", "--mask", "top", "-o", "x.png"), "table: found a model of tables"),
         (("inpaint", "table", "images.npz", "--mask", "top", "-o", "x.png"), "table: found a model of tables"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -13,19 +15,29 @@ import numpy as np
 import pytest
 import tomli_w
 
+from pyjuice_lvd.data.color import COLORS
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings import (
     CircuitSettings,
     ClusterSettings,
     DataSettings,
+    GrowingSettings,
+    HCLTSettings,
     PriorSettings,
     Settings,
+    TeacherSettings,
+    kept,
     preset_names,
     resolve,
+    restored,
     setting_names,
 )
+from pyjuice_lvd.settings.choices import COLOR_NAMES, VARIANTS
+from pyjuice_lvd.settings.kept import before
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
+OLD = tomllib.loads((Path(__file__).parent / "kept" / "settings-0.1.0.toml").read_text(encoding="utf-8"))
+"""What version 0.1.0 kept of `fit photos --preset tiny`, as it wrote it."""
 
 
 def message(*args, **options) -> str:
@@ -293,3 +305,127 @@ def test_every_setting_is_documented_with_its_default():
     defaults = flat(Settings().to_dict())
     assert list(rows) == list(defaults) == setting_names()
     assert {name: tomllib.loads(f"x = {text}")["x"] for name, text in rows.items()} == defaults
+
+
+def test_settings_know_nothing_of_data_circuits_and_the_teacher():
+    script = "import sys; import pyjuice_lvd.settings; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    for name in ("data", "circuit", "teacher", "models", "learn"):
+        assert not [module for module in found if module.startswith(f"pyjuice_lvd.{name}")]
+    assert tuple(COLORS) == COLOR_NAMES
+
+
+# --- variants of progressive growing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda variant: GrowingSettings(variant=variant),
+        lambda variant: Settings(growing=GrowingSettings(variant=variant)).growing,
+        lambda variant: Settings.from_dict({"growing": {"variant": variant}}).growing,
+        lambda variant: resolve(None, {"growing": {"variant": variant}}).growing,
+        lambda variant: resolve(base=resolve(None, {"growing": {"variant": "reference"}}),
+                                config={"growing": {"variant": variant}}).growing,
+        lambda variant: resolve(assignments=[f"growing.variant={variant}"]).growing,
+        lambda variant: restored(kept(Settings(growing=GrowingSettings(variant=variant)))).growing,
+    ],
+)  # fmt: skip
+def test_a_variant_means_the_same_wherever_it_is_named(make, variant):
+    found = make(variant)
+    assert {name: getattr(found, name) for name in VARIANTS[variant]} == VARIANTS[variant]
+    assert found.variant == variant
+    assert found == dataclasses.replace(GrowingSettings(), **VARIANTS[variant], variant=variant)
+
+
+def test_what_is_set_beside_a_variant_counts_in_any_order():
+    one = GrowingSettings(variant="reference", start=1, stickiness=0.0)
+    assert (one.start, one.stickiness, one.quantized) == (1, 0.0, True)
+    for assignments in (
+        ["growing.start=1", "growing.variant=reference"],
+        ["growing.variant=reference", "growing.start=1"],
+    ):
+        assert resolve(assignments=assignments).growing.start == 1
+        assert resolve(None, {"growing": {"variant": "reference"}}, assignments[:1]).growing.tree_per_head
+
+
+def test_a_copy_that_names_another_variant_is_refused():
+    with pytest.raises(InputError, match=r"growing\.variant: found 'reference' .*, wanted new GrowingSettings"):
+        dataclasses.replace(GrowingSettings(), variant="reference")
+
+
+# --- settings of earlier and later versions ---------------------------------------------------------------------------
+
+
+def test_what_is_kept_comes_back_with_its_version():
+    settings = resolve("tiny", crop="8x8", seed=3)
+    table = tomllib.loads(tomli_w.dumps(kept(settings)))
+    assert re.fullmatch(r"\d+\.\d+.*", table["version"])
+    assert restored(table) == settings
+    assert resolve(None, table) == settings  # a run's settings.toml is a valid --config
+
+
+def test_the_version_before_this_one_is_read_as_it_was_written():
+    settings = restored(OLD)
+    assert flat(settings.to_dict()) | flat(OLD) == flat(settings.to_dict())
+    assert settings.growing.noise == 0.5
+
+
+def test_every_setting_that_came_later_says_what_was_done_before():
+    assert set(setting_names()) - set(flat(OLD)) <= set(before({}))
+    assert set(before({})) <= set(setting_names())
+
+
+@pytest.mark.parametrize("name", [name for name in before({}) if name in flat(OLD)])
+def test_a_run_made_before_a_setting_was_added_goes_on_as_it_began(name):
+    section, key = name.split(".")
+    table = {**OLD, section: {own: value for own, value in OLD[section].items() if own != key}}
+    found = getattr(getattr(restored(table), section), key)
+    wanted = {
+        "data.flip": False, "clusters.tied": True, "refining.rounds": 0, "circuit.start": "random",
+        "growing.epochs": OLD["circuit"]["epochs"], "prior.memory": 4.0, "finetuning.epochs": 0,
+        "finetuning.candidates": 0,
+    }  # fmt: skip
+    assert found == wanted[name]
+
+
+def test_a_run_of_the_first_pipeline_had_no_finetuning():
+    table = {name: value for name, value in OLD.items() if name not in ("finetuning", "refining", "growing", "hclt")}
+    settings = restored(table)
+    assert (settings.finetuning.epochs, settings.refining.rounds) == (0, 0)
+    assert settings.hclt == HCLTSettings()
+
+
+def test_settings_of_a_later_version_say_so():
+    with pytest.raises(InputError) as error:
+        restored({**kept(Settings()), "version": "99.0", "offsets": {"step": 8}}, "run: ")
+    text = str(error.value)
+    assert text.startswith("run: unknown setting offsets; ")
+    assert "written by version 99.0 of lvd-juice, this is " in text
+    assert "\n" not in text
+
+
+def test_the_teacher_is_a_section_like_the_others():
+    assert TeacherSettings(patch=[2, 2]).patch == (2, 2)
+    with pytest.raises(InputError, match=r"teacher\.codes: found 1, wanted at least 2"):
+        TeacherSettings(codes=1)
+    with pytest.raises(InputError, match=r"teacher\.patch: found \(0, 4\), wanted height and width"):
+        resolve(assignments=["teacher.patch=[0, 4]"])
+    with pytest.raises(InputError, match="data: found 5, wanted DataSettings"):
+        Settings(data=5)
+
+
+def test_numbers_without_end_and_nests_without_bottom_are_refused(tmp_path):
+    assert "an integer of 64 bits" in message(assignments=[f"circuit.latents={10**30}"])
+    config = tmp_path / "deep.toml"
+    config.write_text("x = " + 10_000 * "[")
+    assert message(config=config).startswith(f"{config}: ")
+    assert "wanted a TOML value" in message(assignments=["circuit.latents=" + 10_000 * "["])
+
+
+def test_the_file_or_option_is_named_where_a_value_is_out_of_range(tmp_path):
+    config = tmp_path / "my.toml"
+    config.write_text("[circuit]\nlatents = 0\n")
+    assert message(config=config) == f"{config}: circuit.latents: found 0, wanted at least 1"
+    assert message(assignments=["seed=-1"]).startswith("--set seed=-1: seed: found -1")

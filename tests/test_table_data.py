@@ -5,20 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyjuice_lvd.data.load import load_data, load_test_data, num_categories
+from pyjuice_lvd.data.load import largest_value, load_data, load_test_data, num_categories
+from pyjuice_lvd.data.table_files import read_table
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.settings import Settings
-
-HCLT = Settings(method="hclt")
 
 
-def load(path: Path, settings: Settings = HCLT):
-    return load_data(str(path), settings)
+def load(path: Path, method: str = "hclt"):
+    return load_data(str(path), method=method)
 
 
-def message(path: Path, settings: Settings = HCLT) -> str:
+def message(path: Path, method: str = "hclt") -> str:
     with pytest.raises(InputError) as error:
-        load(path, settings)
+        load(path, method)
     text = str(error.value)
     assert "\n" not in text
     assert text.startswith(str(path))
@@ -50,14 +48,14 @@ def test_csv_with_and_without_a_header(tmp_path: Path, header: str) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("1,2\n3,x\n", "could not convert string 'x' to int64 at row 1, column 2"),
-        ("1,2\n3,4.5\n", "found no table of integers"),
-        ("1,2\n3\n", "the number of columns changed from 2 to 1 at row 2"),
-        ("1,2\n3,99999999999999999999\n", "found no table of integers"),
-        ("1,2\n3,-4\n5,6\n", "found values -4..6, wanted categories from 0 to 2147483646"),
-        ("1,2\n3,2147483647\n", "found values 1..2147483647, wanted categories from 0 to 2147483646"),
-        ("a,b\n", "found no table of integers"),
-        ("", "found no table of integers"),
+        ("1,2\n3,x\n", "x.csv: line 2, column 2: found 'x', wanted an integer"),
+        ("1,2\n3,4.5\n", "line 2, column 2: found '4.5', wanted an integer"),
+        ("1,2\n3\n", "line 2: found 1 value, wanted 2 as in the lines before"),
+        ("1,2\n3,99999999999999999999\n", "line 2, column 2: found '99999999999999999999', wanted an integer"),
+        ("1,2\n3,-4\n5,6\n", "found -4 in column 2, wanted categories from 0 to 2147483646"),
+        ("1,2\n3,2147483647\n", "found 2147483647 in column 2, wanted categories from 0 to 2147483646"),
+        ("a,b\n", "found no rows, wanted integers"),
+        ("", "found no rows, wanted integers"),
     ],
 )
 def test_bad_csv_files_are_named(tmp_path: Path, text: str, part: str) -> None:
@@ -94,9 +92,9 @@ def test_debd_folders(tmp_path: Path) -> None:
     assert len(load(tmp_path / "toy").valid) == 3
     (tmp_path / "toy" / "toy.train.data").unlink()
     assert message(tmp_path / "toy") == f"{tmp_path / 'toy'}: found test rows only, wanted training rows"
-    test, which = load_test_data(str(tmp_path / "toy"), HCLT, digest="")
-    np.testing.assert_array_equal(test, parts["test"])
-    assert which == f"test rows of {tmp_path / 'toy'} by its files toy.test.data"
+    test = load_test_data(str(tmp_path / "toy"), method="hclt", digest="")
+    np.testing.assert_array_equal(test.data, parts["test"])
+    assert test.how == f"test rows of {tmp_path / 'toy'} by its files toy.test.data"
     (tmp_path / "toy" / "more.train.data").write_text("1\n")
     assert "found the tables more, toy, wanted one" in message(tmp_path / "toy")
 
@@ -118,10 +116,10 @@ def test_bad_numpy_tables_are_named(tmp_path: Path, parts: dict[str, np.ndarray]
 
 def test_only_the_baselines_learn_from_tables(tmp_path: Path) -> None:
     write_debd(tmp_path / "toy")
-    said = message(tmp_path / "toy", Settings(method="lvd"))
+    said = message(tmp_path / "toy", "lvd")
     assert "found shape (30, 5), a table, which hclt and rat-spn learn from; wanted images for method lvd" in said
-    assert load_data("digits", HCLT).train.shape == (1437, 8, 8, 1)
-    assert num_categories(load_data("digits", HCLT)) == 256
+    assert load_data("digits", method="hclt").train.shape == (1437, 8, 8, 1)
+    assert num_categories(load_data("digits", method="hclt")) == 256
 
 
 def test_a_run_is_tested_on_rows_that_it_did_not_learn_from(tmp_path: Path) -> None:
@@ -129,9 +127,122 @@ def test_a_run_is_tested_on_rows_that_it_did_not_learn_from(tmp_path: Path) -> N
     np.save(tmp_path / "x.npy", rows)
     np.save(tmp_path / "y.npy", rows[::-1])
     splits = load(tmp_path / "x.npy")
-    test, which = load_test_data(str(tmp_path / "x.npy"), HCLT, digest=splits.digest)
-    np.testing.assert_array_equal(test, splits.test)
-    assert which == splits.how
-    test, which = load_test_data(str(tmp_path / "y.npy"), HCLT, digest=splits.digest)
-    assert len(test) == 50
-    assert which == f"all 50 rows of {tmp_path / 'y.npy'}"
+    test = load_test_data(str(tmp_path / "x.npy"), digest=splits.digest)
+    np.testing.assert_array_equal(test.data, splits.test)
+    assert test.how == splits.how
+    test = load_test_data(str(tmp_path / "y.npy"), digest=splits.digest)
+    assert len(test.data) == 50
+    assert test.how == f"all 50 rows of {tmp_path / 'y.npy'}"
+
+
+# --- CSV as other programs write it -----------------------------------------------------------------------------------
+
+ROWS = [[0, 1, 2], [3, 0, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0,1,2\n3,0,1\n1,1,0\n",
+        "0,1,2\n3,0,1\n1,1,0",
+        "0,1,2\r\n3,0,1\r\n1,1,0\r\n",
+        "0,1,2\r3,0,1\r1,1,0\r",
+        "0;1;2\n3;0;1\n1;1;0\n",
+        "0\t1\t2\n3\t0\t1\n1\t1\t0\n",
+        '"0","1","2"\n"3","0","1"\n"1","1","0"\n',
+        " 0, 1, 2\n 3, 0, 1\n 1, 1, 0\n",
+        "\ufeff0,1,2\n3,0,1\n1,1,0\n",
+        "0,1,2\n3,0,1\n1,1,0\n\n\n",
+        "a,b,c\n0,1,2\n3,0,1\n1,1,0\n",
+        '"a, or b";b;c\n0;1;2\n3;0;1\n1;1;0\n',
+        "+0,01,2\n3,0,1\n1,1,0\n",
+    ],
+)
+def test_csv_of_any_dialect_is_the_same_table(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    table = read_table(tmp_path / "x.csv")
+    assert table.values.tolist() == ROWS
+    assert [note for note in table.notes if "first line" not in note] == []
+
+
+def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("# from a survey\na,b,c\n0,1,2\n\n3,0,1\n# half of it\n\n1,1,0\n\n")
+    table = read_table(tmp_path / "x.csv")
+    assert table.values.tolist() == ROWS
+    assert table.columns == ("a", "b", "c")
+    assert table.notes == ("2 empty lines passed over", "2 comments passed over")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a,b\n1,2\n3,x\n", "x.csv: line 3, column 2: found 'x', wanted an integer"),
+        ("a,b\n1,2\n3\n", "x.csv: line 3: found 1 value, wanted 2 as in the lines before"),
+        ("a,b\r\n# no\r\n\r\n1,2\r\n3,x\r\n", "x.csv: line 5, column 2: found 'x'"),
+        ("1,2\n3,\n", "line 2, column 2: found nothing, wanted an integer"),
+        ("1,2,\n3,4,\n", "line 1, column 3: found nothing"),
+        ("1,2\n3,4,5\n", "line 2: found 3 values, wanted 2"),
+        ("a,b,c\n1,2\n3,4\n", "found 2 columns, wanted 3 as named (a, b, c)"),
+        ("1 2\n3 4\n", "line 2, column 1: found '3 4', wanted an integer"),
+        ("1,2\n3,nan\n", "line 2, column 2: found 'nan'"),
+        ("1,2\n3,1_0\n", "line 2, column 2: found '1_0'"),
+        ("1;2,5\n3;4\n", "wanted an integer"),
+        ("a,b\n1,2\n3,-4\n", "found -4 in column 2 (b), wanted categories from 0"),
+        ("# only a comment\n", "found no rows"),
+        ("\n\n", "found no rows"),
+        ("\ufeff", "found no rows"),
+    ],
+)
+def test_the_line_of_a_bad_csv_file_is_counted_as_editors_do(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    assert part in message(tmp_path / "x.csv")
+
+
+def test_a_csv_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("1,2\n3,4\n".encode("utf-16"))
+    assert "cannot be read ('utf-8' codec can't decode" in message(tmp_path / "x.csv")
+
+
+def test_pandas_header_of_unnamed_columns_is_no_row(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).integers(0, 2, (100, 40))
+    pandas.DataFrame(rows).to_csv(tmp_path / "x.csv", index=False)
+    splits = load(tmp_path / "x.csv")
+    assert num_categories(splits) == 2
+    assert sum(map(len, (splits.train, splits.valid, splits.test))) == 100
+    assert splits.columns == tuple(map(str, range(40)))
+
+
+def test_a_first_line_that_may_be_a_header_or_not_is_said_to_be_data(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("0,1\n" + 20 * "1,0\n")
+    splits = load(tmp_path / "x.csv")
+    assert sum(map(len, (splits.train, splits.valid, splits.test))) == 21
+    assert splits.notes == ("the first line, 0,1, is read as data; if it is a header, give it names",)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_pandas_index_is_no_variable(tmp_path: Path, named: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).integers(0, 2, (30, 3))
+    pandas.DataFrame(rows, columns=list("abc") if named else None).to_csv(tmp_path / "x.csv")
+    assert "found a column without a name that counts the rows" in message(tmp_path / "x.csv")
+
+
+def test_debd_files_with_other_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "toy.train.data").write_text("a,b\n" + 9 * "0,1\n")
+    (tmp_path / "toy.test.data").write_text("b,a\n" + 9 * "0,1\n")
+    assert "toy.test.data: found the columns b, a, wanted a, b as in toy.train.data" in str(message(tmp_path))
+
+
+def test_files_beside_a_table_are_said_not_to_be_read(tmp_path: Path) -> None:
+    write_debd(tmp_path / "toy")
+    (tmp_path / "toy" / "toy.ts.data").write_text("1\n")
+    (tmp_path / "toy" / ".hidden").write_text("1\n")
+    assert load(tmp_path / "toy").notes == ("1 file not read: toy.ts.data",)
+
+
+def test_the_largest_value_is_found_with_its_column(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("age,date,sex\n" + 19 * "1,0,1\n" + "1,20240115,0\n")
+    assert largest_value(load(tmp_path / "x.csv")) == f"{tmp_path / 'x.csv'}: found 20240115 in column 2 (date)"
+    np.save(tmp_path / "x.npy", np.arange(40).reshape(20, 2))
+    assert largest_value(load(tmp_path / "x.npy")) == f"{tmp_path / 'x.npy'}: found 39 in column 2"

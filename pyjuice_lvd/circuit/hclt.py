@@ -6,15 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, number, one_of
+from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, categories_of, for_engine, some_rows
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
-
-STARTS = ("random", "clusters")
-"""Where the parameters of an HCLT start."""
+from pyjuice_lvd.settings.choices import STARTS
 
 _ROWS_A_STATE = 1000
 """So many rows for each state are counted: enough for what EM goes on from."""
@@ -65,7 +63,7 @@ def hclt_over(
     parent: npt.ArrayLike, num_latents: int, num_cats: int, heads: int, perturbation: float, seed: int
 ) -> julia.Handle:
     """See `Circuit.from_tree`."""
-    tree = np.asarray(parent)
+    tree = plain_array("parent", parent)
     if tree.ndim != 1 or tree.dtype.kind not in "iu":
         raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
     *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.errors import InputError
 
 Table = npt.NDArray[Any]
@@ -20,7 +21,7 @@ _LEAST_WEIGHT, _MOST_WEIGHT = 1e-30, 1e30
 """Of a row that counts: between them, single precision has all digits, and room to add up."""
 
 
-_MANY_CATEGORIES, _CATEGORIES_A_ROW = 2**20, 16
+MANY_CATEGORIES, CATEGORIES_A_ROW = 2**20, 16
 """More categories than this, and than this for each row, are no categories: dates, numbers of customers."""
 
 
@@ -30,7 +31,7 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     Raises InputError, whose line begins with `name`, that says what was found. The values are checked where they are
     used.
     """
-    array = _plain(X, name)
+    array = plain_array(name, X)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     if array.dtype.kind == "f" and np.isnan(array).any():
@@ -45,7 +46,7 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
 def categories_of(table: Table, name: str = "X") -> int:
     """Count the categories of a table: the largest value, plus 1; raises InputError where those cannot be meant."""
     top = int(table.max(initial=0))
-    if top >= max(_MANY_CATEGORIES, _CATEGORIES_A_ROW * len(table)):
+    if top >= max(MANY_CATEGORIES, CATEGORIES_A_ROW * len(table)):
         variable = int(table.max(axis=0).argmax())
         raise InputError(
             f"{name}: variable {variable}: found {top} in {len(table)} rows, "
@@ -56,7 +57,7 @@ def categories_of(table: Table, name: str = "X") -> int:
 
 def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
     """Check that `mask` is bool (N, V), or (V,) for all rows, and return it as (N, V)."""
-    array = _plain(mask, "mask")
+    array = plain_array("mask", mask)
     if array.dtype != np.bool_ or array.shape not in (shape, shape[1:]):
         found = "None" if mask is None else f"{array.dtype} {array.shape}"
         raise InputError(f"mask: found {found}, wanted bool {shape} or {shape[1:]}, True where a value is hidden")
@@ -67,7 +68,7 @@ def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
 
 def as_heads(heads: npt.ArrayLike | None, n: int, num_heads: int, name: str = "heads") -> npt.NDArray[np.int32]:
     """Check that `heads` are integers (n,), or one for all rows, in 0..num_heads - 1; None is head 0 for all."""
-    array = _plain(0 if heads is None else heads, name)
+    array = plain_array(name, 0 if heads is None else heads)
     if array.shape not in ((n,), ()) or array.dtype.kind not in "iu":
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers ({n},)")
     if array.size and not (array.min() >= 0 and array.max() < num_heads):
@@ -118,19 +119,10 @@ def as_shares(weights: npt.ArrayLike | None, n: int, name: str) -> npt.NDArray[n
 
 def _numbers(values: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64]:
     """Check that `values` are numbers (n,)."""
-    array = _plain(values, name)
+    array = plain_array(name, values)
     if array.shape != (n,) or array.dtype.kind not in "fiub":
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers ({n},)")
     return np.ascontiguousarray(array, np.float64)
-
-
-def _plain(values: npt.ArrayLike | None, name: str) -> npt.NDArray[Any]:
-    """Take over what is no array, or an array; raises InputError where numpy's mask hides some of it."""
-    if np.ma.is_masked(values):
-        hidden = np.ma.count_masked(values)  # type: ignore[no-untyped-call]
-        found = f"a masked array with {hidden} hidden values"
-        raise InputError(f"{name}: found {found}, wanted a plain array (mask= says what is hidden, where it is taken)")
-    return np.asarray(values)
 
 
 def for_engine(table: Table, *, masked: bool = False) -> Table:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, number
+from pyjuice_lvd.checks import integer, number, plain_array
 from pyjuice_lvd.circuit.engine import Engine, Evidence
 from pyjuice_lvd.circuit.rows import as_heads, as_weights
 from pyjuice_lvd.errors import InputError
@@ -58,7 +58,7 @@ def grow(
     progress: Progress,
 ) -> julia.Handle:
     """See `Circuit.grow`."""
-    chosen = np.atleast_1d(np.asarray(select))
+    chosen = np.atleast_1d(plain_array("select", select))
     if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
         raise InputError(f"select: found {chosen.dtype} {chosen.shape}, wanted integers (m,)")
     chosen = julia.lendable(chosen, np.int64)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
-import numpy.typing as npt
 
+from pyjuice_lvd.data.source import Source, UInt8, not_read, others_in
 from pyjuice_lvd.errors import InputError
 
-UInt8 = npt.NDArray[np.uint8]
-
 _PIXELS = 3 * 32 * 32
+_COMPANIONS = {"batches.meta", "batches.meta.txt", "readme.html"}  # of the batches, and without images
 _BATCH = re.compile(r"(?P<split>data_batch_\d+|test_batch)(?P<binary>\.bin)?")
 
 
@@ -27,7 +26,7 @@ def is_cifar_folder(folder: Path) -> bool:
     return any(_BATCH.fullmatch(path.name) for path in folder.iterdir())
 
 
-def read_cifar_folder(folder: Path) -> dict[str, UInt8]:
+def read_cifar_folder(folder: Path) -> Source:
     """Images of a CIFAR-10 folder: "train" and "test", if there, as uint8 (N, 32, 32, 3) in the order of the batches.
 
     Raises InputError if a batch is damaged or its pickle holds anything but plain values and numpy arrays.
@@ -35,12 +34,14 @@ def read_cifar_folder(folder: Path) -> dict[str, UInt8]:
     batches: dict[str, list[UInt8]] = {}
     matches = [match for path in sorted(folder.iterdir()) if (match := _BATCH.fullmatch(path.name))]
     binary = any(match["binary"] for match in matches)
-    for match in matches:
-        if bool(match["binary"]) == binary:  # a folder with both forms holds every image twice
-            flat = (_read_binary_batch if binary else _read_python_batch)(folder / match.string)
-            images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            batches.setdefault("test" if match["split"] == "test_batch" else "train", []).append(images)
-    return {split: np.ascontiguousarray(np.concatenate(images)) for split, images in batches.items()}
+    read = [match for match in matches if bool(match["binary"]) == binary]  # both forms hold every image twice
+    for match in read:
+        flat = (_read_binary_batch if binary else _read_python_batch)(folder / match.string)
+        images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        batches.setdefault("test" if match["split"] == "test_batch" else "train", []).append(images)
+    parts = {split: np.ascontiguousarray(np.concatenate(images)) for split, images in batches.items()}
+    others = set(others_in(folder, (folder / match.string for match in read))) - _COMPANIONS
+    return Source(str(folder), dict(parts), "by CIFAR-10's own batches", notes=not_read(others))
 
 
 def _read_binary_batch(path: Path) -> UInt8:
@@ -54,8 +55,9 @@ def _read_binary_batch(path: Path) -> UInt8:
 def _read_python_batch(path: Path) -> UInt8:
     """Read the `data` array, uint8 (N, 3072), of a pickled dictionary."""
     try:
+        content = path.read_bytes()
         # "latin1" turns the byte strings of Python 2, which wrote the official batches, into str one to one.
-        batch = _InertUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        batch = _InertUnpickler(content).load()
     except _ForbiddenError as error:
         raise InputError(f"{path}: its pickle asks for {error}, wanted a CIFAR-10 batch of numpy arrays only") from None
     except OSError:
@@ -114,27 +116,28 @@ def _inert_scalar(*_args: Any) -> None:
     """Stands for a numpy scalar, such as a label, which nobody reads."""
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Stands for `_codecs.encode`, by which Python 3 writes bytes into pickles of protocol 2: always latin1."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes encoded as {encoding!r}")
-    return text.encode("latin1")
-
-
 # Every name that a batch may ask for, whichever numpy wrote it. What a pickle can reach is only the inert classes and
 # functions above, never numpy's or Python's own code.
 _STAND_INS: dict[tuple[str, str], Any] = {("numpy", "ndarray"): _InertArray, ("numpy", "dtype"): _InertDType}
-_STAND_INS["_codecs", "encode"] = _encode
 for _core in ("numpy.core", "numpy._core"):
     _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _InertArray
     _STAND_INS[f"{_core}.multiarray", "scalar"] = _inert_scalar
     _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _inert_buffer
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Unpickles plain values and inert stand-ins for numpy arrays; refuses every other name."""
+class _InertUnpickler(pickle._Unpickler):
+    """Unpickles plain values and inert stand-ins for numpy arrays; refuses every other name.
+
+    It is the unpickler written in Python: the one in C takes memory for whatever number a pickle names.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")
+        self._left = len(content)
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         try:
             return _STAND_INS[module, name]
         except KeyError:
@@ -142,3 +145,10 @@ class _InertUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Never:
         raise _ForbiddenError(f"the external object {pid!r}")
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """Stand for `_codecs.encode`, by which Python 3 writes bytes into pickles of protocol 2: always latin1."""
+        self._left -= len(text)
+        if encoding != "latin1" or self._left < 0:  # no more bytes than the file has
+            raise ValueError(f"{len(text)} bytes encoded as {encoding!r}")
+        return text.encode("latin1")

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.data.color import ColorTransform
-from pyjuice_lvd.data.sources import read_image_file, reading
+from pyjuice_lvd.data.image_files import read_image_file
+from pyjuice_lvd.data.numpy_files import read_npy
 from pyjuice_lvd.errors import InputError
 
 Hidden = npt.NDArray[np.bool_]
@@ -24,7 +26,7 @@ def as_image_mask(mask: npt.ArrayLike, shape: tuple[int, ...], color: ColorTrans
     Takes bool (H, W), (N, H, W) or (N, H, W, C), True where a pixel is hidden; the result shares its memory. Raises
     InputError for any other dtype or shape, and where channels of one pixel are hidden apart though `color` mixes them.
     """
-    array = np.asarray(mask)
+    array = plain_array("mask", mask)
     pixels = array[..., None] if array.ndim < 4 else array
     if array.dtype != np.bool_ or array.shape not in (shape[1:3], shape[:3], shape):
         raise InputError(
@@ -71,8 +73,7 @@ def read_mask(mask: str, height: int, width: int) -> npt.NDArray[np.bool_]:
 
 
 def _read_npy(path: Path) -> npt.NDArray[np.bool_]:
-    with reading(path):
-        array = np.load(path, allow_pickle=False)
+    array = read_npy(path)
     if array.dtype == np.bool_:
         return np.asarray(array)
     if array.dtype != np.uint8:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pyjuice_lvd.data.sources import SPLITS, Source
+from pyjuice_lvd.data.source import Array, Source
 from pyjuice_lvd.errors import InputError
-
-Array = npt.NDArray[Any]
+from pyjuice_lvd.settings.choices import SPLITS
 
 
 @dataclass(frozen=True)
 class Splits:
     """Images uint8 (N, H, W, C), C = 1 (grey) or 3 (RGB), or tables of integers (N, V), and where they come from.
 
-    `how` says in one line how they were split. `digest` is the SHA-256 of all data of a source without a test set, by
-    which `test_part` knows that source again; it is empty where the test set is the source's own.
+    `how` says in one line how they were split. `columns` are the names of a table's columns, if it has any, and `notes`
+    say, a line each, what of the source was not read. `digest` is the SHA-256 of all data of a source without a test
+    set, by which `test_part` knows that source again; it is empty where the test set is the source's own.
     """
 
     train: Array
@@ -29,6 +27,18 @@ class Splits:
     source: str
     how: str
     digest: str
+    columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestPart:
+    """Images or rows that a run may be tested on, and in one line which they are; the rest as in `Splits`."""
+
+    data: Array
+    how: str
+    columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def split_source(source: Source, seed: int, valid_fraction: float, test_fraction: float) -> Splits:
@@ -55,11 +65,11 @@ def split_source(source: Source, seed: int, valid_fraction: float, test_fraction
         how.append(f"{_listed(counts)} of {len(pool)} {noun(pool)} by seed {seed}, the rest train")
     train, valid, test = (np.ascontiguousarray(parts[split]) for split in SPLITS)
     digest = digest_of(pool) if "test" in counts else ""
-    return Splits(train, valid, test, source.name, "; ".join(how), digest)
+    return Splits(train, valid, test, source.name, "; ".join(how), digest, source.columns, source.notes)
 
 
-def test_part(source: Source, digest: str, seed: int, valid_fraction: float, test_fraction: float) -> tuple[Array, str]:
-    """Find what of a validated source a run may be tested on, and say in one line what it is.
+def test_part(source: Source, digest: str, seed: int, valid_fraction: float, test_fraction: float) -> TestPart:
+    """Find what of a validated source a run may be tested on.
 
     It is the source's own test part; else, if `digest` (`Splits.digest` of the fit) shows it to be the source that the
     run was fitted on, the same test split as then; else all (of "train", if the source names its parts), some of which
@@ -67,12 +77,13 @@ def test_part(source: Source, digest: str, seed: int, valid_fraction: float, tes
     """
     if "test" in source.parts:
         test = source.parts["test"]
-        return test, f"test {noun(test)} of {source.name} {source.how}"
+        return TestPart(test, f"test {noun(test)} of {source.name} {source.how}", source.columns, source.notes)
     pool = _pool(source)
     if digest_of(pool) != digest:
-        return np.ascontiguousarray(pool), f"all {len(pool)} {noun(pool)} of {source.name}"
+        which = f"all {len(pool)} {noun(pool)} of {source.name}"
+        return TestPart(np.ascontiguousarray(pool), which, source.columns, source.notes)
     splits = split_source(source, seed, valid_fraction, test_fraction)
-    return splits.test, splits.how
+    return TestPart(splits.test, splits.how, source.columns, source.notes)
 
 
 def digest_of(data: Array) -> str:

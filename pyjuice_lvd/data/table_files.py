@@ -2,48 +2,149 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.data.reading import reading
+from pyjuice_lvd.data.source import Array, Source, column_name, not_read, others_in
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.settings.choices import SPLITS
 
-Array = npt.NDArray[Any]
+_SEPARATORS = ",;\t"
+_INDEX = ("", "Unnamed: 0")
+"""What pandas calls the column that counts the rows."""
+_LARGEST = np.iinfo(np.int32).max - 1
 
-_SPLITS = ("train", "valid", "test")
+
+class Table(NamedTuple):
+    """Integers (N, V), the names of the columns, if there are any, and what was passed over, a line each."""
+
+    values: npt.NDArray[np.int64]
+    columns: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def read_csv(path: Path) -> npt.NDArray[np.int64]:
-    """Read integers (N, V), separated by commas; a first line without any number is a header.
+def read_csv(path: Path) -> Source:
+    """Read a table from a CSV file (see `read_table`)."""
+    table = read_table(path)
+    return Source(str(path), {"all": table.values}, columns=table.columns, notes=table.notes)
 
-    Raises InputError that names the file for anything else.
+
+def read_table(path: Path) -> Table:
+    """Read integers, separated by commas, semicolons or tabs, quoted or not, with any line ends.
+
+    A first line without any number names the columns, and so does pandas' `0,1,2,...` where the data have no number as
+    large. Empty lines and lines that begin with `#` are passed over. Raises InputError that names the file, and the
+    line where one is to blame, for anything else.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        header = not any(_is_number(field) for field in file.readline().split(","))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy only warns of numbers like 1.5, and cuts them
-            table = np.loadtxt(
-                path, np.int64, comments=None, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
-            )
-    except (ValueError, OverflowError, Warning) as error:
-        cause = error.__cause__ or error
-        reason = str(cause).split("\n")[0].split(";")[0].rstrip(".")
-        raise InputError(f"{path}: found no table of integers ({reason})") from error
-    if table.size == 0:
-        raise InputError(f"{path}: found no rows, wanted integers separated by commas")
-    return table
+    with reading(path), path.open(encoding="utf-8-sig") as file:
+        lines = _Lines(file)
+        begin = list(islice(lines, 2))
+        if not begin:
+            raise InputError(f"{path}: found no rows, wanted integers separated by commas")
+        first = begin[0]
+        separator = next((mark for mark in _SEPARATORS if mark in begin[-1]), ",")  # names may have commas
+        names = _fields(first, separator)
+        unnamed = [str(number) for number in range(len(names) - 1)]  # as pandas writes columns and an index
+        named = not any(map(_is_number, names)) or (names[0] in _INDEX and names[1:] == unnamed)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # numpy only warns of numbers like 1.5, and cuts them
+                rows = chain(begin[named:], lines)
+                values = np.loadtxt(rows, np.int64, comments=None, delimiter=separator, quotechar='"', ndmin=2)
+        except (ValueError, OverflowError, Warning) as error:
+            raise _blamed(path, separator, named, error) from error
+    if named and values.shape[1] != len(names):
+        raise InputError(f"{path}: found {values.shape[1]} columns, wanted {len(names)} as named ({_some(names)})")
+    notes = lines.notes()
+    if not named and values[0].tolist() == list(range(values.shape[1])):
+        if len(values) > 1 and values.shape[1] > 1 and values[1:].max() < values.shape[1] - 1:
+            named, values = True, values[1:]
+        else:
+            notes += (f"the first line, {first.strip()}, is read as data; if it is a header, give it names",)
+    columns = tuple(names) if named else ()
+    if named and names[0] in _INDEX and (values[:, 0] == values[0, 0] + np.arange(len(values))).all():
+        raise InputError(
+            f"{path}: found a column without a name that counts the rows, wanted variables only: "
+            "pandas writes none with to_csv(index=False)"
+        )
+    return Table(values, columns, notes)
 
 
-def _is_number(field: str) -> bool:
+class _Lines:
+    """The lines of a file that have values, in order; the others are counted."""
+
+    def __init__(self, file: Iterator[str]) -> None:
+        self._file = file
+        self.number = self._empty = self._held = self._comments = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        for line in self._file:
+            self.number += 1
+            if line.isspace():
+                self._held += 1  # those at the end are no gap
+            elif line.startswith("#"):
+                self._comments += 1
+            else:
+                self._empty, self._held = self._empty + self._held, 0
+                return line
+        raise StopIteration
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(
+            f"{count} {what}{'s' if count > 1 else ''} passed over"
+            for count, what in ((self._empty, "empty line"), (self._comments, "comment"))
+            if count
+        )
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    return [name.strip() for name in next(csv.reader([line], delimiter=separator), [])]
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(field)
+        float(text)
     except ValueError:
         return False
     return True
+
+
+def _blamed(path: Path, separator: str, named: bool, error: Exception) -> InputError:
+    """Find the first line that is no row of integers, numbered as editors do, from 1."""
+    with path.open(encoding="utf-8-sig") as file:
+        lines, width = _Lines(file), 0
+        for line in lines:
+            if named and not width:
+                width = -1  # the names are passed over
+                continue
+            values = _fields(line, separator)
+            at = f"{path}: line {lines.number}"
+            if 0 < width != len(values):
+                return InputError(
+                    f"{at}: found {len(values)} value{'s' * (len(values) != 1)}, wanted {width} as in the lines before"
+                )
+            width = len(values)
+            for column, value in enumerate(values, start=1):
+                if not re.fullmatch("[+-]?[0-9]+", value) or abs(int(value)) > _LARGEST:
+                    found = repr(value) if value else "nothing"
+                    wanted = f"an integer from 0 to {_LARGEST}"
+                    return InputError(f"{at}, column {column}: found {found}, wanted {wanted}")
+    if width <= 0:
+        return InputError(f"{path}: found no rows, wanted integers separated by commas")
+    return InputError(f"{path}: found no table of integers ({error})")
 
 
 def is_debd_folder(folder: Path) -> bool:
@@ -51,38 +152,55 @@ def is_debd_folder(folder: Path) -> bool:
     return bool(_debd_files(folder))
 
 
-def read_debd_folder(folder: Path) -> tuple[dict[str, Array], str]:
+def read_debd_folder(folder: Path) -> Source:
     """Read what there is of `NAME.train.data`, `NAME.valid.data` and `NAME.test.data`, integers (N, V) each.
 
-    Returns them by split, and the files' names. Raises InputError where the folder has several tables, or a file is
-    damaged.
+    Raises InputError where the folder has several tables, or a file is damaged.
     """
     paths = _debd_files(folder)
     names = sorted({path.name.rsplit(".", 2)[0] for path in paths})
     if len(names) > 1:
         raise InputError(f"{folder}: found the tables {', '.join(names)}, wanted one")
-    parts = {path.name.rsplit(".", 2)[1]: read_csv(path) for path in paths}
-    return parts, ", ".join(path.name for path in paths)
+    tables = {path: read_table(path) for path in paths}
+    columns = tables[paths[0]].columns
+    for path, table in tables.items():
+        if table.columns != columns:
+            found, wanted = _some(table.columns), _some(columns)
+            raise InputError(f"{path}: found the columns {found}, wanted {wanted} as in {paths[0].name}")
+    parts: dict[str, Array] = {path.name.rsplit(".", 2)[1]: table.values for path, table in tables.items()}
+    notes = tuple(f"{path.name}: {note}" for path, table in tables.items() for note in table.notes)
+    files = ", ".join(path.name for path in paths)
+    notes += not_read(others_in(folder, paths))
+    return Source(str(folder), parts, f"by its files {files}", columns, notes)
+
+
+def _some(columns: Sequence[str]) -> str:
+    return ", ".join(columns[:3]) + (", ..." if len(columns) > 3 else "") if columns else "without names"
 
 
 def _debd_files(folder: Path) -> list[Path]:
-    return [path for split in _SPLITS for path in folder.glob(f"*.{split}.data")]
+    return [path for split in SPLITS for path in folder.glob(f"*.{split}.data")]
 
 
-def tables_of(parts: dict[str, Array], name: str) -> dict[str, Array]:
+def tables_of(source: Source) -> Source:
     """Check that all parts of a source are tables of categories from 0, integers (N, V) with one V.
 
-    Returns them as uint8 if every value fits, else as int32. Raises InputError whose line begins with `name`.
+    Gives them as uint8 if every value fits, else as int32. Raises InputError that names the source, and the column.
     """
-    width = next(iter(parts.values())).shape[1:]
-    largest, limit = 0, np.iinfo(np.int32).max - 1
-    for split, part in parts.items():
-        of = name if split == "all" else f"{name} ({split})"
+    width = next(iter(source.parts.values())).shape[1:]
+    dtype: type[np.uint8 | np.int32] = np.uint8
+    for split, part in source.parts.items():
+        of = source.name if split == "all" else f"{source.name} ({split})"
         if part.ndim != 2 or part.dtype.kind not in "iub" or part.shape[1:] != width or not part.size:
             wanted = f"integers (N, {width[0]})" if len(width) == 1 and width[0] else "integers (N, V)"
             raise InputError(f"{of}: found {part.dtype} {part.shape}, wanted {wanted}, at least one row")
-        if part.min() < 0 or part.max() > limit:
-            raise InputError(f"{of}: found values {part.min()}..{part.max()}, wanted categories from 0 to {limit}")
-        largest = max(largest, int(part.max()))
-    dtype = np.uint8 if largest < 256 else np.int32
-    return {split: np.ascontiguousarray(part, dtype) for split, part in parts.items()}
+        for bad, extreme in ((part.min(axis=0) < 0, np.min), (part.max(axis=0) > _LARGEST, np.max)):
+            if bad.any():
+                column = int(np.flatnonzero(bad)[0])
+                found = extreme(part[:, column])
+                name = column_name(source.columns, column)
+                raise InputError(f"{of}: found {found} in {name}, wanted categories from 0 to {_LARGEST}")
+        if part.max() > 255:
+            dtype = np.int32
+    parts = {split: np.ascontiguousarray(part, dtype) for split, part in source.parts.items()}
+    return replace(source, parts=parts)

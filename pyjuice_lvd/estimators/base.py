@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pyjuice_lvd.checks import integer
-from pyjuice_lvd.data.images import as_images, crop_images, parse_crop
+from pyjuice_lvd import julia
+from pyjuice_lvd.checks import integer, parse_crop, plain_array, require
+from pyjuice_lvd.data.images import as_images, crop_images
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import read_toml
+from pyjuice_lvd.files.formats import read_json, read_toml, write_json, write_toml
+from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.settings import Settings
+from pyjuice_lvd.settings import Settings, kept, resolve, restored
 from pyjuice_lvd.units import bits_per_dimension
 
 Array = npt.NDArray[Any]
-RandomState = int | np.random.RandomState | None
+RandomState = int | np.integer[Any] | np.random.RandomState | None
 
 
 def seed_of(random_state: RandomState) -> int:
@@ -35,11 +39,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     """A density model behind scikit-learn's interface; a subclass names its method and fits `model_` by `settings_`."""
 
     _method: ClassVar[str]
+    _parameters: ClassVar[tuple[str, ...]] = ()
+    """Settings that are parameters too, beside the seed, which is `random_state`."""
 
+    preset: str | None
+    config: str | os.PathLike[str] | Mapping[str, Any] | None
+    random_state: RandomState
     progress: Progress | None
     settings_: Settings
     model_: Any
     n_features_in_: int
+    feature_names_in_: npt.NDArray[Any]
 
     def score_samples(self, X: Array, *, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
         """log p(x) of every entry of X, or of what is not hidden of it: float64 (N,), in nats, exact.
@@ -115,25 +125,69 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         means: npt.NDArray[np.float64] = self.model_.posterior_mean(data, hidden, progress=self._shown)
         return means
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to a folder of plain files."""
+        self._check_fitted()
+        folder = Path(path)
+        self.model_.save(folder)
+        write_toml(folder / names.SETTINGS, kept(self.settings_))
+        if hasattr(self, "feature_names_in_"):
+            write_json(folder / names.COLUMNS, self.feature_names_in_)
+        else:
+            (folder / names.COLUMNS).unlink(missing_ok=True)
+
     @classmethod
-    def _kept_settings(cls, folder: Path) -> Settings:
-        """Read the settings of a saved model; raises InputError where they are missing, or of another method."""
-        settings = Settings.from_dict(read_toml(folder / names.SETTINGS))
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
+        folder = Path(path)
+        settings = restored(read_toml(folder / names.SETTINGS), f"{folder / names.SETTINGS}: ")
         if settings.method != cls._method:
             raise InputError(f"{folder}: found a model of method {settings.method}, wanted {cls._method}")
+        # What a parameter says, and how the work was done, is not said again.
+        config = {key: value for key, value in settings.to_dict().items() if isinstance(value, Mapping)}
+        given = {name: getattr(settings, name) for name in cls._parameters}
+        estimator = cls(config=config, random_state=settings.seed, **given)
+        estimator.settings_ = settings
+        estimator.model_ = load_model(folder)
+        estimator.n_features_in_ = estimator.model_.dims
+        if (folder / names.COLUMNS).exists():
+            estimator.feature_names_in_ = np.array(read_json(folder / names.COLUMNS), dtype=object)
+        return estimator
+
+    def _resolved(self) -> Settings:
+        """Put the settings together, and start Julia with the threads that they name, if they do."""
+        seed = seed_of(self.random_state)
+        require(0 <= seed < 2**32, "random_state", self.random_state, "0 to 4294967295")
+        own = {name: getattr(self, name) for name in self._parameters}
+        given, unset = resolve(None, self.config), Settings()
+        for name, value in {"seed": seed, **own}.items():
+            found = getattr(given, name)
+            if found not in (value, getattr(unset, name)):
+                parameter = "random_state" if name == "seed" else name
+                raise InputError(
+                    f"config: found {name} = {found!r} beside the parameter {parameter} = {value!r}, wanted one of them"
+                )
+        settings = resolve(self.preset, self.config, method=self._method, seed=seed, **own)
+        if settings.threads:
+            julia.start(threads=settings.threads)
         return settings
 
     def _check_fitted(self) -> None:
         check_is_fitted(self, "model_")
 
-    def _checked(self, X: Array) -> Array:
-        """Check X and crop it as the settings say: images, uint8 (N, H, W, C)."""
+    def _checked(self, X: Array, *, fitting: bool = False) -> Array:
+        """Check X, the names of its columns as scikit-learn does, and crop it: images, uint8 (N, H, W, C)."""
+        validate_data(self, X, reset=fitting, skip_check_array=True, ensure_2d=False)
+        return self._as_data(X)
+
+    def _as_data(self, X: Array) -> Array:
+        """Check X and crop it as the settings say."""
         return crop_images(as_images(X, "X"), self.settings_.data.crop or None, "X")
 
     def _question(self, X: Array, mask: npt.ArrayLike | None) -> tuple[Array, Any]:
         """Check X, and crop both it and its mask."""
         self._check_fitted()
-        data, hidden = self._checked(X), None if mask is None else np.asarray(mask)
+        data, hidden = self._checked(X), None if mask is None else plain_array("mask", mask)
         crop = parse_crop(self.settings_.data.crop or None)
         if crop is not None and hidden is not None and data.ndim == 4:
             rows = (slice(None), slice(crop[0]), slice(crop[1]))

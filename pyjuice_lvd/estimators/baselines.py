@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,14 +11,14 @@ import numpy as np
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit.rows import as_table
 from pyjuice_lvd.data.load import IMAGE_CATEGORIES
+from pyjuice_lvd.data.source import column_name
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.estimators.base import Array, DensityEstimator
-from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import write_toml
+from pyjuice_lvd.estimators.base import Array, DensityEstimator, RandomState
 from pyjuice_lvd.learn.baselines import learn_circuit
+from pyjuice_lvd.learn.sizes import check_categories, check_fit
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.settings import Settings, resolve
+from pyjuice_lvd.settings import resolve
 
 
 class _Baseline(DensityEstimator):
@@ -30,9 +29,6 @@ class _Baseline(DensityEstimator):
     """Names of the parameters that are settings of the section, and their names there."""
 
     num_cats: int | None
-    preset: str | None
-    config: str | os.PathLike[str] | Mapping[str, Any] | None
-    random_state: int
 
     def fit(self, X: Array, y: object = None) -> Self:
         """Learn from images, uint8 (N, H, W[, C]), or a table, integers (N, V) from 0.
@@ -41,44 +37,31 @@ class _Baseline(DensityEstimator):
         wanted.
         """
         given = {name: getattr(self, own) for own, name in self._settings_of.items() if getattr(self, own) is not None}
-        base = resolve(self.preset, self.config, method=self._method, seed=self.random_state)
-        self.settings_: Settings = resolve(base=base, config={self._section: given})
-        data = self._checked(X)
+        self.settings_ = resolve(base=self._resolved(), config={self._section: given})
+        data = self._checked(X, fitting=True)
         cats = IMAGE_CATEGORIES if data.ndim == 4 else self._num_cats(data)
         train, valid = self._set_apart(data)
         self.n_features_in_ = int(np.prod(data.shape[1:]))
         self.model_: CircuitModel = learn_circuit(train, valid, self.settings_, num_cats=cats, progress=self._shown)
         return self
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a folder of plain files."""
-        self._check_fitted()
-        folder = Path(path)
-        self.model_.save(folder)
-        write_toml(folder / names.SETTINGS, self.settings_.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
-        folder = Path(path)
-        settings = cls._kept_settings(folder)
-        estimator = cls(config=settings.to_dict(), random_state=settings.seed)
-        estimator.model_ = CircuitModel.load(folder)
-        estimator.settings_ = settings
-        estimator.n_features_in_ = estimator.model_.dims
-        return estimator
-
-    def _checked(self, X: Array) -> Array:
-        return as_table(X) if np.ndim(X) == 2 else super()._checked(X)
+    def _as_data(self, X: Array) -> Array:
+        return as_table(X) if np.ndim(X) == 2 else super()._as_data(X)
 
     def _num_cats(self, table: Array) -> int:
         if table.size == 0:
             raise InputError(f"X: found shape {table.shape}, wanted at least one row and one variable")
+        names = getattr(self, "feature_names_in_", ())
         if table.min() < 0:
-            raise InputError(f"X: found {table.min()}, wanted categories from 0")
+            column = column_name(names, int(table.min(axis=0).argmin()))
+            raise InputError(f"X: found {table.min()} in {column}, wanted categories from 0")
+        largest = f"X: found {table.max()} in {column_name(names, int(table.max(axis=0).argmax()))}"
         cats = int(table.max()) + 1 if self.num_cats is None else integer("num_cats", self.num_cats)
         if table.max() >= cats:
-            raise InputError(f"X: found {table.max()}, wanted 0..{cats - 1} for num_cats = {cats}")
+            raise InputError(f"{largest}, wanted 0..{cats - 1} for num_cats = {cats}")
+        if self.num_cats is None:
+            check_categories(cats, len(table), largest)
+        check_fit(table.shape, self.settings_, cats, largest=largest if self.num_cats is None else None)
         return cats
 
 
@@ -104,8 +87,8 @@ class HCLT(_Baseline):
         Shipped settings; default: the defaults of docs/settings.md.
     config : str, path or mapping, optional
         Settings over the preset's: a TOML file, or nested tables such as `{"data": {"color": "rgb"}}`.
-    random_state : int
-        Seed of everything random.
+    random_state : int, RandomState or None
+        Seed of everything random, as scikit-learn has it: None draws one.
     progress : Progress, optional
         Where the work is shown; default: nowhere.
 
@@ -116,6 +99,8 @@ class HCLT(_Baseline):
     settings_ : Settings
     n_features_in_ : int
         Variables: the columns of a table; of images H W C.
+    feature_names_in_ : ndarray of str
+        The names of a table's columns, if X was a data frame. Later tables must have them in the same order.
 
     """
 
@@ -136,7 +121,7 @@ class HCLT(_Baseline):
         num_cats: int | None = None,
         preset: str | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-        random_state: int = 0,
+        random_state: RandomState = 0,
         progress: Progress | None = None,
     ) -> None:
         self.num_latents = num_latents
@@ -172,8 +157,8 @@ class RATSPN(_Baseline):
         Shipped settings; default: the defaults of docs/settings.md.
     config : str, path or mapping, optional
         Settings over the preset's: a TOML file, or nested tables such as `{"data": {"color": "rgb"}}`.
-    random_state : int
-        Seed of everything random.
+    random_state : int, RandomState or None
+        Seed of everything random, as scikit-learn has it: None draws one.
     progress : Progress, optional
         Where the work is shown; default: nowhere.
 
@@ -184,6 +169,8 @@ class RATSPN(_Baseline):
     settings_ : Settings
     n_features_in_ : int
         Variables: the columns of a table; of images H W C.
+    feature_names_in_ : ndarray of str
+        The names of a table's columns, if X was a data frame. Later tables must have them in the same order.
 
     """
 
@@ -208,7 +195,7 @@ class RATSPN(_Baseline):
         num_cats: int | None = None,
         preset: str | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-        random_state: int = 0,
+        random_state: RandomState = 0,
         progress: Progress | None = None,
     ) -> None:
         self.depth = depth

@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import write_toml
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.settings import Settings, resolve
 from pyjuice_lvd.teacher import Teacher
 
 
@@ -29,8 +28,8 @@ class LVDPG(DensityEstimator):
         Shipped settings (`tiny`, `small`, ...); default: the defaults of docs/settings.md.
     config : str, path or mapping, optional
         Settings over the preset's: a TOML file, or nested tables such as `{"clusters": {"outer": 8}}`.
-    random_state : int
-        Seed of everything random.
+    random_state : int, RandomState or None
+        Seed of everything random, as scikit-learn has it: None draws one.
     device : "auto", "cpu" or "cuda"
         Where the teacher runs.
     progress : Progress, optional
@@ -47,13 +46,14 @@ class LVDPG(DensityEstimator):
     """
 
     _method: ClassVar[str] = "lvd-pg"
+    _parameters: ClassVar[tuple[str, ...]] = ("device",)
 
     def __init__(
         self,
         *,
         preset: str | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-        random_state: int = 0,
+        random_state: RandomState = 0,
         device: str = "auto",
         progress: Progress | None = None,
     ) -> None:
@@ -68,10 +68,10 @@ class LVDPG(DensityEstimator):
 
         Raises InputError where the images or a setting are not what is wanted.
         """
-        self.settings_: Settings = resolve(
-            self.preset, self.config, method=self._method, seed=self.random_state, device=self.device
-        )
-        train, valid = self._set_apart(self._checked(X))
+        self.settings_ = self._resolved()
+        if self.settings_.threads:
+            torch.set_num_threads(self.settings_.threads)
+        train, valid = self._set_apart(self._checked(X, fitting=True))
         learned = distill(train, valid, self.settings_, progress=self._shown)
         self.model_: JointModel = learned.model
         self.teacher_: Teacher = learned.teacher
@@ -121,22 +121,14 @@ class LVDPG(DensityEstimator):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""
-        self._check_fitted()
-        folder = Path(path)
-        self.model_.save(folder)
-        self.teacher_.save(folder / names.TEACHER)
-        write_toml(folder / names.SETTINGS, self.settings_.to_dict())
+        super().save(path)
+        self.teacher_.save(Path(path) / names.TEACHER)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
-        folder = Path(path)
-        settings = cls._kept_settings(folder)
-        estimator = cls(config=settings.to_dict(), random_state=settings.seed, device=settings.device)
-        estimator.model_ = JointModel.load(folder)
-        estimator.teacher_ = Teacher.load(folder / names.TEACHER, device=settings.device)
-        estimator.settings_ = settings
-        estimator.n_features_in_ = estimator.model_.dims
+        estimator = super().load(path)
+        estimator.teacher_ = Teacher.load(Path(path) / names.TEACHER, device=estimator.device)
         return estimator
 
 

@@ -29,8 +29,12 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Turn a result into standard JSON: numpy scalars and arrays become plain numbers, NaN and infinities `null`."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Turn a result into standard JSON: numpy scalars and arrays become plain numbers, NaN and infinities `null`.
+
+    What no UTF-8 can hold, such as the bytes of a file's name that is none, is escaped, and comes back as it was.
+    """
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:
@@ -64,7 +68,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     contents = read_bytes(path)
     try:
         return json.loads(contents)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}), wanted JSON") from error
 
 
@@ -98,7 +102,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     contents = read_bytes(path)
     try:
         return tomllib.loads(contents.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {_one_line(error)}, wanted TOML") from error
 
 

@@ -17,6 +17,8 @@ MODEL = "model"
 # In the folder of a model.
 DESCRIPTION = "model.json"
 """What the model is; written last."""
+COLUMNS = "columns.json"
+"""The names of a table's columns, if it has any."""
 CIRCUIT = "circuit.safetensors"
 PRIOR = "prior.safetensors"
 TEACHER = "teacher.safetensors"

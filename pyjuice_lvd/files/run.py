@@ -37,7 +37,7 @@ from pyjuice_lvd.files.formats import (
 Record = Callable[[Mapping[str, Any]], None]
 """What takes a record of the metrics, such as `RunDirectory.log`."""
 
-_MAY_CHANGE = frozenset({"threads", "device"})  # settings of how a run is computed, not of what it is
+_MAY_CHANGE = frozenset({"threads", "device", "version"})  # settings of how a run is computed, not of what it is
 _ABOUT = ("stage", "cluster", "round", "epoch")
 """The entries of a metrics record that say which piece of work it is about."""
 
@@ -55,11 +55,19 @@ class RunDirectory:
         self._earlier: set[tuple[Any, ...]] = set()  # what the records that a resumed run begins with are about
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], *, settings: Mapping[str, Any], resume: bool = False) -> Self:
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> Self:
         """Make a new run, or take up an existing one where `resume` is set, and lock it.
 
-        `settings` (nested tables of TOML values) are kept with a new run, and must equal those of a resumed one, except
-        for `threads` and `device`, which do not change what is computed.
+        `settings` (nested tables of TOML values) are kept with a new run, and must equal those of a resumed one, as
+        `completed` gives them, except for `threads` and `device`, which do not change what is computed, and for the
+        `version` that wrote them.
 
         Raises InputError when the path is a file or cannot be written, when it holds a run and `resume` is not set or
         holds something else, when there is no run to resume or its settings differ, and when another process has it.
@@ -79,7 +87,7 @@ class RunDirectory:
                 if leftover.is_file():
                     leftover.unlink()
             if resume:
-                _check_same(path, run.settings, settings)
+                run.check_settings(settings, completed)
                 run._drop_torn_line()
                 run._earlier = {_about(record) for record in run.metrics()}
             else:
@@ -88,6 +96,15 @@ class RunDirectory:
             run.close()
             raise
         return run
+
+    @classmethod
+    def check(cls, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+        """Raise what `create` would of the place, before any work is done; nothing is written."""
+        path = Path(path)
+        _check_place(path, resume)
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+            raise InputError(f"{path}: cannot be written, wanted a writable folder")
 
     @classmethod
     def open_existing(cls, path: str | os.PathLike[str], *, finished: bool = True) -> Self:
@@ -120,6 +137,12 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def check_settings(
+        self, settings: Mapping[str, Any], completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    ) -> None:
+        """Raise InputError where the run cannot be resumed with other settings (see `create`)."""
+        _check_same(self.path, completed(self.settings), settings)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -240,7 +263,7 @@ def _check_place(path: Path, resume: bool) -> None:
 
 def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise InputError that names the first setting in which a run and its continuation differ."""
-    before = flat(old)
+    before = flat(tomllib.loads(tomli_w.dumps(old)))
     now = flat(tomllib.loads(tomli_w.dumps(new)))  # as the file has them: tuples as lists
     for name in before | now:
         if name not in _MAY_CHANGE and before.get(name) != now.get(name):

@@ -103,7 +103,7 @@ def encode(value: Value, x: object, what: str) -> object:
         case float() | np.floating():
             value.kind, value.payload = FLOAT, ctypes.c_uint64.from_buffer(ctypes.c_double(float(x))).value
         case str():
-            data = x.encode()
+            data = x.encode(errors="surrogateescape")  # the bytes of a file's name, whatever they are
             pointer = ctypes.c_char_p(data)
             value.kind, value.dims[0] = STRING, len(data)
             value.payload = ctypes.cast(pointer, ctypes.c_void_p).value

@@ -19,6 +19,7 @@ from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.pieces import Pieces
+from pyjuice_lvd.learn.sizes import check_fit
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import HCLTSettings, RatSpnSettings, Settings
@@ -59,7 +60,13 @@ def learn_circuit(
     progress : Progress
         Where the work is shown.
 
+    Raises
+    ------
+    InputError
+        The model would take more memory than there is.
+
     """
+    check_fit(train.shape, settings, num_cats)
     kind = "table" if train.ndim == 2 else "images"
     digests = {f"training_{kind}": digest_of(train), f"validation_{kind}": digest_of(valid)}
     pieces = Pieces(folder, settings, **digests, categories=num_cats)

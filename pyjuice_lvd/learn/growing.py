@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.checks import integer
+from pyjuice_lvd.checks import integer, plain_array
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Table, as_table
 from pyjuice_lvd.clustering import divide, kmeans
@@ -145,7 +145,7 @@ def _weighed(pc: Circuit, labels: Heads) -> Grown:
 
 
 def _checked(x: npt.ArrayLike, h: npt.ArrayLike, num_heads: int) -> tuple[Table, npt.NDArray[np.float32]]:
-    patches, features = as_table(x), np.asarray(h)
+    patches, features = as_table(x), plain_array("h", h)
     if not len(patches):
         raise InputError("x: found no patches, wanted at least 1")
     if features.ndim != 2 or features.dtype.kind != "f" or len(features) != len(patches):

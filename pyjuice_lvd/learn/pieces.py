@@ -9,7 +9,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import make_folder
 from pyjuice_lvd.files.formats import flat, read_table, write_json
-from pyjuice_lvd.settings import Settings
+from pyjuice_lvd.settings import Settings, kept, restored
 
 
 class Pieces:
@@ -31,16 +31,16 @@ class Pieces:
             return
         path = folder / names.PIECES
         if not path.exists():  # older versions have none
-            write_json(path, {"of": of, "settings": settings.to_dict()})
+            write_json(path, {"of": of, "settings": kept(settings)})
             return
-        kept = read_table(path)
-        if not all(isinstance(kept[part], dict) for part in ("of", "settings")):
+        earlier = read_table(path)
+        if not all(isinstance(earlier[part], dict) for part in ("of", "settings")):
             raise InputError(f"{path}: damaged, wanted tables 'of' and 'settings'")
         for name, value in of.items():
-            if kept["of"].get(name) != value:
+            if earlier["of"].get(name) != value:
                 other = name.replace("_", " ")
                 raise InputError(f"{folder}: has pieces of work on other {other}; wanted the same, or another folder")
-        before = replace(Settings.from_dict(kept["settings"]), threads=settings.threads, device=settings.device)
+        before = replace(restored(earlier["settings"], f"{path}: "), threads=settings.threads, device=settings.device)
         if before != settings:
             old, new = flat(before.to_dict()), flat(settings.to_dict())
             name = next(name for name in new if new[name] != old[name])

@@ -15,15 +15,15 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import mirrored
-from pyjuice_lvd.data.patches import position_grid, to_patches
+from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.data.splits import digest_of
-from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
 from pyjuice_lvd.learn.pieces import Pieces
+from pyjuice_lvd.learn.sizes import check_fit
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
 from pyjuice_lvd.progress import SILENT, Progress
@@ -70,10 +70,10 @@ def distill(
     Raises
     ------
     InputError
-        Where the images do not fit the settings.
+        Where the images do not fit the settings, or the model this machine.
 
     """
-    check_images(train, settings)
+    check_fit(train.shape, settings)
     digests = {"training_images": digest_of(train), "validation_images": digest_of(valid)}
     work = _Work(settings, Pieces(folder, settings, **digests), record, progress)
     teacher = _teach(train, valid, work)
@@ -81,16 +81,6 @@ def distill(
         train = np.concatenate([train, mirrored(train)])
     circuits, labels = _patch_circuits(teacher, train, work)
     return Distilled(teacher, _join(circuits, labels, train, valid, work))
-
-
-def check_images(train: Images, settings: Settings) -> None:
-    """Raise InputError where training images, uint8 (N, H, W, C), do not fit the settings, before any work is done."""
-    position_grid(train.shape[1], train.shape[2], settings.teacher.patch)
-    if len(train) < settings.clusters.outer:
-        raise InputError(
-            f"found {len(train)} training images for clusters.outer = {settings.clusters.outer}, "
-            "wanted at least as many images as clusters"
-        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, nonnegative, number, step_sizes
+from pyjuice_lvd.checks import integer, integers, nonnegative, number, plain_array, step_sizes
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE
@@ -211,7 +211,7 @@ def fit_end_to_end(
 
 
 def _checked(candidates: npt.NDArray[np.integer[Any]], shape: tuple[int, ...], circuits: int) -> npt.NDArray[np.uint16]:
-    array = np.asarray(candidates)
+    array = plain_array("candidates", candidates)
     if array.ndim != 3 or array.shape[:2] != shape or not array.shape[2] or array.dtype.kind not in "iu":
         raise InputError(
             f"candidates: found {array.dtype} {array.shape}, wanted integers ({shape[0]}, {shape[1]}, M), M at least 1"

@@ -1,9 +1,9 @@
 """The settings of a run: what there is to choose, and how presets, files and options are put together."""
 
+from pyjuice_lvd.settings.choices import BASELINES, DEVICES, METHODS, SPLITS
+from pyjuice_lvd.settings.kept import kept, restored
+from pyjuice_lvd.settings.resolve import preset_names, resolve
 from pyjuice_lvd.settings.sections import (
-    BASELINES,
-    DEVICES,
-    METHODS,
     CircuitSettings,
     ClusterSettings,
     DataSettings,
@@ -14,14 +14,15 @@ from pyjuice_lvd.settings.sections import (
     RatSpnSettings,
     RefiningSettings,
     Settings,
-    preset_names,
-    resolve,
+    TeacherSettings,
+    setting_names,
 )
 
 __all__ = [
     "BASELINES",
     "DEVICES",
     "METHODS",
+    "SPLITS",
     "CircuitSettings",
     "ClusterSettings",
     "DataSettings",
@@ -32,6 +33,10 @@ __all__ = [
     "RatSpnSettings",
     "RefiningSettings",
     "Settings",
+    "TeacherSettings",
+    "kept",
     "preset_names",
     "resolve",
+    "restored",
+    "setting_names",
 ]

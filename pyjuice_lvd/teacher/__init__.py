@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyjuice_lvd.teacher.settings import TeacherSettings
+from pyjuice_lvd.settings import TeacherSettings
 
 if TYPE_CHECKING:
     from pyjuice_lvd.teacher.teacher import Teacher

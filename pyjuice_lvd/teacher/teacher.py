@@ -18,15 +18,14 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.settings import DEVICES, TeacherSettings, restored
 from pyjuice_lvd.teacher.quantizer import perplexity
-from pyjuice_lvd.teacher.settings import TeacherSettings
 from pyjuice_lvd.teacher.storage import read_tensors, write_tensors
 from pyjuice_lvd.teacher.training import Record, new_network, train
 from pyjuice_lvd.teacher.vqvae import VQVAE
 
 UInt8 = npt.NDArray[np.uint8]
 
-DEVICES = ("auto", "cpu", "cuda")
 BATCH_SIZE = 128
 """Images that are looked at together where nothing is trained."""
 
@@ -174,7 +173,9 @@ class Teacher:
         place = resolve_device(device)
         with read_tensors(path, _KIND) as (tensors, facts):
             # A file that names no colour transform is of a teacher that saw the pixels as they are.
-            teacher = cls(TeacherSettings(**facts["settings"]), color=facts.get("color", "rgb"))
+            teacher = cls(
+                restored({"teacher": facts["settings"]}, f"{path}: ").teacher, color=facts.get("color", "rgb")
+            )
             network = VQVAE(teacher.settings, tensors["mean"].flatten(), tensors["std"].flatten())
             network.load_state_dict(tensors)
             teacher._network, teacher.history = network.to(place), facts["history"]

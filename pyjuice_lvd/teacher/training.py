@@ -21,9 +21,9 @@ from torch import Tensor
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.progress import Progress, Stage
 from pyjuice_lvd.seeds import derived_seed
+from pyjuice_lvd.settings import TeacherSettings, restored
 from pyjuice_lvd.teacher import mixture
 from pyjuice_lvd.teacher.quantizer import Quantized, perplexity
-from pyjuice_lvd.teacher.settings import TeacherSettings
 from pyjuice_lvd.teacher.storage import read_tensors, write_tensors
 from pyjuice_lvd.teacher.vqvae import VQVAE
 from pyjuice_lvd.units import bits_per_dimension
@@ -164,6 +164,8 @@ class _Run:
     def restore(self, path: str | PathLike[str]) -> None:
         """Read what `save` wrote; raises InputError if the file is damaged or of another run."""
         with read_tensors(path, _CHECKPOINT) as (tensors, facts):
+            of = restored({"teacher": facts["run"]["settings"]}, f"{path}: ").teacher
+            facts["run"]["settings"] = json.loads(json.dumps(asdict(of)))
             for name, value in json.loads(json.dumps(self._identity)).items():  # tuples as lists, as in the file
                 if facts["run"][name] != value:
                     raise InputError(f"{path}: a checkpoint of training with other {name}; wanted the same or no file")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyjuice_lvd.settings import TeacherSettings
 from pyjuice_lvd.teacher import mixture
 from pyjuice_lvd.teacher.quantizer import VectorQuantizer
-from pyjuice_lvd.teacher.settings import TeacherSettings
 
 UInt8 = npt.NDArray[np.uint8]
 

@@ -1,0 +1,123 @@
+"""Image files, and folders of them, as arrays; nothing is passed over without a word."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from pyjuice_lvd.data.reading import check_unpacked, reading
+from pyjuice_lvd.data.source import Source, UInt8, meant_split, not_read
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.settings.choices import SPLITS
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def read_image_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
+    """Read image files, those in subfolders too, in sorted order; folders train, valid and test are the splits.
+
+    Symbolic links are followed. The images are grey if every file is, and RGB otherwise.
+    """
+    found, loops = _files_in(folder)
+    names = [name for name in found if name.suffix.lower() in IMAGE_SUFFIXES]
+    if not names:
+        raise InputError(f"{folder}: found no image files, wanted some of {', '.join(IMAGE_SUFFIXES)}")
+    split_of = _splits(folder, names)
+    images: list[UInt8] = []
+    packed = unpacked = 0
+    for name in names:
+        path = folder / name
+        images.append(read_image_file(path, crop))
+        if images[-1].shape[:2] != images[0].shape[:2]:
+            wanted = f"{sides(images[0].shape)} as in {names[0]} (or a crop)"
+            raise InputError(f"{path}: found {sides(images[-1].shape)}, wanted {wanted}")
+        packed, unpacked = packed + path.stat().st_size, unpacked + images[-1].nbytes
+        check_unpacked(folder, unpacked, packed)
+    shape = (*images[0].shape[:2], max(image.shape[2] for image in images))
+    parts = {}
+    for split in ("all", *SPLITS):
+        members = [image for image, name in zip(images, names, strict=True) if split_of[name] == split]
+        if members:
+            parts[split] = np.empty((len(members), *shape), np.uint8)
+            for row, image in zip(parts[split], members, strict=True):
+                row[...] = image  # a grey image among coloured ones gives all three channels its value
+    how = "" if "all" in parts else f"by its folders {', '.join(parts)}"
+    notes = not_read(set(found) - set(names)) + not_read(loops, "link back to a folder above")
+    return Source(str(folder), parts, how, notes=notes)
+
+
+def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
+    """Read one image: uint8 (H, W, 1) if it is grey and (H, W, 3) otherwise, as stored; transparency is dropped."""
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own measure of what is too large, and of odd metadata
+        with Image.open(path) as image:
+            check_unpacked(path, image.width * image.height * len(image.getbands()), path.stat().st_size)
+            pixels = _pixels(path, image)
+    if crop is None:
+        return pixels
+    if pixels.shape[0] < crop[0] or pixels.shape[1] < crop[1]:
+        raise InputError(f"{path}: found {sides(pixels.shape)}, wanted at least the crop's {sides(crop)}")
+    return pixels[: crop[0], : crop[1]].copy()  # a copy, so that the whole image is freed
+
+
+def sides(shape: tuple[int, ...]) -> str:
+    """Write the height and width of a shape (H, W, ...)."""
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _pixels(path: Path, image: ImageFile) -> UInt8:
+    # Pillow opens 16-bit colour PNG and TIFF files as "RGB" and cuts them to 8 bits: only the raw mode tells.
+    raw_modes = [str(tile[3]) for tile in image.tile] if image.format in ("PNG", "TIFF") else []
+    if image.mode[0] in "IF" or any(";16" in mode for mode in raw_modes):
+        raise InputError(f"{path}: found pixels of more than 8 bits (mode {image.mode}), wanted 8-bit grey or RGB")
+    if image.mode in ("1", "L", "LA"):
+        return np.asarray(image.convert("L"))[..., None]
+    if "transparency" in image.info:  # a palette with transparency loses it by way of RGBA
+        return np.asarray(image.convert("RGBA").convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _splits(folder: Path, names: list[Path]) -> dict[Path, str]:
+    """Say which split each image is in, by the folder at the top; "all" where there are none."""
+    split_of = {name: name.parts[0] if name.parts[0] in SPLITS and len(name.parts) > 1 else "all" for name in names}
+    outside = [name for name in names if split_of[name] == "all"]
+    if outside and len(outside) < len(names):
+        raise InputError(
+            f"{folder / outside[0]}: an image beside the folders train, valid, test; wanted all images in them"
+        )
+    for name in outside:
+        meant = meant_split(name.parts[0]) if len(name.parts) > 1 else None
+        if meant:
+            raise InputError(f"{folder / name.parts[0]}: found a folder of that name, wanted {meant} as the split's")
+    return split_of
+
+
+def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Find the files in a folder and its subfolders, through links too, but for hidden ones: relative paths, sorted.
+
+    Returns them, and the links that lead back to a folder they are in.
+    """
+    files, loops = [], []
+
+    def walk(relative: Path, above: frozenset[tuple[int, int]]) -> None:
+        own = (folder / relative).stat()
+        within = above | {(own.st_dev, own.st_ino)}
+        for entry in os.scandir(folder / relative):
+            name = relative / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                target = (folder / name).stat()  # not entry.stat(): it may not follow links
+                (loops.append(name) if (target.st_dev, target.st_ino) in within else walk(name, within))
+            elif entry.is_file():
+                files.append(name)
+            else:
+                raise InputError(f"{folder / name}: is no file, or a link to nothing; wanted image files and folders")
+
+    walk(Path(), frozenset())
+    return sorted(files), loops

@@ -1,0 +1,142 @@
+"""What can be said before any work is done: whether data fit the settings, and a model this machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
+from pyjuice_lvd.data.patches import position_grid
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.memory import in_words, machine_memory
+from pyjuice_lvd.settings import BASELINES, Settings
+
+_BYTES = 24
+"""What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
+
+_TEACHER_BYTES = 16
+"""The teacher's: itself, its gradient, and Adam's two moments."""
+
+
+def check_fit(
+    shape: tuple[int, ...],
+    settings: Settings,
+    num_cats: int = 256,
+    *,
+    largest: str | None = None,
+) -> None:
+    """Check that a model of data can be learned at all, before anything is allocated.
+
+    Parameters
+    ----------
+    shape : (N, H, W, C) or (N, V)
+        Of the training images or the training table.
+    settings : Settings
+        All of them.
+    num_cats : int
+        Categories of each variable.
+    largest : str, optional
+        Says where a table's largest value is, for messages: `x.csv: found 7 in column 2 (age)`.
+
+    Raises
+    ------
+    InputError
+        Images do not fit the settings, or the model would take more memory than there is. The line names the setting,
+        or the column.
+
+    """
+    if settings.method not in BASELINES:
+        position_grid(shape[1], shape[2], settings.teacher.patch)
+        if shape[0] < settings.clusters.outer:
+            raise InputError(
+                f"found {shape[0]} training images for clusters.outer = {settings.clusters.outer}, "
+                "wanted at least as many images as clusters"
+            )
+    if settings.method == "hclt" and shape[0] < settings.hclt.trees:
+        kind = "rows" if len(shape) == 2 else "images"
+        raise InputError(f"hclt.trees: found {settings.hclt.trees} for {shape[0]} {kind}, wanted at most as many trees")
+    largest = f"num_cats: found {num_cats}" if largest is None else largest
+    size, most = _size(shape, settings, num_cats), machine_memory()
+    if size <= most:
+        return
+    blamed = min(_others(settings), key=lambda name: _size(shape, _with_default(settings, name), num_cats))
+    if _size(shape, settings, min(num_cats, 256)) < _size(shape, _with_default(settings, blamed), num_cats):
+        raise InputError(
+            f"{largest}, which makes {num_cats:,} categories: the model would take {in_words(size)} of memory, "
+            f"wanted at most the {in_words(most)} of this machine"
+        )
+    raise InputError(
+        f"{blamed}: found {_value(settings, blamed)}: the model would take {in_words(size)} of memory, "
+        f"wanted at most the {in_words(most)} of this machine"
+    )
+
+
+def check_categories(num_cats: int, rows: int, largest: str) -> None:
+    """Raise InputError where so many categories for so many rows of a table cannot be meant; `largest`: as above."""
+    if num_cats > max(MANY_CATEGORIES, CATEGORIES_A_ROW * rows):
+        raise InputError(
+            f"{largest}, which makes {num_cats:,} categories for {rows:,} rows; "
+            "wanted categories, numbered from 0 without large gaps"
+        )
+
+
+def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
+    """Estimate the bytes that learning takes beside the data; what grows while it learns counts as it begins."""
+    num_vars = math.prod(shape[1:])
+    if settings.method == "hclt":
+        return _BYTES * settings.hclt.trees * _hclt(num_vars, settings.hclt.latents, num_cats)
+    if settings.method == "rat-spn":
+        return _BYTES * _rat_spn(num_vars, settings, num_cats)
+    own, (ph, pw), channels = settings.clusters, settings.teacher.patch, shape[3]
+    positions, pixels = shape[1] // ph * (shape[2] // pw), ph * pw * channels
+    circuits = own.outer * (1 if own.tied else positions)
+    patch = _hclt(pixels, settings.circuit.latents, num_cats) + settings.circuit.latents * own.inner
+    small = _hclt(pixels, settings.refining.latents, num_cats) if settings.refining.rounds else 0
+    prior = _hclt(positions, settings.prior.latents, own.outer * own.inner)
+    counted = max(circuits * small, circuits * patch + prior)
+    return _BYTES * counted + _teacher(settings, positions, pixels)
+
+
+def _hclt(num_vars: int, latents: int, num_cats: int) -> int:
+    """Count the parameters of a hidden Chow-Liu tree."""
+    return num_vars * latents * num_cats + (num_vars - 1) * latents**2 + latents
+
+
+def _rat_spn(num_vars: int, settings: Settings, num_cats: int) -> int:
+    """Count the parameters of a RAT-SPN, and the edges of its products, as if no two cuts met in a region."""
+    own = settings.rat_spn
+    depth = min(own.depth, (num_vars - 1).bit_length())
+    inputs = own.replicas * own.inputs * num_vars * num_cats
+    parts = [own.inputs if level + 1 == depth else own.sums for level in range(depth)]
+    pairs = sum(own.replicas * min(1 << level, num_vars) * (2 + own.sums) * part**2 for level, part in enumerate(parts))
+    return inputs + pairs
+
+
+def _teacher(settings: Settings, positions: int, pixels: int) -> int:
+    """Estimate the bytes of the teacher's parameters, and of the distances of a batch's features to the codes."""
+    own = settings.teacher
+    blocks = own.blocks * (2 if own.decoder == "convolutional" else 1)
+    width = own.channels * (pixels + 10 * blocks * own.channels + 2 * own.code_dim + 3 * own.mixtures * pixels)
+    return _TEACHER_BYTES * (width + own.codes * own.code_dim) + 4 * own.batch_size * positions * own.codes
+
+
+def _others(settings: Settings) -> list[str]:
+    """Name the settings that make a model large."""
+    if settings.method == "hclt":
+        return ["hclt.latents", "hclt.trees"]
+    if settings.method == "rat-spn":
+        return [f"rat_spn.{name}" for name in ("replicas", "sums", "inputs")]
+    teacher = [f"teacher.{name}" for name in ("channels", "blocks", "code_dim", "codes", "mixtures", "batch_size")]
+    return ["circuit.latents", "clusters.outer", "clusters.inner", "prior.latents", "refining.latents", *teacher]
+
+
+def _value(settings: Settings, name: str) -> Any:
+    section, _, key = name.partition(".")
+    return getattr(getattr(settings, section), key)
+
+
+def _with_default(settings: Settings, name: str) -> Settings:
+    section, _, key = name.partition(".")
+    own = getattr(settings, section)
+    return replace(settings, **{section: replace(own, **{key: _value(Settings(), name)})})

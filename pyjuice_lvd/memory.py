@@ -1,0 +1,32 @@
+"""How much memory this machine gives us, and sizes in words."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def machine_memory() -> int:
+    """Give the memory of this machine in bytes, or of what of it a container or `ulimit -v` leaves us."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _CGROUPS:
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):  # no such limit
+            continue
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    return min(limits)
+
+
+def in_words(size: float) -> str:
+    """Write a number of bytes: `5.8 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} PB"

@@ -1,0 +1,28 @@
+"""What there is to choose from: the names that settings, options and files may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")
+BASELINES = ("hclt", "rat-spn")
+"""Methods of one circuit over whole images, or over the rows of a table."""
+DEVICES = ("auto", "cpu", "cuda")
+"""Where the teacher runs."""
+SPLITS = ("train", "valid", "test")
+"""Parts of data: to learn from, to stop early by, to measure on."""
+PHOTO_SIZES = (16, 32)
+"""Sides of the images that `photos` is cut into."""
+COLOR_NAMES = ("ycocg", "rgb", "ycc709")
+"""Colour transforms."""
+DECODERS = ("independent", "convolutional")
+"""Of the teacher: each patch is decoded from its own code alone, or from its neighbours' codes too."""
+STARTS = ("random", "clusters")
+"""Where the parameters of an HCLT start."""
+NEW_HEADS = ("double", "one")
+"""Of progressive growing: one for each cluster that is divided, or one in each round."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {"start": 1, "tree_per_head": False, "quantized": False, "stickiness": 0.0, "new_heads": "double"},
+    "reference": {"start": 2, "tree_per_head": True, "quantized": True, "stickiness": 1.0, "new_heads": "one"},
+}
+"""Of progressive growing: the paper's text, and the code released with it. Naming one sets these of its settings."""

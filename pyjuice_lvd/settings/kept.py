@@ -1,0 +1,55 @@
+"""Settings as runs and models keep them: all of them, with the version that wrote them, and read by later versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.settings.sections import CircuitSettings, Settings
+from pyjuice_lvd.settings.tables import checked, merged
+from pyjuice_lvd.versions import version_of
+
+VERSION = "version"
+"""The entry, beside the settings, that says which version of lvd-juice wrote them."""
+
+
+def before(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Say, for each setting that came later than a run could be, what was done without it: by name.
+
+    `table` are the settings that the run has. A new setting gets a line here, and keeps it.
+    """
+    circuit = table.get("circuit", {})
+    return {
+        "data.flip": False,
+        "clusters.tied": True,
+        "refining.rounds": 0,
+        "circuit.start": "random",
+        "growing.epochs": circuit.get("epochs", CircuitSettings.epochs),
+        "prior.memory": 4.0,  # the same outcome
+        "finetuning.epochs": 0,
+        "finetuning.candidates": 0,
+    }
+
+
+def kept(settings: Settings) -> dict[str, Any]:
+    """Give settings as they are kept: nested tables of TOML values, and the version that this is."""
+    return {VERSION: version_of("lvd-juice") or "unknown", **settings.to_dict()}
+
+
+def restored(table: Mapping[str, Any], source: str = "") -> Settings:
+    """Make settings of what was kept, by this version or by another; `source` begins every message.
+
+    What an earlier version did not know is set to what it did. Raises InputError as `Settings.from_dict` does.
+    """
+    found = {key: value for key, value in table.items() if key != VERSION}
+    old: dict[str, Any] = {}
+    for name, value in before(found).items():
+        section, _, key = name.partition(".")
+        old.setdefault(section, {})[key] = value
+    own, this = table.get(VERSION), version_of("lvd-juice")
+    try:
+        return Settings.from_dict(merged(old, checked(Settings, found, source)))
+    except InputError as error:
+        by = f"; it was written by version {own} of lvd-juice, this is {this}" if own not in (None, this) else ""
+        raise InputError(f"{error}{by}") from error
