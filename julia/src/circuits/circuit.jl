@@ -186,7 +186,8 @@ function check(c::Circuit)
                 invalid(u, "variable $(c.variable[u]) has $(c.categories[u]) categories here, $(c.categories[v]) in unit $(v - 1)")
         elseif kind == PRODUCT || kind == SUM
             isempty(children(c, u)) && invalid(u, "no children")
-            kind == SUM && check_weights(u, view(c.weight, edges(c, u)))
+            weights = view(c.weight, edges(c, u))
+            kind == SUM ? check_weights(u, weights) : all(==(1), weights) || invalid(u, "a product with edges of other weights than 1")
         else
             invalid(u, "unknown kind $kind")
         end
