@@ -40,6 +40,10 @@ def digest_of(values: Rows) -> str:
     return digest.hexdigest()
 
 
+_ROUNDING = 1e-3
+"""How far above 1 a probability may be: what a circuit's parameters may sum to, less 1."""
+
+
 class Checkpoint:
     """The state of EM between two steps, in a safetensors file.
 
@@ -115,8 +119,10 @@ class Checkpoint:
         for number, own in enumerate(self._learned):
             for name in (f"learned/{number}", *((f"kept/{number}",) if validated else ())):
                 found = arrays[name]
-                if found.shape != own.shape or found.dtype != own.dtype or not np.isfinite(found).all():
-                    raise ValueError(f"{name} is {found.dtype} {found.shape}, or not finite")
+                if found.shape != own.shape or found.dtype != own.dtype:
+                    raise ValueError(f"{name} is {found.dtype} {found.shape}")
+                if not ((found >= 0) & (found <= 1 + _ROUNDING)).all():
+                    raise ValueError(f"{name} holds what is no probability")
         epochs = len(arrays["train"])
         lengths = {name: arrays[name].shape for name in ("train", *(("valid",) if validated else ()))}
         if any(shape != (epochs,) for shape in lengths.values()) or epochs > self._about["epochs"]:

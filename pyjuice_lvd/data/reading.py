@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from pyjuice_lvd.errors import InputError
 
 _FREE, _RATIO = 2**26, 256
 """A compressed file may unpack to 64 MiB, and beyond that to 256 times its size: data do not, traps do."""
+
+_WORDS = 200
+"""So many characters of what a library has to say of a file."""
 
 
 @contextmanager
@@ -20,7 +24,8 @@ def reading(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        reason = textwrap.shorten(said, _WORDS, placeholder=" ...")  # a damaged header may be quoted whole
         raise InputError(f"{path}: cannot be read ({reason or type(error).__name__})") from error
 
 
