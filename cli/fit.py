@@ -148,6 +148,8 @@ def _about(splits: Splits) -> dict[str, Any]:
         "how": splits.how,
         "digest": splits.digest,
         "train_digest": digest_of(splits.train),
+        "valid_digest": digest_of(splits.valid),
+        "test_digest": digest_of(splits.test),
         "categories": num_categories(splits),
         "columns": splits.columns,
         "train": splits.train.shape,
@@ -157,10 +159,15 @@ def _about(splits: Splits) -> dict[str, Any]:
 
 
 def _check_same_source(directory: RunDirectory, about: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data."""
-    if (directory / names.DATA).exists() and directory.data["train_digest"] != about["train_digest"]:
-        kind = "rows" if len(about["train"]) == 2 else "images"
-        raise InputError(f"{directory.path}: this run learns from other {kind} ({directory.data['source']})")
+    """Refuse to go on with other data; older runs know their training part only."""
+    if not (directory / names.DATA).exists():
+        return
+    earlier, kind = directory.data, "rows" if len(about["train"]) == 2 else "images"
+    if earlier["train_digest"] != about["train_digest"]:
+        raise InputError(f"{directory.path}: this run learns from other {kind} ({earlier['source']})")
+    for part in ("valid", "test"):
+        if earlier.get(f"{part}_digest", about[f"{part}_digest"]) != about[f"{part}_digest"]:
+            raise InputError(f"{directory.path}: this run has other {part} {kind} ({earlier['source']})")
 
 
 def _completed(table: Mapping[str, Any]) -> dict[str, Any]:

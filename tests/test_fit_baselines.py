@@ -51,6 +51,27 @@ def run(debd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     return folder, json.loads(line)
 
 
+def test_a_run_goes_on_with_all_of_its_data_only(debd: Path, run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Also a finished one, whose figures are of its own test rows."""
+    folder, result = run
+    for part, said in (("train", "learns from other rows"), ("valid", "has other valid rows"), ("test", "other test")):
+        data = tmp_path / part / "toy"
+        shutil.copytree(debd, data)
+        rows = np.loadtxt(data / f"toy.{part}.data", int, delimiter=",")
+        np.savetxt(data / f"toy.{part}.data", rows[::-1], "%d", ",")
+        ran = lvd_juice("fit", data, "-o", folder, "--resume", check=False)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert said in ran.stderr
+        assert str(debd) in ran.stderr
+    about = json.loads((folder / "data.json").read_text())
+    older = {name: value for name, value in about.items() if name not in ("valid_digest", "test_digest")}
+    try:
+        (folder / "data.json").write_text(json.dumps(older))  # as older versions wrote it
+        assert json.loads(lvd_juice("fit", debd, "-o", folder, "--resume", "--json", "--quiet").stdout) == result
+    finally:
+        (folder / "data.json").write_text(json.dumps(about))
+
+
 def test_a_table_is_reported_per_variable_and_per_row(run: tuple[Path, dict[str, Any]]) -> None:
     folder, result = run
     assert set(result) >= {
