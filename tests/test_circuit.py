@@ -229,8 +229,17 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         pc.fit_em(data, weights=np.full(400, -1))
     with pytest.raises(InputError, match="patience: found 0"):
         pc.fit_em(data, valid=data, patience=0)
-    with pytest.raises(InputError, match="valid: found no rows"):
-        pc.fit_em(data, valid=data[:0])
+    for valid, found in (
+        (data[:0], "found no rows"),
+        (data + 9, r"row 0, variable 0: value \d+ is outside"),
+        (data[:, :2], "found 2 variables, wanted the circuit's 5"),
+        (data / 2, "found float64"),
+        (np.ma.masked_equal(data, 1), "found a masked array"),
+    ):
+        with pytest.raises(InputError, match=f"^valid: {found}"):
+            pc.fit_em(data, valid=valid)
+    with pytest.raises(InputError, match=r"^X: row 0, variable 0: value"):
+        pc.fit_em(data + 9, valid=data)
     with pytest.raises(InputError, match=r"valid_heads: found 0\.\.2, wanted 0\.\.0"):
         pc.fit_em(data, valid=data, valid_heads=data[:, 0])
     with pytest.raises(InputError, match="num_latents = 0"):

@@ -10,6 +10,7 @@ from models import tiny_model
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Statistics
+from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
@@ -205,6 +206,14 @@ def test_candidates_make_it_a_lower_bound_that_full_batches_raise() -> None:
     assert np.all(np.diff(history) > -1e-5)
     assert history[-1] > history[0] + 0.1
     assert all(valid > bound for valid, bound in zip(history.valid, history[1:], strict=False))
+
+
+@pytest.mark.parametrize("fit", [fit_prior, fit_end_to_end])
+def test_images_that_do_not_fit_are_called_by_their_own_name(fit: Callable[..., History]) -> None:
+    model, images = tiny_model(cats=4), alike(5)
+    for name, given in (("train", (images[:, :1], images)), ("valid", (images, images[:, :1]))):
+        with pytest.raises(InputError, match=f"^{name}: found images of"):
+            fit(model, *given, epochs=1, step_size=(0.1, 0.1))
 
 
 def test_what_cannot_be_trained_end_to_end_is_refused() -> None:

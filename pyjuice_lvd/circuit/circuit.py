@@ -333,7 +333,7 @@ class Circuit:
         self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None
     ) -> tuple[Rows, npt.NDArray[np.int32]]:
         """Check validation rows and their heads."""
-        rows, _ = self.engine.rows(valid)
+        rows, _ = self.engine.rows(valid, name="valid")
         if not len(rows):
             raise InputError("valid: found no rows, wanted at least 1")
         return rows, as_heads(heads, len(rows), self.num_heads, "valid_heads")

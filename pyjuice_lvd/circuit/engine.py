@@ -136,16 +136,19 @@ class Engine:
         return np.uint8 if self.categories <= 256 else np.int32
 
     def rows(
-        self, X: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None = None, *, hides: bool = False
+        self, X: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None = None, *, hides: bool = False, name: str = "X"
     ) -> tuple[Rows, Mask | None]:
-        """Check rows and their mask, which a table needs where `hides`, and Evidence must not have."""
+        """Check rows, called `name`, and their mask, which a table needs where `hides`, and Evidence must not have."""
         if isinstance(X, Evidence):
             if mask is not None:
                 raise InputError("mask: found together with Evidence, which hides all variables itself; wanted None")
             return X, None
-        table = as_table(X, self.num_vars)
+        table = as_table(X, self.num_vars, name)
         hidden = as_mask(mask, table.shape) if hides or mask is not None else None
-        julia.call("check_table", self.circuit, table, hidden)
+        try:
+            julia.call("check_table", self.circuit, table, hidden)
+        except InputError as error:
+            raise InputError(f"{name}{str(error).removeprefix('X')}") from error
         return table, hidden
 
     def run(

@@ -48,6 +48,7 @@ def fit_prior(
     epochs, seed = integer("epochs", epochs, least=0), integer("seed", seed, least=0)
     history, steps = History(), np.linspace(*step_sizes(step_size), epochs)
     nonnegative("memory", number("memory", memory))
+    train, valid = model.checked(train, "train"), model.checked(valid, "valid")
     with progress.stage("p(z) on p(x)", total=epochs * len(train), unit="images") as stage:
         learned_from, held_out = (_Shares(model, images, int(memory * 2**30)) for images in (train, valid))
         watch = Validation(held_out.mean_score, model.prior.parameters(), patience)
@@ -165,6 +166,7 @@ def fit_end_to_end(
     epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
     pseudocounts = number("pseudocount", pseudocount), number("prior_pseudocount", prior_pseudocount)
     first_step, last_step = step_sizes(step_size)
+    train, valid = model.checked(train, "train"), model.checked(valid, "valid")
     n, patches = len(train), model.patches(train)
     if candidates is not None:
         candidates = _checked(candidates, patches.shape[:2], len(model.circuits))
