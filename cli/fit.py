@@ -22,6 +22,7 @@ from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
 from pyjuice_lvd.settings import BASELINES, METHODS, Settings, kept, preset_names, resolve, restored
 from pyjuice_lvd.settings.choices import COLOR_NAMES
+from pyjuice_lvd.settings.resolve import without_use
 from pyjuice_lvd.units import bits_per_dimension
 from pyjuice_lvd.versions import versions
 
@@ -88,6 +89,10 @@ def fit(
         prepare(settings)
         for line in (splits.how, *splits.notes):
             progress.log(f"{splits.source}: {line}")
+        for text in without_use(assignments, settings.method):
+            progress.log(f"--set {text}: method {settings.method} has no use for it")
+        if splits.train.ndim == 2 and (color or crop):
+            progress.log(f"{'--color' if color else '--crop'}: {splits.source} is a table, which has no use for it")
     with RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed) as directory:
         _check_same_source(directory, about)
         if not (directory / names.DATA).exists():

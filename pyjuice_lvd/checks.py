@@ -124,7 +124,7 @@ def nonnegative(name: str, value: float) -> None:
 
 
 def plain_array(name: str, value: npt.ArrayLike | None) -> npt.NDArray[Any]:
-    """Take over an array, or what makes one; raises InputError where numpy's mask hides some of it.
+    """Take over an array, or what makes one; raises InputError where numpy's mask hides some of it, or it is ragged.
 
     numpy itself would give what lies beneath the mask.
     """
@@ -133,7 +133,10 @@ def plain_array(name: str, value: npt.ArrayLike | None) -> npt.NDArray[Any]:
     if hidden:
         found = f"a masked array with {hidden} hidden values"
         raise InputError(f"{name}: found {found}, wanted a plain array (mask= says what is hidden, where it is taken)")
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name}: found {_shown(value)}, wanted an array: rows of one length ({error})") from error
 
 
 def require(ok: bool, name: str, value: object, wanted: str) -> None:

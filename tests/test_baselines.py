@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_named(table: np.ndarray, images: np.ndarray, tmp_p
         HCLT(num_latents=0).fit(table)
     with pytest.raises(InputError, match="found n_samples = 1, wanted at least 2"):
         clone(model).fit(table[:1])
-    with pytest.raises(InputError, match=r"X: found shape \(600, 6, 3, 4, 3\)"):
+    with pytest.raises(InputError, match=r"X: found shape \(600, 6, 3, 4, 3\), wanted images"):
         clone(model).fit(np.broadcast_to(images[:1], (600, 6, 3, 4, 3)))
     model.save(tmp_path / "model")
     with pytest.raises(InputError, match="found a model of method hclt, wanted rat-spn"):
@@ -442,3 +442,24 @@ print((memory("VmHWM") - before) / sizes._size(table.shape, model.settings_, 10*
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 0.5 < float(ran.stdout) < 1.5
+
+
+def test_empty_and_ragged_data_are_refused_in_one_line(table: np.ndarray) -> None:
+    model = clone(SMALL[HCLT]).set_params(epochs=1).fit(table)
+    assert model.score_samples(table[:0]).shape == (0,)
+    for ask, part in (
+        (lambda: model.score(table[:0]), "X: found no rows, wanted at least 1"),
+        (lambda: model.bpd(table[:0]), "X: found no rows, wanted at least 1"),
+        (lambda: model.model_.bpd(table[:0]), "X: found no rows, wanted at least 1"),
+        (lambda: HCLT().fit([[0, 1], [1]]), "X: found [[0, 1], [1]], wanted an array: rows of one length"),
+        (lambda: model.score_samples([[0, 1], [1]]), "X: found [[0, 1], [1]], wanted an array"),
+        (lambda: model.inpaint(table, [[True], [True, False]]), "mask: found [[True], [True, False]], wanted an array"),
+        (lambda: HCLT().fit([]), "X: found shape (0,), wanted images (N, H, W[, C]), or a table (N, V)"),
+        (lambda: model.score_samples(table[0]), "X: found shape (6,), wanted images"),
+        (lambda: HCLT().fit(table[:, :0]), "X: found shape (600, 0), wanted at least one row and one variable"),
+        (lambda: HCLT().fit(None), "X: found shape (), wanted images"),
+    ):
+        with pytest.raises(InputError) as error:
+            ask()
+        assert str(error.value).startswith(part)
+        assert "\n" not in str(error.value)

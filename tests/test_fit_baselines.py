@@ -1,5 +1,6 @@
 """`lvd-juice fit --method hclt|rat-spn` and `eval` end to end, on images and on tables."""
 
+import fcntl
 import json
 import os
 import re
@@ -270,3 +271,21 @@ def test_a_date_is_no_category(tmp_path: Path) -> None:
     large = ["--method", "hclt", "--set", "hclt.latents=1000000"]
     line = said("fit", tmp_path / "x.csv", "-o", tmp_path / "run", *large, status=2)
     assert "hclt.latents: found 1000000: the model would take 24 TB of memory, wanted at most the " in line
+
+
+def test_options_without_use_are_named(tmp_path: Path) -> None:
+    small = ["--method", "hclt", "--set", "hclt.epochs=2", "--set", "circuit.latents=64", "--crop", "4x4"]
+    ran = lvd_juice("fit", KEPT / "table.csv", "-o", tmp_path / "run", *small)
+    assert "--set circuit.latents=64: method hclt has no use for it" in ran.stderr
+    assert f"--crop: {KEPT / 'table.csv'} is a table, which has no use for it" in ran.stderr
+    assert "hclt.epochs" not in ran.stderr
+
+
+def test_a_run_that_is_being_written_is_left_alone(old_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyjuice_lvd.julia.start", None)  # it is found before Julia starts
+    with (old_run / ".lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = said("fit", KEPT / "table.csv", "-o", old_run, "--resume", status=2)
+    assert line == f"lvd-juice: error: {old_run}: another fit (process 4711) is writing this run\n"

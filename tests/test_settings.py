@@ -32,8 +32,9 @@ from pyjuice_lvd.settings import (
     restored,
     setting_names,
 )
-from pyjuice_lvd.settings.choices import COLOR_NAMES, VARIANTS
+from pyjuice_lvd.settings.choices import COLOR_NAMES, METHODS, SECTIONS, VARIANTS
 from pyjuice_lvd.settings.kept import before
+from pyjuice_lvd.settings.resolve import without_use
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
 OLD = tomllib.loads((Path(__file__).parent / "kept" / "settings-0.1.0.toml").read_text(encoding="utf-8"))
@@ -429,3 +430,14 @@ def test_the_file_or_option_is_named_where_a_value_is_out_of_range(tmp_path):
     config.write_text("[circuit]\nlatents = 0\n")
     assert message(config=config) == f"{config}: circuit.latents: found 0, wanted at least 1"
     assert message(assignments=["seed=-1"]).startswith("--set seed=-1: seed: found -1")
+
+
+def test_settings_that_a_method_has_no_use_for_are_named():
+    given = ["circuit.latents=4", "hclt.latents=4", "seed=1", "data.color=rgb", "growing.start=2", "hclt={epochs=3}"]
+    assert without_use(given, "hclt") == ["circuit.latents=4", "growing.start=2"]
+    assert without_use(given, "lvd") == ["hclt.latents=4", "growing.start=2", "hclt={epochs=3}"]
+    assert without_use(given, "lvd-pg") == ["hclt.latents=4", "hclt={epochs=3}"]
+    assert set(SECTIONS) == set(METHODS)
+    assert {name for own in SECTIONS.values() for name in own} == {
+        name.split(".")[0] for name in setting_names() if "." in name
+    }

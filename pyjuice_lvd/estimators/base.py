@@ -62,7 +62,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def score(self, X: Array, y: object = None) -> float:
         """Mean log p(x) in nats."""
-        return float(self.score_samples(X).mean())
+        scores = self.score_samples(X)
+        if not len(scores):
+            raise InputError("X: found no rows, wanted at least 1")
+        return float(scores.mean())
 
     def bpd(self, X: Array) -> float:
         """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""

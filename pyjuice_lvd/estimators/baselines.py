@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pyjuice_lvd.checks import integer
+from pyjuice_lvd.checks import integer, plain_array
 from pyjuice_lvd.circuit.rows import as_table
 from pyjuice_lvd.data.load import IMAGE_CATEGORIES
 from pyjuice_lvd.data.source import column_name
@@ -46,7 +46,12 @@ class _Baseline(DensityEstimator):
         return self
 
     def _as_data(self, X: Array) -> Array:
-        return as_table(X) if np.ndim(X) == 2 else super()._as_data(X)
+        array = plain_array("X", X)
+        if array.ndim == 2:
+            return as_table(array)
+        if array.ndim not in (3, 4):
+            raise InputError(f"X: found shape {array.shape}, wanted images (N, H, W[, C]), or a table (N, V)")
+        return super()._as_data(array)
 
     def _num_cats(self, table: Array) -> int:
         if table.size == 0:

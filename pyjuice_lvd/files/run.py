@@ -105,6 +105,13 @@ class RunDirectory:
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
             raise InputError(f"{path}: cannot be written, wanted a writable folder")
+        if (path / names.LOCK).exists():
+            lock = os.open(path / names.LOCK, os.O_RDWR)
+            run = cls(path, lock)
+            try:
+                run._be_alone(lock)
+            finally:
+                run.close()
 
     @classmethod
     def open_existing(cls, path: str | os.PathLike[str], *, finished: bool = True) -> Self:
@@ -222,12 +229,16 @@ class RunDirectory:
         with atomic_write(self / names.METRICS) as file:
             file.writelines((json_text(record) + "\n").encode() for record in kept)
 
-    def _take_lock(self, lock: int) -> None:
+    def _be_alone(self, lock: int) -> None:
+        """Take the lock; raises InputError where another process has it."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
             raise InputError(f"{self.path}: another fit (process {holder or 'unknown'}) is writing this run") from None
+
+    def _take_lock(self, lock: int) -> None:
+        self._be_alone(lock)
         with naming(self / names.LOCK):
             os.truncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

@@ -95,7 +95,10 @@ class DensityModel(ABC):
 
     def bpd(self, X: Array, /) -> float:
         """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its `protocol`."""
-        return bits_per_dimension(float(self.score_samples(X).mean()), self.dims)
+        scores = self.score_samples(X)
+        if not len(scores):
+            raise InputError("X: found no rows, wanted at least 1")
+        return bits_per_dimension(float(scores.mean()), self.dims)
 
     @abstractmethod
     def sample(

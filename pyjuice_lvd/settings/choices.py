@@ -7,6 +7,14 @@ from typing import Any
 METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")
 BASELINES = ("hclt", "rat-spn")
 """Methods of one circuit over whole images, or over the rows of a table."""
+_PATCHES = ("data", "teacher", "clusters", "refining", "circuit", "growing", "prior", "finetuning")
+SECTIONS = {
+    "lvd-pg": _PATCHES,
+    "lvd": tuple(name for name in _PATCHES if name != "growing"),
+    "hclt": ("data", "hclt"),
+    "rat-spn": ("data", "rat_spn"),
+}
+"""The sections of the settings that each method has a use for."""
 DEVICES = ("auto", "cpu", "cuda")
 """Where the teacher runs."""
 SPLITS = ("train", "valid", "test")

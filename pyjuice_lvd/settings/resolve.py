@@ -12,7 +12,7 @@ from typing import Any
 from pyjuice_lvd.checks import one_of, require
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_toml
-from pyjuice_lvd.settings.choices import VARIANTS
+from pyjuice_lvd.settings.choices import SECTIONS, VARIANTS
 from pyjuice_lvd.settings.kept import VERSION
 from pyjuice_lvd.settings.sections import Settings
 from pyjuice_lvd.settings.tables import checked, merged
@@ -69,6 +69,12 @@ def resolve(
     variant = VARIANTS.get(given.get("growing", {}).get("variant"), {})
     table = (Settings() if base is None else base).to_dict()
     return Settings.from_dict(merged(merged(table, {"growing": variant}), given))
+
+
+def without_use(assignments: Iterable[str], method: str) -> list[str]:
+    """Name those of the assignments, in order, whose section the method has no use for."""
+    sections = {name for own in SECTIONS.values() for name in own} - set(SECTIONS[method])
+    return [text for text in assignments if sections & set(_assignment(text))]
 
 
 def _settings_only(table: Mapping[str, Any]) -> dict[str, Any]:
