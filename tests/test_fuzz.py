@@ -184,7 +184,7 @@ def checkpoint() -> Reader:
         finally:
             check_circuit(pc)
 
-    return Reader(100, make, read)
+    return Reader(60, make, read)
 
 
 def table() -> np.ndarray:
@@ -314,7 +314,7 @@ READERS = {
     "checkpoint": checkpoint(),
     "npy table": data(600, lambda folder: np.save(folder / "x.npy", table())),
     "npy images": data(400, lambda folder: np.save(folder / "x.npy", images())),
-    "npz": data(600, lambda folder: np.savez(folder / "x.npz", train=table(), valid=table(), test=table())),
+    "npz": data(700, lambda folder: np.savez(folder / "x.npz", train=table(), valid=table(), test=table())),
     "npz images": data(400, lambda folder: np.savez_compressed(folder / "x.npz", x_train=images(), x_test=images())),
     "csv": data(600, lambda folder: np.savetxt(folder / "x.csv", table(), fmt="%d", delimiter=",", header="a,b,c")),
     "debd": data(500, debd),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from pyjuice_lvd.checks import require, typed
@@ -32,9 +33,12 @@ class Section:
                 object.__setattr__(self, key, typed(_full(self._table, key), value, kind))
 
 
-def kinds(cls: type) -> dict[str, Any]:
-    """Give the types of a section's fields, annotated with their ranges."""
+def _kinds(cls: type) -> dict[str, Any]:
     return {key: kind for key, kind in get_type_hints(cls, include_extras=True).items() if not key.startswith("_")}
+
+
+kinds: Callable[[type], dict[str, Any]] = cache(_kinds)
+"""Gives the types of a section's fields, annotated with their ranges."""
 
 
 def names(root: type) -> list[str]:
