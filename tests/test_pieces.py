@@ -33,7 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(session._session, "entry", counted)
     yield counts
-    set_piece(0.3)
+    set_piece(0.1)
 
 
 def set_piece(seconds: float) -> None:

@@ -16,7 +16,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.shares import paced
 
-PIECE = 0.3
+PIECE = 0.1
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
 
 ARRAYS = (

@@ -32,6 +32,7 @@ function prepare!(e::CPUEngine)
     for _ in length(e.workspaces) + 1:Threads.nthreads()
         push!(e.workspaces, Workspace(e.plan; flows=true, inputs=e.inputs))
         push!(e.statistics, Statistics(circuit(e); leaf=e.inputs === nothing))
+        pause()
     end
 end
 

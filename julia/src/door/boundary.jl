@@ -145,8 +145,8 @@ evaluate(code::String) = include_string(Main, code, "evaluate")
 # A long call is cut into pieces, because Python wants to be back twice a second, to hear Ctrl-C: it runs as a task of its own,
 # which at a `pause` goes back to the caller when its time is up, and on from there when it is asked to.
 
-"Seconds that a piece of a call lasts, to the next `pause`."
-const PIECE = Ref(0.3)
+"Seconds that a piece of a call lasts, to the next `pause`: what cannot pause may then take most of half a second."
+const PIECE = Ref(0.1)
 
 "A call of `f`: [`go_on!`](@ref) runs it until it pauses or ends; then it has `ended`, and `f`'s value is its `outcome`."
 mutable struct Call

@@ -74,7 +74,7 @@ function group_units(c::Circuit)
     scope_ids, groups = Dict{Vector{Int32},Int}(), Dict{Vector{Int32},Int}()  # groups by what their units have in common
     group_of, place = zeros(Int32, n), zeros(Int32, n)
     for u in 1:n
-        pause()
+        pause(200 + 10 * length(edges(c, u)))
         keys = group_keys(c, u, group_of, members)
         g = 0
         for key in keys
@@ -160,6 +160,7 @@ function evaluation_order(c, group_of, members)
                 for u in reverse(members[g].units), e in reverse(edges(c, u))
                     h = group_of[child(c, u, e)]
                     state[h] == 0 && stack[end] != h && push!(stack, h)
+                    pause(2)
                 end
             else
                 pop!(stack)
@@ -180,6 +181,7 @@ function product_factors(c, units, group_of, place, members)
         for f in factors
             f.child == group_of[v] && (f.index[k] = place[v])
         end
+        pause(2 * length(factors))
     end
     in_order(f) = f.index == 1:length(members[f.child].units)
     return [in_order(f) ? Factor(f.child, true, Int32[]) : f for f in factors]
@@ -189,6 +191,7 @@ function sum_blocks(c, units, group_of, place, members)
     found = Int32[]  # child groups, in the order of their first edge
     for u in units, v in children(c, u)
         (isempty(found) || found[end] != group_of[v]) && !(group_of[v] in found) && push!(found, group_of[v])
+        pause(2)
     end
     blocks = dense_blocks(c, units, found, members)
     isempty(blocks) || return blocks
@@ -199,6 +202,7 @@ function sum_blocks(c, units, group_of, place, members)
         push!(sums[b], k)
         push!(places[b], place[v])
         push!(edge_places[b], e)
+        pause(10)
     end
     return [sparse_block(g, sums[b], places[b], edge_places[b], length(units), length(members[g].units)) for (b, g) in enumerate(found)]
 end
@@ -211,7 +215,6 @@ end
 
 "The edges as the `count` units of one side have them; `own` and `other` are each edge's two units."
 function edge_list(own, other, offsets, count)
-    by_unit = sortperm(own; alg=MergeSort)
     start = ones(Int32, count + 1)
     for k in own
         start[k + 1] += 1
@@ -219,7 +222,13 @@ function edge_list(own, other, offsets, count)
     for k in 1:count
         start[k + 1] += start[k] - 1
     end
-    return EdgeList(start, other[by_unit], offsets[by_unit])
+    next, index, edge = copy(start), Vector{Int32}(undef, length(own)), Vector{Int32}(undef, length(own))
+    for (i, k) in enumerate(own)
+        index[next[k]], edge[next[k]] = other[i], offsets[i]
+        next[k] += 1
+        pause(5)
+    end
+    return EdgeList(start, index, edge)
 end
 
 "Dense blocks, where every sum has all units of the child groups in the same order and their edges lie at one stride; else none."
@@ -231,6 +240,7 @@ function dense_blocks(c, units, child_groups, members)
     first_edge = c.child_start[units[1]]
     stride = length(units) > 1 ? c.child_start[units[2]] - first_edge : length(wanted)
     for (k, u) in enumerate(units)
+        pause(10 + length(wanted))
         c.child_start[u] == first_edge + (k - 1) * stride && children(c, u) == wanted || return Block[]
     end
     blocks = Block[]

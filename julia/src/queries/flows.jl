@@ -35,6 +35,7 @@ function advance!(job::FlowJob, seconds::Real=Inf)
     while job.position < N
         range = job.position + 1:min(job.position + samples_at_once(job.engine), N)
         total, impossible = expect!(job.engine, job.X, sources, job.order, range)
+        pause()
         counts!(job.counts, job.engine, sources.scale)
         job.total += sources.scale * total
         for n in range
@@ -60,9 +61,12 @@ function unit_flows(job::FlowJob)
     for (h, u) in enumerate(c.heads)
         units[u] += job.source[h]
     end
-    for u in reverse(1:num_units(c)), e in edges(c, u)
-        c.kind[u] == PRODUCT && (edge_flows[e] = units[u])
-        units[child(c, u, e)] += edge_flows[e]
+    for u in reverse(1:num_units(c))
+        for e in edges(c, u)
+            c.kind[u] == PRODUCT && (edge_flows[e] = units[u])
+            units[child(c, u, e)] += edge_flows[e]
+        end
+        pause(10 + 2 * length(edges(c, u)))
     end
     return units, edge_flows
 end
