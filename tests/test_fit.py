@@ -105,7 +105,7 @@ def test_grey_digits(tmp_path: Path) -> None:
 
 def test_json_is_all_of_stdout_and_progress_is_on_stderr(run: tuple[Path, dict[str, Any]], images: Path) -> None:
     folder, _ = run
-    ran = lvd_juice_apart("eval", folder, images, "--json")
+    ran = lvd_juice("eval", folder, images, "--json")
     assert len(ran.stdout.splitlines()) == 1
     assert "log-likelihood: done" in ran.stderr
     assert lvd_juice("eval", folder, images, "--json", "--quiet").stderr == ""

@@ -133,7 +133,7 @@ def test_images(options: list[str], tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
     """With --resume, bit for bit, and with no epoch recorded twice."""
     np.save(tmp_path / "x.npy", table(10_000, 3))
-    long = [*HCLT, "--set", "hclt.epochs=40", "--set", "hclt.batch_size=32", "--set", "hclt.patience=40", "--threads=1"]
+    long = [*HCLT, "--set", "hclt.epochs=40", "--set", "hclt.batch_size=32", "--set", "hclt.patience=40"]
     data, folder = tmp_path / "x.npy", tmp_path / "run"
     fit = (
         "from pyjuice_lvd.circuit import checkpoint; checkpoint._INTERVAL = 0; from pyjuice_lvd.cli.main import main; "
@@ -149,8 +149,8 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
         process.communicate(timeout=60)
         assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[end]
     assert not (folder / "result.json").exists()
-    resumed = json.loads(lvd_juice_apart("fit", data, "-o", folder, "--resume", "--json", *long).stdout)
-    undisturbed = json.loads(lvd_juice_apart("fit", data, "-o", tmp_path / "other", "--json", *long).stdout)
+    resumed = json.loads(lvd_juice("fit", data, "-o", folder, "--resume", "--json", *long).stdout)
+    undisturbed = json.loads(lvd_juice("fit", data, "-o", tmp_path / "other", "--json", *long).stdout)
     assert resumed["bpd"] == undisturbed["bpd"]
     mine, wanted = (read_arrays(path / "model" / "circuit.safetensors")[0] for path in (folder, tmp_path / "other"))
     for name, array in wanted.items():
