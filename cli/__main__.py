@@ -2,9 +2,12 @@
 
 import sys
 
+from . import streams
+
 
 def main() -> int:
     """Run the command line; Ctrl-C while its modules load ends it as quietly as later. Returns the exit status."""
+    streams.prepare()
     try:
         from .main import main as run  # here: what it imports takes longer than Python's own start
 

@@ -287,3 +287,51 @@ def test_shared_options(command):
     assert seen == {"as_json": True, "quiet": True, "threads": 2, "device": "cpu", "seed": 7}
     for bad in ("--threads -1", "--device gpu", "--seed 4294967296", "--seed x"):
         assert frame.main(["try", *bad.split()]) == 2
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of the shell in which `lvd` is the command line."""
+    script = 'lvd() { exec "$0" -m pyjuice_lvd.cli "$@"; }; ' + command
+    return subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, timeout=120)
+
+
+CLOSED = "lvd-juice: error: standard output: closed\n"
+NO_COMMAND = "lvd-juice: error: No such command 'nonsense' (see lvd-juice --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "out", "err"),
+    [
+        ("lvd --help >&-", 1, "", CLOSED),
+        ("lvd --version >&-", 1, "", CLOSED),
+        ("lvd --version 2>&-", 0, "lvd-juice", ""),
+        ("lvd --version <&- 2>&-", 0, "lvd-juice", ""),
+        ("lvd --version 2>/dev/full", 0, "lvd-juice", ""),
+        ("lvd --version >/dev/full", 1, "", "lvd-juice: error: No space left on device\n"),
+        ("lvd nonsense >&-", 2, "", NO_COMMAND),
+        ("lvd nonsense 2>&-", 2, "", ""),
+        ("lvd nonsense 2>/dev/full", 2, "", ""),
+        ("lvd nonsense <&- >&- 2>&-", 2, "", ""),
+    ],
+)
+def test_closed_and_full_streams(command: str, status: int, out: str, err: str) -> None:
+    ran = shell(command)
+    assert (ran.returncode, ran.stdout.split(" ")[0], ran.stderr) == (status, out, err)
+
+
+def test_a_result_is_given_though_nobody_can_be_told_of_the_work() -> None:
+    # Julia starts in a process whose standard error is closed; the next file that is opened is not taken for it.
+    ran = shell("lvd doctor --json <&- 2>&-")
+    assert ran.returncode == 0
+    assert json.loads(ran.stdout)["usable"] is True
+
+
+def test_work_goes_on_when_the_reader_of_its_logs_is_gone() -> None:
+    code = (
+        "from pyjuice_lvd.cli import streams; import sys; streams.prepare(); print('x', file=sys.stderr); print('on')"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as nobody:
+        ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=nobody, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "on\n")
