@@ -149,7 +149,22 @@ def test_an_argument_that_comes_back_is_the_same_object(call: Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    "x", [None, True, False, 0, -1, 2**63 - 1, -(2**63), 0.0, -1.5e300, float("inf"), "", "hé\0llo"]
+    "x",
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**63 - 1,
+        -(2**63),
+        0.0,
+        -1.5e300,
+        float("inf"),
+        "",
+        "hé\0llo",
+        os.fsdecode(b"f\xffle"),
+    ],
 )
 def test_scalars_cross_both_ways(call: Callable[..., Any], x: object) -> None:
     y = call("same", x)
@@ -284,6 +299,7 @@ def test_finalizers_of_other_threads_only_queue(call: Callable[..., Any]) -> Non
         (np.ma.masked_equal([1, 2], 2), "masked array"),
         (np.array([0, 1, 2], np.uint8).view(bool), "bytes other than 0 and 1"),
         (2**63, "9223372036854775808"),
+        ("half \ud800", "half"),
         ([1, 2], "list"),
     ],
 )

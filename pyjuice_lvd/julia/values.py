@@ -103,7 +103,10 @@ def encode(value: Value, x: object, what: str) -> object:
         case float() | np.floating():
             value.kind, value.payload = FLOAT, ctypes.c_uint64.from_buffer(ctypes.c_double(float(x))).value
         case str():
-            data = x.encode(errors="surrogateescape")  # the bytes of a file's name, whatever they are
+            try:
+                data = x.encode(errors="surrogateescape")  # the bytes of a file's name, whatever they are
+            except UnicodeEncodeError:
+                raise InputError(f"{what}: found {x!r}, want text, or a file's name") from None
             pointer = ctypes.c_char_p(data)
             value.kind, value.dims[0] = STRING, len(data)
             value.payload = ctypes.cast(pointer, ctypes.c_void_p).value
@@ -150,7 +153,7 @@ def decode(value: Value, arguments: tuple[object, ...]) -> Any:
         case 3:
             return ctypes.c_double.from_buffer(ctypes.c_uint64(value.payload)).value
         case 4:
-            return _text(value)
+            return _text(value, "surrogateescape")
         case 5:
             shape, address = tuple(value.dims[: value.ndims])[::-1], value.payload
             # A Julia array can be another form of an argument's memory, as reshape makes it.
@@ -175,5 +178,5 @@ def _lent(arguments: tuple[object, ...]) -> Borrowed:
     return tuple(lent)
 
 
-def _text(value: Value) -> str:
-    return ctypes.string_at(value.payload, value.dims[0]).decode(errors="replace")
+def _text(value: Value, errors: str = "replace") -> str:
+    return ctypes.string_at(value.payload, value.dims[0]).decode(errors=errors)
