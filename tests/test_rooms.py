@@ -1,6 +1,7 @@
 """The rooms of the house: imports run down only, from each room to those below it, and no file is in a circle."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def graph() -> dict[str, set[str]]:
 
 def test_every_room_has_its_floor(graph: dict[str, set[str]]) -> None:
     assert {room(name) for name in graph} == set(ROOMS)
+
+
+def test_the_readme_has_the_rooms_in_this_order() -> None:
+    rows = re.findall(r"^\| `(?:pyjuice_lvd/)?(\w+)/`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / "pyjuice_lvd").glob("*/__init__.py")} | {"cli"}
+    assert rows[: len(folders)] == [name for name in ROOMS if name in folders]
 
 
 def test_imports_run_down(graph: dict[str, set[str]]) -> None:
