@@ -108,7 +108,7 @@ def test_ctrl_c_is_heard_while_a_circuit_is_built(calls: list[int]) -> None:
     def build() -> Circuit:
         return Circuit.rat_spn(**{**WIDE, "num_vars": 400, "num_inputs": 100, "num_cats": 256}, seed=2)
 
-    set_piece(0.01)
+    set_piece(0.002)
     build()
     whole = len(calls)
     assert whole > 40
