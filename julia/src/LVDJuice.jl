@@ -24,6 +24,7 @@ include("circuits/chowliu.jl")
 include("circuits/hclt.jl")
 include("circuits/builders.jl")
 include("circuits/joint_circuit.jl")
+include("circuits/offset_circuit.jl")
 include("circuits/jpc.jl")
 
 include("plan/groups.jl")
@@ -64,7 +65,7 @@ include("door/precompile.jl")
 
 export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
 export num_units, num_edges, num_heads, num_params
-export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit
+export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export Backend, CPU, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe

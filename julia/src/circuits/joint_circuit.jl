@@ -39,27 +39,36 @@ function joint_circuit(prior::Circuit, circuits::AbstractVector{Circuit}, variab
                  num_vars=length(variables), units=num_units(prior), edges=num_edges(prior) + Float64(length(prior.leaf)))
     heads = [reduce(vcat, [append_circuit!(b, c, view(variables, :, i)) for (c, (positions, _)) in zip(circuits, where)
                            if i in positions]) for i in 1:prior.num_vars]
+    return Circuit(b, append_prior!(b, prior, heads))
+end
+
+"""
+Copies a prior behind what is there. Instead of an input unit over position i there is a sum over the units `below[i]`, one for each
+of its categories, weighted by its probabilities, without those of 0. Returns where the prior's heads are now.
+"""
+function append_prior!(b::Builder, prior::Circuit, below)
     unit = Vector{Int32}(undef, num_units(prior))  # where each unit of the prior is now
     for u in 1:num_units(prior)
         if isinput(prior.kind[u])
-            p = probabilities(prior, u)
-            possible = findall(>(0), p)
-            unit[u] = add_sum!(b, heads[prior.variable[u]][possible], p[possible])
+            unit[u] = add_possible!(b, below[prior.variable[u]], probabilities(prior, u))
         elseif prior.kind[u] == SUM
             unit[u] = add_sum!(b, view(unit, children(prior, u)), view(prior.weight, edges(prior, u)))
         else
             unit[u] = add_product!(b, view(unit, children(prior, u)))
         end
     end
-    return Circuit(b, unit[prior.heads])
+    return unit[prior.heads]
+end
+
+"A sum over those children whose weight is not 0."
+function add_possible!(b::Builder, children, weights)
+    possible = findall(>(0), weights)
+    return add_sum!(b, children[possible], weights[possible])
 end
 
 function check_parts(prior, circuits, variables, tied)
     isempty(circuits) && throw(ArgumentError("joint_circuit: found no circuits, wanted at least 1"))
-    size(variables, 2) == prior.num_vars ||
-        throw(ArgumentError("joint_circuit: found variables of $(size(variables, 2)) positions, the prior has $(prior.num_vars)"))
-    sort(vec(variables)) == 1:length(variables) ||
-        throw(ArgumentError("joint_circuit: found variables that are not each of 1..$(length(variables)) once"))
+    check_variables("joint_circuit", prior, variables)
     for (t, c) in enumerate(circuits)
         c.num_vars == size(variables, 1) ||
             throw(ArgumentError("joint_circuit: circuit $(t - 1) has $(c.num_vars) variables, a patch $(size(variables, 1))"))
@@ -69,6 +78,14 @@ function check_parts(prior, circuits, variables, tied)
         categories == values ||
             throw(ArgumentError("joint_circuit: the prior has $categories categories at position $(i - 1), wanted $values: the heads"))
     end
+end
+
+"Throws an `ArgumentError` unless each position of the prior has its variables (those of a patch, positions), 1, 2, ... each once."
+function check_variables(what, prior, variables)
+    size(variables, 2) == prior.num_vars ||
+        throw(ArgumentError("$what: found variables of $(size(variables, 2)) positions, the prior has $(prior.num_vars)"))
+    sort(vec(variables)) == 1:length(variables) ||
+        throw(ArgumentError("$what: found variables that are not each of 1..$(length(variables)) once"))
 end
 
 "`variables` counts from 0; circuits are handles, which cross the boundary one by one."
