@@ -10,6 +10,7 @@ Where circuits are evaluated: `CPU()`, here. A backend implements, for a subtype
 |---|---|
 | [`engine`](@ref)`(schedule, backend; soft, batch_size)` | buffers, and the parameters as this backend keeps them |
 | [`log_likelihood!`](@ref)`(out, engine, X, heads)` | likelihoods; returns the samples whose arithmetic did not hold |
+| [`head_values!`](@ref)`(values, scale, engine, X)` | the same of all heads, without logarithms |
 | [`accumulate!`](@ref)`(engine, X, sources, order, range)` | adds flows up; returns the log-likelihood and such samples |
 | [`add_exact!`](@ref)`(engine, X, sources, order, range, uncertain)` | adds the flows of such samples up, exactly |
 | [`counts!`](@ref)`(counts, engine, scale)` | takes out what was added up: plain arrays that add up |
@@ -38,6 +39,14 @@ Fills `out`, `(heads, samples)`, with log p(x | head) in nats. Returns the sampl
 `out` has of them means nothing: the caller has them done exactly ([`redo!`](@ref)).
 """
 function log_likelihood! end
+
+"""
+    head_values!(values, scale, engine, X) -> uncertain
+
+Fills `values`, Float32 `(heads, samples)`, and `scale`, Float64 `(samples,)`: p(x | head) is `values[head, n]` times exp(`scale[n]`), for
+sums over heads, which need no logarithms. Returns the samples that it leaves uncertain, as [`log_likelihood!`](@ref) does.
+"""
+function head_values! end
 
 """
     accumulate!(engine, X, sources, order, range) -> (total, uncertain)

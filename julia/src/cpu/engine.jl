@@ -82,6 +82,42 @@ function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::CPUEngine, X::
     return reduce(vcat, uncertain)
 end
 
+function head_values!(values::Matrix{Float32}, scale::Vector{Float64}, e::CPUEngine, X::Data)
+    settle!(e)
+    N, plan, heads = num_samples(X), e.plan, axes(values, 1)
+    tiles, threads = cld(N, TILE), Threads.nthreads()
+    uncertain = [Int[] for _ in 1:threads]
+    Threads.@threads for t in 1:threads
+        ws = Workspace(plan; flows=false)
+        GC.@preserve ws plan X for tile in t:threads:tiles
+            count = load_samples!(ws, 1:N, (tile - 1) * TILE + 1, N)
+            forward!(ws, plan, X)
+            for s in 1:count
+                n = ws.samples[s]
+                scale[n] = take_head_values!(values, n, ws, plan, heads, s) + offset(X, n)
+                isnan(scale[n]) && push!(uncertain[t], n)
+            end
+        end
+    end
+    return reduce(vcat, uncertain)
+end
+
+"Puts the values of `heads` of lane `s` into column `n`, and returns their common scale in nats; NaN where one of them is uncertain."
+function take_head_values!(values, n::Int, ws::Workspace, plan::Plan, heads, s::Int)
+    top = typemin(Int32)
+    @inbounds for head in heads
+        top = max(top, ws.exponents[TILE * plan.columns[plan.schedule.head_group[head]].exponent + s])
+    end
+    @inbounds for head in heads
+        gi = Int(plan.schedule.head_group[head])
+        value = ws.values[TILE * (plan.columns[gi].value + plan.schedule.head_place[head] - 1) + s]
+        value > 0 && dwarfs_loss(ws, gi, s, value) || return NaN
+        exponent = ws.exponents[TILE * plan.columns[gi].exponent + s]
+        values[head, n] = exponent == top ? value : ldexp(value, exponent - top)
+    end
+    return top * log(2.0)
+end
+
 accumulate!(e::CPUEngine, X::Data, sources::Starts, order, range::UnitRange) =
     accumulate!(e, X, sources, order, range) do stat, ws, gi, position, count
         e.inputs === nothing ? input_statistics!(stat, ws, e.plan, gi, X) : input_flows!(e.inputs, ws, e.plan, gi, position, count)

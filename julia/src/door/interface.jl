@@ -90,6 +90,18 @@ function patch_scores!(scores, patches, mask, tied, plans...)
     return nothing
 end
 
+"`parts`: a table of p_c(d | h) for each channel, then the plans of the circuits, shape after shape and channel after channel."
+function emissions(steps, join, parts...)
+    channels = length(steps)
+    engines = [CPUEngine(plan) for plan in parts[channels + 1:end]]
+    shapes = [engines[i:i + channels - 1] for i in 1:channels:length(engines)]
+    return Emissions(shapes, steps, join, collect(Matrix{Float32}, parts[1:channels]))
+end
+
+emission_scores!(out, patches, mask, em::Emissions) = emission_scores!(out, em, patches, mask)
+
+emission_shares!(joins, patches, mask, weights, em::Emissions, offsets...) = emission_shares!(joins, offsets, em, patches, mask, weights)
+
 flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
 "The flows of all units, and of the edges that `write_jpc` writes, in its order."
@@ -130,5 +142,7 @@ grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
 
 Boundary.writes(::Type{SoftEvidence}) = (1,)
 Boundary.writes(::Union{typeof(sample_job),typeof(marginals_job),typeof(completion_job)}) = (5,)
+Boundary.writes(::typeof(emissions)) = (2, 3, 4, 5, 6)  # EM does; a channel more is a plan
+Boundary.writes(::typeof(emission_shares!)) = (1, 6, 7, 8, 9)
 
 Boundary.borrows(c::Circuit, arguments) = any(name -> any(x -> x isa Array && x === getfield(c, name), arguments), fieldnames(Circuit))

@@ -21,3 +21,19 @@ function certain_log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::Engine
     redo!(out, schedule(e), X, heads, log_likelihood!(out, e, X, heads))
     return out
 end
+
+"[`head_values!`](@ref), with the samples that it leaves uncertain evaluated exactly; of an impossible sample all values are 0."
+function certain_head_values!(values::Matrix{Float32}, scale::Vector{Float64}, e::Engine, X::Data)
+    check_data(X, schedule(e).limits)
+    uncertain = head_values!(values, scale, e, X)
+    isempty(uncertain) && return
+    exact = Matrix{Float64}(undef, size(values, 1), num_samples(X))
+    redo!(exact, schedule(e), X, axes(values, 1), uncertain)
+    for n in uncertain
+        top = maximum(view(exact, :, n))
+        scale[n] = top > -Inf ? top : 0.0
+        for head in axes(values, 1)
+            values[head, n] = exp(exact[head, n] - scale[n])
+        end
+    end
+end
