@@ -155,29 +155,29 @@ possible(rows::ChannelRows, n::Int) = rows.free[n] || rows.first[n] < rows.first
 scale_of(channels::Vector{<:ChannelRows}, n::Int) = sum(rows.top[n] for rows in channels)
 
 "`m[h]` becomes sum over offsets of shift[h, d] p(x - step d | head), and 1 where nothing is known."
-function offset_sum!(m::AbstractVector{Float64}, shift::AbstractMatrix{Float64}, rows::ChannelRows, n::Int, head::Int)
-    if rows.free[n]
-        fill!(m, 1.0)
-        return
-    end
+function offset_sum!(m::Vector{Float64}, shift::Matrix{Float64}, rows::ChannelRows, n::Int, head::Int)
+    rows.free[n] && return fill!(m, 1.0)
     fill!(m, 0.0)
     row, last, S = rows.first[n], rows.first[n + 1] - 1, length(m)
     @inbounds while row + 3 <= last  # four at a time: m is read and written less often
-        a, b, c, d = (rows.values[head, row + i] * rows.factor[row + i] for i in 0:3)
-        A, B, C, D = (S * rows.offset[row + i] for i in 0:3)
+        p1, p2, p3, p4 = value(rows, head, row), value(rows, head, row + 1), value(rows, head, row + 2), value(rows, head, row + 3)
+        d1, d2, d3, d4 = S * rows.offset[row], S * rows.offset[row + 1], S * rows.offset[row + 2], S * rows.offset[row + 3]
         @simd for h in 1:S
-            m[h] += (shift[A + h] * a + shift[B + h] * b) + (shift[C + h] * c + shift[D + h] * d)
+            m[h] += muladd(shift[d1 + h], p1, shift[d2 + h] * p2) + muladd(shift[d3 + h], p3, shift[d4 + h] * p4)
         end
         row += 4
     end
     @inbounds while row <= last
-        a, A = rows.values[head, row] * rows.factor[row], S * rows.offset[row]
+        p, d = value(rows, head, row), S * rows.offset[row]
         @simd for h in 1:S
-            m[h] += shift[A + h] * a
+            m[h] = muladd(shift[d + h], p, m[h])
         end
         row += 1
     end
+    return m
 end
+
+@inline value(rows::ChannelRows, head::Int, row::Int) = @inbounds rows.values[head, row] * rows.factor[row]
 
 # Patches that are done together: their rows and values fit the caches, and all threads have several.
 const PATCHES_AT_ONCE = 128
@@ -300,9 +300,9 @@ function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::
                 room.back[i] = back
             end
             @inbounds for (place, row) in enumerate(rows_of(rows, n))
-                value, total = rows.values[head, row] * rows.factor[row], 0.0
+                p, total = value(rows, head, row), 0.0
                 for i in 1:count
-                    share = room.back[i] * value * room.shifts[c][i, place]
+                    share = room.back[i] * p * room.shifts[c][i, place]
                     room.of_offsets[c][i, place] += share
                     total += share
                 end
@@ -324,9 +324,9 @@ function active_sum!(m, shifts, rows, n, head, count)
     end
     m[1:count] .= 0.0
     for (place, row) in enumerate(rows_of(rows, n))
-        @inbounds value = rows.values[head, row] * rows.factor[row]
+        p = value(rows, head, row)
         @inbounds @simd for i in 1:count
-            m[i] += shifts[i, place] * value
+            m[i] = muladd(shifts[i, place], p, m[i])
         end
     end
 end
