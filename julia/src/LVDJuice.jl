@@ -57,6 +57,7 @@ include("queries/marginals.jl")
 include("queries/support.jl")
 include("learning/joint.jl")
 include("learning/emissions.jl")
+include("learning/offsets.jl")
 include("circuits/prune.jl")
 include("circuits/grow.jl")
 
@@ -67,7 +68,7 @@ include("door/precompile.jl")
 export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
 export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
-export Emissions, emission_scores!, emission_shares!
+export Emissions, OffsetEMJob, Ties, emission_scores!, emission_shares!
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export Backend, CPU, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe

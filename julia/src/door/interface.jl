@@ -102,6 +102,14 @@ emission_scores!(out, patches, mask, em::Emissions) = emission_scores!(out, em, 
 
 emission_shares!(joins, patches, mask, weights, em::Emissions, offsets...) = emission_shares!(joins, offsets, em, patches, mask, weights)
 
+"EM on a model with offsets. `weight_ties`, `leaf_ties`: see [`Ties`](@ref); nothing where no parameters of the prior are tied."
+function offset_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, prior, em,
+                       weight_ties, leaf_ties)
+    ties = weight_ties === nothing ? nothing : Ties(weight_ties, leaf_ties)
+    return OffsetEMJob(prior, em, patches; candidates=candidates, ties=ties, epochs=epochs, batch_size=batch_size,
+                       step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
+end
+
 flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
 "The flows of all units, and of the edges that `write_jpc` writes, in its order."

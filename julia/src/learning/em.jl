@@ -34,15 +34,19 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
     N = num_samples(X)
     N >= 1 || throw(ArgumentError("X has no samples"))
     sources = Sources(c, head_of, weights, N)
-    epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
-    batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
-    all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
+    check_schedule(epochs, batch_size, step_size)
     check_pseudocount(pseudocount)
     batch_size = Int(min(batch_size, N))
     e = engine(c, backend; soft=X isa SoftEvidence, batch_size=X isa AbstractMatrix ? batch_size : 0)
     check_data(X, schedule(e).limits)
     return EMJob(e, X, sources, Int(epochs), batch_size, Float64.(step_size), Float64(pseudocount), shuffle, Int(seed), Int32.(1:N),
                  0, 0, 0.0, 0.0)
+end
+
+function check_schedule(epochs, batch_size, step_size)
+    epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
+    batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
+    all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
 end
 
 step_of(job::EMJob) = linear_step(job.step_size, job.epoch, job.epochs)
@@ -138,7 +142,9 @@ function end_batch!(job::EMJob)
 end
 
 "Runs a job to its end and returns the mean log-likelihood of the last epoch."
-function finish!(job::EMJob)
+finish!(job::EMJob) = run_epochs!(job)
+
+function run_epochs!(job)
     mean = NaN
     while job.epoch < job.epochs
         mean = advance!(job)[3]

@@ -8,6 +8,12 @@
 # A circuit that has less of a patch than this leaves it out: of K circuits, EM loses less than K times as much of the patch.
 const NEGLIGIBLE = 1f-6
 
+"""
+EM on models of patches, part by part of a batch: a prior over all positions, number 0, then what gives the patches' probabilities.
+Its fields are those of [`JointEMJob`](@ref) from `patches` on, but for pseudocounts.
+"""
+abstract type PatchJob{T<:Integer} end
+
 "A batch under way: its parts are the prior, number 0, and the circuits."
 mutable struct JointBatch{T<:Integer}
     last::Int                   # its last sample, in the epoch's order
@@ -33,7 +39,7 @@ impossible for it, so that EM raises a lower bound of p(x) (truncated variationa
 A batch has parts: the prior, then each circuit that has patches of it. For each, E and M are apart as in [`EMJob`](@ref): [`expect!`](@ref),
 [`counts!`](@ref), [`maximise!`](@ref).
 """
-mutable struct JointEMJob{T<:Integer,E<:Engine}
+mutable struct JointEMJob{T<:Integer,E<:Engine} <: PatchJob{T}
     prior::E
     circuits::Vector{E}
     places::Vector{Tuple{UnitRange{Int},UnitRange{Int}}}    # of each circuit: its positions, and the values that its heads are
@@ -64,13 +70,10 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
     K = maximum(last(values) for (_, values) in where)
     all(==(K), prior.categories[isinput.(prior.kind)]) ||
         throw(ArgumentError("prior: its inputs have other numbers of categories than the $K heads of the circuits"))
-    epochs >= 0 || throw(ArgumentError("epochs = $epochs: want 0 or more"))
-    batch_size >= 1 || throw(ArgumentError("batch_size = $batch_size: want at least 1"))
-    all(s -> 0 < s <= 1, step_size) || throw(ArgumentError("step_size = $step_size: want numbers in (0, 1]"))
+    check_schedule(epochs, batch_size, step_size)
     check_pseudocount(pseudocount)
     check_pseudocount(prior_pseudocount, "prior_pseudocount")
-    candidates === nothing || size(candidates)[2:3] == (P, N) ||
-        throw(ArgumentError("candidates: found $(size(candidates)), wanted (.., $P, $N)"))
+    check_candidates(candidates, P, N)
     engines = [engine(c, backend) for c in circuits]
     for e in engines
         check_data(reshape(patches, V, P * N), schedule(e).limits)
@@ -80,14 +83,19 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
                       0, 0.0)
 end
 
-step_of(job::JointEMJob) = linear_step(job.step_size, job.epoch, job.epochs)
+function check_candidates(candidates, P, N)
+    candidates === nothing || size(candidates)[2:3] == (P, N) ||
+        throw(ArgumentError("candidates: found $(size(candidates)), wanted (.., $P, $N)"))
+end
+
+step_of(job::PatchJob) = linear_step(job.step_size, job.epoch, job.epochs)
 
 """
-    advance!(job::JointEMJob, seconds = Inf) -> (epochs finished, samples finished in the epoch under way, mean log-likelihood)
+    advance!(job::PatchJob, seconds = Inf) -> (epochs finished, samples finished in the epoch under way, mean log-likelihood)
 
 As for [`EMJob`](@ref).
 """
-function advance!(job::JointEMJob, seconds::Real=Inf)
+function advance!(job::PatchJob, seconds::Real=Inf)
     job.epoch >= job.epochs && return job.epoch, 0, NaN
     N, started = size(job.patches, 3), time()
     while job.position < N
@@ -110,7 +118,7 @@ function expect!(job::JointEMJob)
     return nothing
 end
 
-function begin_batch!(job::JointEMJob)
+function begin_batch!(job::PatchJob)
     N = size(job.patches, 3)
     if job.position == 0
         job.total = 0.0
@@ -204,8 +212,10 @@ function next_part!(job::JointEMJob, b::JointBatch)
     return nothing
 end
 
+finish!(job::PatchJob) = run_epochs!(job)
+
 "Goes on from where an earlier job stood, between two batches."
-function continue_from!(job::JointEMJob, epoch, position, total)
+function continue_from!(job::PatchJob, epoch, position, total)
     job.epoch, job.position, job.total = epoch, position, total
     return nothing
 end

@@ -1,0 +1,113 @@
+# EM on models with offsets against expected counts by enumeration; tied parameters.
+
+using LVDJuice: apply!, circuit, num_channels, num_states, table_step!, tie!
+
+"Expected counts of all parts of a model on patches (variables, positions, samples), by enumeration; tried: (1, positions, samples) or nothing."
+function enumerated_counts(prior, em, patches, tried)
+    V, P, N = size(patches)
+    C, S = num_channels(em), num_states(em)
+    scores, terms = zeros(Float32, S, P, N), Array{Any}(undef, P, N)
+    for n in 1:N, i in 1:P
+        t = all_terms(em, patches[:, i, n], fill(false, V))
+        tried === nothing || (t[[j for (k, own) in enumerate(em.joins) for j in own if k - 1 != tried[1, i, n]], ntuple(_ -> :, C + 1)...] .= 0)
+        terms[i, n] = t
+        scores[:, i, n] = log.(vec(sum(t, dims=1:C + 1)))
+    end
+    total = sum(log_likelihood(prior, SoftEvidence(copy(scores))))
+    posterior = soft_marginals(prior, scores)
+    join, shifts = zeros(size(em.join)), [zeros(size(s)) for s in em.shifts]
+    rows = [[(Vector{Int}[], Int[], Float64[]) for _ in 1:C] for _ in em.shapes]
+    for n in 1:N, i in 1:P
+        t = terms[i, n] .* reshape(posterior[:, i, n] ./ exp.(scores[:, i, n]), ntuple(_ -> 1, C + 1)..., S)
+        join .+= dropdims(sum(t, dims=2:C + 1), dims=Tuple(2:C + 1))'
+        for c in 1:C
+            rest = Tuple(a for a in 1:C + 1 if a != c + 1)
+            shifts[c] .+= dropdims(sum(t, dims=rest), dims=rest)'
+            shares = dropdims(sum(t, dims=Tuple(a for a in 2:C + 2 if a != c + 1)), dims=Tuple(a for a in 2:C + 2 if a != c + 1))
+            for (k, own) in enumerate(em.joins), (r, j) in enumerate(own), d in axes(shares, 2)
+                push!(rows[k][c][1], [mod(x - em.steps[c] * (d - 1), 8) for x in patches[c:C:V, i, n]])
+                push!(rows[k][c][2], r)
+                push!(rows[k][c][3], shares[j, d])
+            end
+        end
+    end
+    return total, scores, join, shifts, rows
+end
+
+"p(h_i | evidence), by enumeration of two positions."
+function soft_marginals(prior, scores)
+    S, P, N = size(scores)
+    out = zeros(S, P, N)
+    for n in 1:N, h in eachcol(assignments(P, S))
+        p = exp(log_likelihood(prior, reshape(collect(h), :, 1))[1] + sum(scores[h[i] + 1, i, n] for i in 1:P))
+        for i in 1:P
+            out[h[i] + 1, i, n] += p
+        end
+    end
+    return out ./ sum(out, dims=1)
+end
+
+@testset "a step of EM on a model with offsets, against enumeration" begin
+    rng = MersenneTwister(61)
+    some = rand(rng, UInt16(0):UInt16(1), 1, 2, 12)
+    for (step, pseudocount, own, tried, steps) in ((1.0, 0.0, 0.0, nothing, [4]), (0.3, 0.2, 0.7, nothing, [2, 8]), (0.3, 0.2, 0.7, some, [4, 2]))
+        em, prior = random_emissions(length(steps); steps=steps), hclt([0, 1]; latents=2, categories=3, seed=7)
+        patches = rand(rng, UInt8.(0:7), 2length(steps), 2, 12)
+        total, scores, join, shifts, rows = enumerated_counts(prior, em, patches, tried)
+        wanted_prior = deepcopy(prior)
+        finish!(EMJob(wanted_prior, SoftEvidence(scores), ones(Int, 12); epochs=1, batch_size=12, step_size=(step, step), pseudocount=own))
+        wanted_join, wanted_shifts = copy(em.join), copy.(em.shifts)
+        table_step!(wanted_join, join, step, own)
+        foreach((s, counts) -> table_step!(s, counts, step, own), wanted_shifts, shifts)
+        wanted = [deepcopy(circuit(e)) for shape in em.shapes for e in shape]
+        for (c, (X, heads, weights)) in zip(wanted, Iterators.flatten(rows))
+            flowing = LVDJuice.FlowJob(Plan(c), reduce(hcat, X), heads; weights=Float32.(weights))
+            advance!(flowing)
+            apply!(flowing.engine, flowing.counts, step, pseudocount)
+        end
+        job = OffsetEMJob(prior, em, patches; candidates=tried, epochs=1, batch_size=12, step_size=(step, step), pseudocount=pseudocount,
+                          prior_pseudocount=own)
+        @test advance!(job)[3] ≈ total / 12 rtol = 1e-6
+        @test close_to(em.join, wanted_join; rtol=1e-4)
+        @test all(close_to(a, b; rtol=1e-4) for (a, b) in zip(em.shifts, wanted_shifts))
+        for (c, e) in zip([prior; [circuit(e) for shape in em.shapes for e in shape]], [wanted_prior; wanted])
+            @test close_to(c.weight, e.weight; rtol=2e-4)
+            @test close_to(c.leaf, e.leaf; rtol=2e-4)
+        end
+    end
+end
+
+@testset "EM on a model with offsets raises the likelihood, whatever the batches" begin
+    em, prior = random_emissions(3; steps=[2, 4, 8]), hclt([0, 1]; latents=2, categories=3, seed=7)
+    patches = rand(MersenneTwister(62), UInt8.(0:3), 6, 2, 40)
+    job, means = OffsetEMJob(prior, em, patches; epochs=8, batch_size=40, step_size=(1.0, 1.0), pseudocount=0, prior_pseudocount=0), Float64[]
+    while job.epoch < 8
+        push!(means, advance!(job)[3])
+    end
+    @test all(diff(means) .> -1e-6) && means[end] > means[1] + 0.1
+    narrow = OffsetEMJob(prior, em, patches; epochs=1, batch_size=16, step_size=(0.1, 0.1))
+    @test isfinite(advance!(narrow)[3]) && narrow.epoch == 1
+end
+
+@testset "what is impossible in a shape's circuits stays so" begin
+    em = random_emissions(1; steps=[2])
+    allowed = fill(true, 8, 2)
+    allowed[5:end, 1] .= false
+    foreach(shape -> limit_inputs!(circuit(shape[1]), allowed), em.shapes)
+    em = Emissions(em.shapes, em.steps, em.join, em.shifts)
+    finish!(OffsetEMJob(hclt([0, 1]; latents=2, categories=3), em, rand(MersenneTwister(63), UInt8.(0:7), 2, 2, 30); epochs=2))
+    @test all(allowed_values(circuit(shape[1])) == allowed for shape in em.shapes)
+end
+
+@testset "tied parameters" begin
+    counts = ExpectedCounts([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
+    tie!(counts, Ties(Int32[1, 0, 1, 2], Int32[0, 1, 1]))
+    @test counts.weight == [4, 2, 4, 4] && counts.leaf == [1, 5, 5]
+    prior, em = hclt([0, 1]; latents=3, categories=3, seed=1), random_emissions(1; steps=[2])
+    ties = Ties(zeros(Int32, length(prior.weight)), Int32.(repeat(1:9, 2)))
+    prior.leaf[10:18] = prior.leaf[1:9]
+    patches = rand(MersenneTwister(64), UInt8.(0:7), 2, 2, 30)
+    finish!(OffsetEMJob(prior, em, patches; ties=ties, epochs=3))
+    @test prior.leaf[10:18] == prior.leaf[1:9]
+    @test_throws ArgumentError OffsetEMJob(prior, em, patches; ties=Ties(Int32[1], Int32[]))
+end
