@@ -26,7 +26,7 @@ Summary = Callable[[Float64], Float64]
 _MARGINALS_BYTES = 2**25
 """How much of the marginals of single heads is in memory at once."""
 
-_NEGLIGIBLE = 1e-10
+NEGLIGIBLE = 1e-10
 """Values of z below this posterior probability are left out of mixtures: below the rounding of float32."""
 
 
@@ -43,20 +43,30 @@ def complete(
 
     Samples of p(x_hidden | x_known, z), or, with `modes`, the most probable values by max-product (`Circuit.mpe`).
     """
-    wholly = np.all(hidden, axis=2)
-    partly = np.any(hidden, axis=2) & ~wholly
+    unknown = np.any(hidden, axis=2)
     for positions, circuits in groups:
         here, here_z = patches[:, positions], z[:, positions].astype(np.int64)
         for circuit, values in circuits:
-            own, head = (here_z >= values.start) & (here_z < values.stop), here_z - values.start
-            if (chosen := own & wholly[:, positions]).any():
-                here[chosen] = _whole(circuit, head[chosen], rng, modes=modes)
-            if (chosen := own & partly[:, positions]).any():
-                rows, mask = here[chosen], hidden[:, positions][chosen]
-                if modes:
-                    here[chosen] = circuit.mpe(rows, mask, head=head[chosen])
-                else:
-                    here[chosen] = circuit.sample(1, X=rows, mask=mask, head=head[chosen], seed=drawn_seed(rng))[0]
+            own = (here_z >= values.start) & (here_z < values.stop) & unknown[:, positions]
+            if own.any():
+                head = here_z[own] - values.start
+                here[own] = filled(circuit, here[own], hidden[:, positions][own], head, rng, modes=modes)
+
+
+def filled(
+    circuit: Circuit, rows: UInt8, hidden: Mask, head: npt.NDArray[np.int64], rng: np.random.Generator, *, modes: bool
+) -> UInt8:
+    """Fill what is hidden of rows (m, V), something of each, from the head of each (`complete`)."""
+    found, wholly = rows.copy(), hidden.all(axis=1)
+    if wholly.any():
+        found[wholly] = _whole(circuit, head[wholly], rng, modes=modes)
+    if not wholly.all():
+        rows, hidden, head = rows[~wholly], hidden[~wholly], head[~wholly]
+        if modes:
+            found[~wholly] = circuit.mpe(rows, hidden, head=head)
+        else:
+            found[~wholly] = circuit.sample(1, X=rows, mask=hidden, head=head, seed=drawn_seed(rng))[0]
+    return found
 
 
 def _whole(circuit: Circuit, head: npt.NDArray[np.int64], rng: np.random.Generator, *, modes: bool) -> Table:
@@ -75,7 +85,7 @@ def mixed(groups: Groups, patches: UInt8, hidden: Mask, posterior: Float64, size
 
     Returns float64 (n, P, size); zeros where nothing of a patch is hidden.
     """
-    weight = np.where(posterior > _NEGLIGIBLE, posterior, 0)
+    weight = np.where(posterior > NEGLIGIBLE, posterior, 0)
     weight /= weight.sum(2, keepdims=True)
     out = np.zeros((*weight.shape[:2], size))
     wholly = np.all(hidden, axis=2)
