@@ -52,8 +52,9 @@ CROP = Within(
 
 
 def typed(name: str, value: object, wanted: type[_T]) -> _T:
-    """Check that a value is an int, float, str or bool, or a tuple of such (`tuple[float, float]`); Python's own.
+    """Check that a value is an int, float, str or bool, or a tuple of such; returns Python's own.
 
+    Tuples are of a length, `tuple[float, float]`, or of any, `tuple[int, ...]`.
     Numpy's scalars and arrays count as Python's numbers and lists, integers as numbers, lists as tuples; a bool is no
     integer. An annotated type may say its range by `Within`. Raises InputError that says what was found.
     """
@@ -66,8 +67,11 @@ def typed(name: str, value: object, wanted: type[_T]) -> _T:
         return cast(_T, found)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
-        if not isinstance(value, list | tuple) or len(value) != len(kinds):
-            raise InputError(f"{name}: found {_shown(value)}, wanted a list of {len(kinds)} values")
+        length = None if kinds[1:] == (...,) else len(kinds)
+        if not isinstance(value, list | tuple) or length not in (None, len(value)):
+            wanted_list = "a list" if length is None else f"a list of {length} values"
+            raise InputError(f"{name}: found {_shown(value)}, wanted {wanted_list}")
+        kinds = kinds if length else kinds[:1] * len(value)
         return cast(_T, tuple(typed(name, item, each) for item, each in zip(value, kinds, strict=True)))
     if isinstance(value, _ACCEPTED[kind]) and (kind is bool or not isinstance(value, bool)):
         return cast(_T, kind(value))

@@ -1,11 +1,13 @@
 """Small models that several tests look at."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 
 
 def tiny_model(cats: int = 256, *, tied: bool = True) -> JointModel:
@@ -27,9 +29,9 @@ class OffsetParts(NamedTuple):
     """What an offsets model is made of, of any number of categories: see `pyjuice_lvd.models.offsets`."""
 
     steps: tuple[int, ...]
-    shapes: list[list[Circuit]]
+    shapes: Sequence[Sequence[Circuit]]
     join: np.ndarray
-    shifts: list[np.ndarray]
+    shifts: Sequence[np.ndarray]
     prior: Circuit
 
     def emissions(self, patches: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
@@ -80,7 +82,35 @@ def offset_parts(
         ]
         for heads in (2, 1)
     ]
-    join = rng.dirichlet(np.ones(3), states).T.astype(np.float32)
-    shifts = [rng.dirichlet(np.ones(cats // step), states).T.astype(np.float32) for step in steps]
+    join = np.ascontiguousarray(rng.dirichlet(np.ones(3), states).T, np.float32)
+    shifts = [np.ascontiguousarray(rng.dirichlet(np.ones(cats // step), states).T, np.float32) for step in steps]
     prior = Circuit.from_tree(np.arange(-1, positions - 1), num_latents=3, num_cats=states, perturbation=0.9, seed=5)
     return OffsetParts(steps, shapes, join, shifts, prior)
+
+
+def offset_model(
+    image_shape: tuple[int, int, int], patch: tuple[int, int], color: str, steps: tuple[int, ...],
+    residuals: list[list[int]],
+) -> tuple[OffsetModel, list[list[int]]]:  # fmt: skip
+    """Two shapes of two joins and one, three states; a channel's values less the offset are those `residuals`.
+
+    Returns the values that each variable of a patch can have, too.
+    """
+    pixels, (height, width, channels) = patch[0] * patch[1], image_shape
+    positions = height * width // pixels
+    parts = offset_parts(steps, cats=256, variables=pixels, positions=positions)
+    for circuits in parts.shapes:
+        for circuit, possible in zip(circuits, residuals, strict=True):
+            table = circuit.parameters()[1].reshape(pixels, 256, 2)  # variable, category, latent
+            table[:, np.setdiff1d(np.arange(256), possible)] = 0
+            table /= table.sum(axis=1, keepdims=True)
+    model = OffsetModel(
+        image_shape=image_shape, patch=patch, color=color, steps=steps, shapes=parts.shapes, join=parts.join,
+        shifts=parts.shifts, prior=parts.prior,
+    )  # fmt: skip
+    values = [
+        sorted({(x + step * d) % 256 for x in own for d in range(256 // step)})
+        for own, step in zip(residuals, steps, strict=True)
+    ]
+    assert len(values) == channels
+    return model, values * pixels

@@ -1,14 +1,16 @@
-"""Queries on the joint model, against enumeration of all images of tiny models."""
+"""Queries on models with latents, against enumeration of all images of tiny ones."""
 
 import itertools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from enumerated import Enumerated, EnumeratedOffsets, frequencies_fit, questions
+from models import offset_model
 
 from pyjuice_lvd import LVDPG, Circuit
 from pyjuice_lvd.data.color import color_transform
-from pyjuice_lvd.data.patches import from_patches, to_patches
+from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_queries import anomaly
@@ -46,34 +48,15 @@ def joint_model(
     return JointModel(image_shape=image_shape, patch=patch, color=color, circuits=circuits, prior=prior, tied=tied)
 
 
-class Enumerated:
-    """A joint model, all its images and their probabilities, found without the model's own sums."""
-
-    def __init__(self, model: JointModel, levels: list[list[int]]) -> None:
-        self.model = model
-        tiles = np.array(list(itertools.product(*levels)), np.uint8)
-        half = 0 if model.tied else len(model.circuits) // 2  # where the second position's circuits begin
-        given = [
-            np.exp(np.concatenate([c.log_likelihood(tiles, head="all") for c in own], axis=1))
-            for own in (model.circuits[: half or None], model.circuits[half:])
-        ]
-        z = np.array(list(itertools.product(range(3), repeat=2)))
-        self.pz = np.exp(model.prior.log_likelihood(z)).reshape(3, 3)
-        first, second = np.divmod(np.arange(len(tiles) ** 2), len(tiles))
-        self.patches = np.stack([tiles[first], tiles[second]], axis=1)
-        self.given = np.stack([given[0][first], given[1][second]], axis=1)  # (M, 2, 3)
-        self.joint = np.einsum("kl,mk,ml->mkl", self.pz, self.given[:, 0], self.given[:, 1])
-        self.p = self.joint.sum((1, 2))
-        self.stored = from_patches(self.patches, model.image_shape, model.patch)
-        self.images = model.color.inverse(self.stored)
-
-    def agree(self, image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-        """Which images are as this one where it is known."""
-        return (hidden | (self.images == image)).reshape(len(self.images), -1).all(1)
-
-    def conditional(self, image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-        p = self.p * self.agree(image, hidden)
-        return p / p.sum()
+def enumerated(model: JointModel, levels: list[list[int]]) -> Enumerated:
+    """All images of a model whose variables have those levels."""
+    tiles = np.array(list(itertools.product(*levels)), np.uint8)
+    half = 0 if model.tied else len(model.circuits) // 2  # where the second position's circuits begin
+    given = [
+        np.exp(np.concatenate([c.log_likelihood(tiles, head="all") for c in own], axis=1))
+        for own in (model.circuits[: half or None], model.circuits[half:])
+    ]
+    return Enumerated(model, tiles, given)
 
 
 SHAPE, PATCH, LEVELS = (2, 4, 1), (1, 4), [[0, 1, 3], [0, 1], [1, 3], [0, 1]]
@@ -83,32 +66,39 @@ COLOURS = [[20, 100, 250], [10, 120, 240], [60, 130]]  # of Y, Co and Cg: some c
 @pytest.fixture(scope="module")
 def grey() -> Enumerated:
     """Images of 2x4, patches of 1x4."""
-    return Enumerated(joint_model(SHAPE, PATCH, "ycocg", LEVELS, factorized=False), LEVELS)
+    return enumerated(joint_model(SHAPE, PATCH, "ycocg", LEVELS, factorized=False), LEVELS)
 
 
 @pytest.fixture(scope="module")
 def colour() -> Enumerated:
     """Images of 2x1, a pixel each patch, whose channels are independent given z."""
-    return Enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", COLOURS, factorized=True), COLOURS)
+    return enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", COLOURS, factorized=True), COLOURS)
 
 
 @pytest.fixture(scope="module")
 def untied() -> Enumerated:
     """As grey, but each position has circuits of its own."""
-    return Enumerated(joint_model(SHAPE, PATCH, "ycocg", LEVELS, factorized=False, tied=False), LEVELS)
+    return enumerated(joint_model(SHAPE, PATCH, "ycocg", LEVELS, factorized=False, tied=False), LEVELS)
 
 
-def questions(known: Enumerated, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images that the model can have, and masks of whole pixels, nothing and everything among them."""
-    rng = np.random.default_rng(seed)
-    images = known.images[rng.choice(len(known.p), n, p=known.p / known.p.sum())]
-    masks = rng.random((n, *known.model.image_shape[:2])) < 0.5
-    masks[0], masks[1] = False, True
-    masks[2, 0], masks[2, 1] = True, False  # one patch of two
-    return images, masks
+@pytest.fixture(scope="module")
+def offsets() -> Enumerated:
+    """As grey, but of shapes under offsets; some values are possible under several."""
+    return EnumeratedOffsets(*offset_model((2, 2, 1), (1, 2), "ycocg", (64,), [[0, 1, 64]]))
 
 
-@pytest.fixture(params=["grey", "colour", "untied"])
+@pytest.fixture(scope="module")
+def offset_colours() -> Enumerated:
+    """As colour, but of shapes under offsets of two of the channels."""
+    return EnumeratedOffsets(
+        *offset_model((2, 1, 3), (1, 1), "ycocg", (64, 128, 256), [[0, 1, 64], [5, 133], [10, 20]])
+    )
+
+
+JOINT = ["grey", "colour", "untied"]
+
+
+@pytest.fixture(params=[*JOINT, "offsets", "offset_colours"])
 def known(request: pytest.FixtureRequest) -> Enumerated:
     return request.getfixturevalue(request.param)
 
@@ -137,7 +127,7 @@ def test_hidden_pixels_are_summed_out(known: Enumerated) -> None:
 
 def test_channels_apart_where_nothing_mixes_them() -> None:
     model = joint_model((2, 1, 3), (1, 1), "rgb", [[0, 1, 2]] * 3, factorized=False)
-    known = Enumerated(model, [[0, 1, 2]] * 3)
+    known = enumerated(model, [[0, 1, 2]] * 3)
     masks = np.random.default_rng(0).random((30, 2, 1, 3)) < 0.5
     images = known.images[np.random.default_rng(1).choice(len(known.p), 30, p=known.p / known.p.sum())]
     expected = [known.p[known.agree(x, m)].sum() for x, m in zip(images, masks, strict=True)]
@@ -146,20 +136,6 @@ def test_channels_apart_where_nothing_mixes_them() -> None:
     np.testing.assert_allclose(model.posterior_mean(images, masks).reshape(30, 6), means, atol=1e-4)
     painted = model.inpaint(images, masks, n_samples=3)
     np.testing.assert_array_equal(painted[:, ~masks], np.tile(images[~masks], (3, 1)))
-
-
-def frequencies_fit(drawn: np.ndarray, known: Enumerated, p: np.ndarray) -> None:
-    """No image is drawn much more or less often than p says, and all together as chi-square has it."""
-    rows = known.model.color.forward(drawn).reshape(len(drawn), -1)
-    order = {row.tobytes(): index for index, row in enumerate(known.stored.reshape(len(p), -1))}
-    counts = np.bincount([order[row.tobytes()] for row in rows], minlength=len(p))
-    expected = len(drawn) * p
-    assert (np.abs(counts - expected) < 5 * np.sqrt(expected) + 1.5).all()
-    likely = np.argsort(-p)
-    group = (np.cumsum(expected[likely]) / 20).astype(int)  # about 20 draws in each
-    wanted, found = (np.bincount(group, weights=x[likely])[:-1] for x in (expected, counts))
-    wanted, found = wanted[wanted > 0], found[wanted > 0]
-    assert ((found - wanted) ** 2 / wanted).sum() < len(wanted) + 5 * np.sqrt(2 * len(wanted)) + 5
 
 
 def test_samples_have_the_right_frequencies(known: Enumerated) -> None:
@@ -180,6 +156,7 @@ def test_conditional_samples_have_the_right_frequencies(known: Enumerated) -> No
         frequencies_fit(drawn[:, row], known, known.conditional(image, mask[..., None]))
 
 
+@pytest.mark.parametrize("known", JOINT, indirect=True)
 def test_the_posterior_of_z(known: Enumerated) -> None:
     images, masks = questions(known, 30, 8)
     found = known.model.posterior(images, mask=masks)
@@ -203,6 +180,7 @@ def test_marginals_of_pixels(known: Enumerated) -> None:
             np.testing.assert_allclose(found[row, *place], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("known", [*JOINT, "offsets"], indirect=True)
 def test_the_posterior_mean(known: Enumerated) -> None:
     """Exact for grey images, and where a pixel's channels are independent given z, as here, wrapped around or not."""
     images, masks = questions(known, 30, 10)
@@ -218,10 +196,10 @@ def test_the_posterior_mean(known: Enumerated) -> None:
 def test_colours_that_depend_on_each_other_within_a_patch() -> None:
     """The mean is then near that of the samples, where nothing wraps around exactly so."""
     levels = [[90, 100, 110], [120, 128, 140], [125, 131]]
-    known = Enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", levels, factorized=False), levels)
+    known = enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", levels, factorized=False), levels)
     found = known.model.posterior_mean(known.images[:1], np.ones((2, 1), bool))
     np.testing.assert_allclose(found[0].ravel(), known.p @ known.images.reshape(len(known.p), -1), atol=1e-3)
-    wrapped = Enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", COLOURS, factorized=False), COLOURS)
+    wrapped = enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", COLOURS, factorized=False), COLOURS)
     found = wrapped.model.posterior_mean(wrapped.images[:1], np.ones((2, 1), bool))
     assert np.abs(found[0].ravel() - wrapped.p @ wrapped.images.reshape(len(wrapped.p), -1)).max() < 40
 
@@ -251,7 +229,7 @@ def test_anomaly_where_responsibilities_underflow() -> None:
     assert expected > 5
 
 
-@pytest.mark.parametrize("known", ["grey", "colour"], indirect=True)
+@pytest.mark.parametrize("known", ["grey", "colour", "offset_colours"], indirect=True)
 def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks = questions(known, 40, 12)
     model = known.model
@@ -264,7 +242,8 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
     ]
     whole = [query() for query in queries]
     monkeypatch.setattr("pyjuice_lvd.shares.ROOM", 300)
-    monkeypatch.setattr("pyjuice_lvd.models.joint_queries._MARGINALS_BYTES", 30_000)
+    for module in ("joint_queries", "offset_queries"):
+        monkeypatch.setattr(f"pyjuice_lvd.models.{module}._MARGINALS_BYTES", 30_000)
     for query, expected in zip(queries, whole, strict=True):
         np.testing.assert_allclose(query(), expected, rtol=1e-6, atol=1e-9)
     same, all_hidden = np.repeat(images[:1], 40, axis=0), np.ones(masks[0].shape, bool)
@@ -273,6 +252,7 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
     frequencies_fit(model.sample(2000), known, known.p)
 
 
+@pytest.mark.parametrize("known", JOINT, indirect=True)
 def test_modes_are_the_most_probable_patches_of_the_drawn_heads(known: Enumerated) -> None:
     model, whole = known.model, np.ones(known.model.image_shape[:2], bool)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import tiny_model
+from models import offset_model, tiny_model
 
 from pyjuice_lvd import Circuit, julia
 from pyjuice_lvd.errors import InputError
@@ -23,7 +23,8 @@ def whole(color: str | None = "ycocg", shape: tuple[int, int, int] | None = (2, 
 
 
 def everything() -> list[DensityModel]:
-    return [tiny_model(), tiny_model(tied=False), whole(), whole("ycc709"), whole(None), whole(None, None)]
+    shifted, _ = offset_model((2, 2, 3), (1, 2), "ycocg", (64, 128, 256), [list(range(256))] * 3)
+    return [tiny_model(), tiny_model(tied=False), whole(), whole("ycc709"), whole(None), whole(None, None), shifted]
 
 
 def data_for(model: DensityModel) -> np.ndarray:
@@ -31,7 +32,7 @@ def data_for(model: DensityModel) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_a_model_is_loaded_as_what_it_is(tmp_path: Path, number: int) -> None:
     model = everything()[number]
     model.save(tmp_path)

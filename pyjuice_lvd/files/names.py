@@ -21,6 +21,8 @@ COLUMNS = "columns.json"
 """The names of a table's columns, if it has any."""
 CIRCUIT = "circuit.safetensors"
 PRIOR = "prior.safetensors"
+EMISSIONS = "emissions.safetensors"
+"""Of a model with offsets: p(j | h), and p_c(d | h) of each channel."""
 TEACHER = "teacher.safetensors"
 LABELS = "labels.safetensors"
 CODE_PRIOR, CENTRES = "code-prior.safetensors", "outer-centres.safetensors"
@@ -39,6 +41,11 @@ CODE_PRIOR_IN_TRAINING = "code-prior-in-training.safetensors"
 def circuit_of(cluster: int) -> str:
     """Name the circuit of an outer cluster."""
     return f"circuit-{cluster:04d}.safetensors"
+
+
+def channel_circuit_of(shape: int, channel: int) -> str:
+    """Name the circuit of a channel of a shape."""
+    return f"circuit-{shape:04d}-{channel}.safetensors"
 
 
 def heads_of(cluster: int) -> str:

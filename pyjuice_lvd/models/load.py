@@ -9,9 +9,10 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
 
-_KINDS: dict[str, type[DensityModel]] = {kind.format: kind for kind in (CircuitModel, JointModel)}
+_KINDS: dict[str, type[DensityModel]] = {kind.format: kind for kind in (CircuitModel, JointModel, OffsetModel)}
 
 
 def model_kind(folder: str | os.PathLike[str]) -> type[DensityModel]:

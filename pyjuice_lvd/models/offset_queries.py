@@ -1,0 +1,237 @@
+"""What the emissions of the offsets model say of patches: scores, posteriors, hidden pixels (docs/offsets.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.rows import Mask
+from pyjuice_lvd.models.joint_queries import LEVELS, NEGLIGIBLE, Summary, filled
+from pyjuice_lvd.shares import shares
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_MARGINALS_BYTES = 2**25
+"""How much of the marginals of single joins, or offsets, is in memory at once."""
+
+_LEAST_SHARE = 1e-7
+"""Joins, and their offsets, below this posterior probability are left out of mixtures: float32 rounds as much."""
+
+
+@dataclass(frozen=True)
+class Emissions:
+    """e(h) = p(x_i | h) = sum_j join[j, h] prod_c sum_d shifts[c][d, h] p_jc(x_ic - steps[c] d mod 256) of a patch.
+
+    A join j is a head r of the channel circuits of a shape k: those of shape 0 come first, then those of shape 1 and so
+    on. The channels of a patch x_i (V,) lie interleaved: channel c is `x_i[c::C]`.
+    """
+
+    steps: tuple[int, ...]
+    shapes: tuple[tuple[Circuit, ...], ...]
+    """For each shape the circuit of each channel, over a channel's values in a patch."""
+    join: Float32
+    """(J, S): p(j | h)."""
+    shifts: tuple[Float32, ...]
+    """Of each channel (D_c, S): p_c(d | h)."""
+
+    @property
+    def joins(self) -> Iterator[slice]:
+        """The joins of each shape."""
+        first = 0
+        for channels in self.shapes:
+            yield slice(first, first + channels[0].num_heads)
+            first += channels[0].num_heads
+
+    @property
+    def share_bytes(self) -> int:
+        """Bytes of the shares of joins, and of them with each offset, of one patch."""
+        return self.join.itemsize * len(self.join) * (1 + sum(map(len, self.shifts)))
+
+    @property
+    def _handle(self) -> julia.Handle:
+        plans = (circuit.engine.plan(soft=False) for channels in self.shapes for circuit in channels)
+        handle: julia.Handle = julia.call("emissions", np.array(self.steps, np.int64), self.join, *self.shifts, *plans)
+        return handle
+
+    def scores(self, patches: UInt8, hidden: Mask) -> Float32:
+        """log e(h) of patches (N, P, V), what is hidden summed out: float32 (N, P, S), in nats; 0 if all is hidden."""
+        scores = np.zeros((*patches.shape[:2], self.join.shape[1]), np.float32)
+        julia.call("emission_scores!", scores, patches, hidden if hidden.any() else None, self._handle)
+        return scores
+
+    def join_shares(self, patches: UInt8, hidden: Mask, weights: Float64) -> Float32:
+        """sum_h weights[h] p(j | h, what is known) of patches (n, V), with weights (n, S): float32 (n, J)."""
+        joins = np.zeros((len(patches), len(self.join)), np.float32)
+        julia.call("emission_shares!", joins, *self._asked(patches, hidden, weights))
+        return joins
+
+    def shares(self, patches: UInt8, hidden: Mask, weights: Float64) -> tuple[Float32, list[Float32]]:
+        """As `join_shares`, and sum_h weights[h] p(j, d_c = d | h, what is known), float32 (n, D_c, J), of channels."""
+        joins = np.zeros((len(patches), len(self.join)), np.float32)
+        offsets = [np.zeros((len(patches), len(shift), len(self.join)), np.float32) for shift in self.shifts]
+        julia.call("emission_shares!", joins, *self._asked(patches, hidden, weights), *offsets)
+        return joins, offsets
+
+    def _asked(self, patches: UInt8, hidden: Mask, weights: Float64) -> tuple[object, ...]:
+        mask = np.ascontiguousarray(hidden) if hidden.any() else None
+        return np.ascontiguousarray(patches), mask, np.ascontiguousarray(weights, np.float32), self._handle
+
+    def complete(
+        self, patches: UInt8, hidden: Mask, h: npt.NDArray[np.integer], rng: np.random.Generator, *, modes: bool
+    ) -> None:
+        """Fill what is hidden of patches (n, P, V), in place, given the states `h` (n, P).
+
+        A join and an offset of each channel are drawn given h and what is known of the patch, then the hidden values
+        less the offset from the join's heads: samples, or, with `modes`, the most probable ones (`Circuit.mpe`).
+        """
+        unknown = hidden.any(axis=2)
+        rows, masks = patches[unknown], hidden[unknown]
+        join, offset = self._drawn(rows, masks, h[unknown].astype(np.int64), rng)
+        channels = len(self.steps)
+        for circuits, joins in zip(self.shapes, self.joins, strict=True):
+            here = (join >= joins.start) & (join < joins.stop)
+            for c, circuit in enumerate(circuits):
+                own = here & masks[:, c::channels].any(axis=1)
+                if own.any():
+                    residual = rows[own, c::channels] - offset[own, c, None]
+                    head = join[own] - joins.start
+                    found = filled(circuit, residual, masks[own, c::channels], head, rng, modes=modes)
+                    rows[own, c::channels] = found + offset[own, c, None]
+        patches[unknown] = rows
+
+    def _drawn(self, rows: UInt8, hidden: Mask, h: Ints, rng: np.random.Generator) -> tuple[Ints, UInt8]:
+        """Draw the join (m,), and the offset (m, C) of each channel, of rows given their states and what is known."""
+        join, offset = np.empty(len(rows), np.int64), np.zeros((len(rows), len(self.steps)), np.uint8)
+        wholly = hidden.all(axis=1)
+        states = np.eye(self.join.shape[1])
+        for chosen, known in ((np.flatnonzero(wholly), False), (np.flatnonzero(~wholly), True)):
+            for part in shares(len(chosen), 4 * (self.share_bytes if known else len(self.join) * 8)):
+                own = chosen[part]
+                if known:
+                    joins, offsets = self.shares(rows[own], hidden[own], states[h[own]])
+                    join[own] = _choice(joins, rng)
+                    given = [of[np.arange(len(own)), :, join[own]] for of in offsets]
+                else:
+                    join[own] = _choice(self.join.T[h[own]], rng)
+                    given = [shift.T[h[own]] for shift in self.shifts]
+                for c, (step, weights) in enumerate(zip(self.steps, given, strict=True)):
+                    offset[own, c] = step * _choice(weights, rng) % LEVELS
+        return join, offset
+
+
+def _choice(weights: Float32, rng: np.random.Generator) -> Ints:
+    """Draw a column of each row of weights (m, K), in proportion to them; none of weight 0."""
+    cumulative = weights.astype(np.float64).cumsum(axis=1)
+    cumulative /= cumulative[:, -1:]
+    found: Ints = (cumulative <= rng.random(len(weights))[:, None]).sum(axis=1)
+    return found
+
+
+class Mixer:
+    """Averages a summary of the hidden values' marginals over all that is not known: `models.latent.Mixing`.
+
+    The summary is taken of the marginals given the join and what is known of the patch, or, of a patch of which nothing
+    is known, given its state: of these there is one table, made when it is first needed.
+    """
+
+    def __init__(self, emissions: Emissions, size: int, summary: Summary) -> None:
+        self.emissions, self.size, self.summary = emissions, size, summary
+
+    def __call__(self, patches: UInt8, hidden: Mask, posterior: Float64) -> Float64:
+        """Give the means (n, P, size) for patches (n, P, V) and the posterior (n, P, S); 0 where nothing is hidden."""
+        weight = np.where(posterior > NEGLIGIBLE, posterior, 0)
+        weight /= weight.sum(axis=2, keepdims=True)
+        out = np.zeros((*weight.shape[:2], self.size))
+        wholly = hidden.all(axis=2)
+        partly = hidden.any(axis=2) & ~wholly
+        if wholly.any():
+            out[wholly] = weight[wholly] @ self._of_states
+        if partly.any():
+            out[partly] = self._partly(patches[partly], hidden[partly], weight[partly])
+        return out
+
+    @cached_property
+    def _of_states(self) -> Float64:
+        """The summaries (S, size) of patches of which nothing but the state is known."""
+        emissions, channels = self.emissions, len(self.emissions.steps)
+        residuals = []  # of each channel (J, V / C, LEVELS)
+        for c in range(channels):
+            own = [circuits[c] for circuits in emissions.shapes]
+            nothing = [np.zeros((circuit.num_heads, circuit.num_vars), np.uint8) for circuit in own]
+            residuals.append(
+                np.concatenate(
+                    [
+                        circuit.posterior_marginals(rows, rows == 0, head=np.arange(len(rows)))
+                        for circuit, rows in zip(own, nothing, strict=True)
+                    ]
+                )
+            )
+        states, pixels = emissions.join.shape[1], residuals[0].shape[1]
+        found = np.empty((states, self.size))
+        for part in shares(states, 8 * channels * pixels * LEVELS, _MARGINALS_BYTES):
+            marginals = np.zeros((part.stop - part.start, pixels, channels, LEVELS))
+            for c, (step, shift) in enumerate(zip(emissions.steps, emissions.shifts, strict=True)):
+                mean = np.tensordot(emissions.join[:, part].T.astype(np.float64), residuals[c], 1)
+                for d, weight in enumerate(shift[:, part]):
+                    marginals[:, :, c] += weight[:, None, None] * np.roll(mean, step * d, axis=2)
+            marginals /= marginals.sum(axis=3, keepdims=True)
+            found[part] = self.summary(marginals.reshape(len(marginals), -1, LEVELS))
+        return found
+
+    def _partly(self, rows: UInt8, hidden: Mask, weight: Float64) -> Float64:
+        """Give the means (m, size) for rows (m, V) of which something is known, with the posterior (m, S)."""
+        means = np.zeros((len(rows), self.size))
+        for part in shares(len(rows), 4 * self.emissions.share_bytes):
+            joins, offsets = self.emissions.shares(rows[part], hidden[part], weight[part])
+            share = _kept(joins)
+            row, join = np.nonzero(share)
+            for piece in shares(len(row), 8 * rows.shape[1] * LEVELS, _MARGINALS_BYTES):
+                own, of = row[piece], join[piece]
+                marginals = self._given_joins(
+                    rows[part][own], hidden[part][own], of, [offset[own, :, of] for offset in offsets]
+                )
+                _add(means[part], own, share[own, of, None] * self.summary(marginals))
+        return means
+
+    def _given_joins(self, rows: UInt8, hidden: Mask, join: Ints, offsets: Sequence[Float32]) -> Float64:
+        """Give the marginals (m, V, LEVELS) of hidden values of rows under their joins (m,), with offsets' (m, D_c)."""
+        emissions, channels = self.emissions, len(self.emissions.steps)
+        out = np.zeros((len(rows), rows.shape[1], LEVELS))
+        for circuits, joins in zip(emissions.shapes, emissions.joins, strict=True):
+            here = (join >= joins.start) & (join < joins.stop)
+            for c, circuit in enumerate(circuits):
+                own = np.flatnonzero(here & hidden[:, c::channels].any(axis=1))
+                values, masks, share = rows[own, c::channels], hidden[own, c::channels], _kept(offsets[c][own])
+                entry, d = np.nonzero(share)
+                for piece in shares(len(entry), 8 * circuit.num_vars * LEVELS, _MARGINALS_BYTES):
+                    of, offset = entry[piece], emissions.steps[c] * d[piece] % LEVELS
+                    residual = values[of] - offset[:, None].astype(np.uint8)
+                    found = circuit.posterior_marginals(residual, masks[of], head=join[own[of]] - joins.start)
+                    source = (np.arange(LEVELS) - offset[:, None]) % LEVELS
+                    turned = np.take_along_axis(found, source[:, None], axis=2)
+                    _add(out[:, c::channels], own[of], share[of, d[piece], None, None] * turned)
+        return out
+
+
+def _kept(shares_of: Float32) -> Float64:
+    """Scale the shares (m, K) of each row to sum to 1, without those that are negligible beside another one."""
+    least = np.minimum(shares_of.max(axis=1, keepdims=True, initial=0), _LEAST_SHARE)
+    kept = np.where(shares_of >= least, shares_of, 0).astype(np.float64)
+    kept /= kept.sum(axis=1, keepdims=True)
+    return kept
+
+
+def _add(out: Float64, rows: Ints, values: Float64) -> None:
+    """Add values (m, ...) to rows of `out`, whose numbers (m,) ascend."""
+    if len(rows):
+        first = np.flatnonzero(np.diff(rows, prepend=-1))
+        out[rows[first]] += np.add.reduceat(values, first, axis=0)

@@ -1,0 +1,301 @@
+"""The offsets model of whole images: shapes of patches under offsets of each channel, below a prior over states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.checks import plain_array
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.rows import Mask
+from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.patches import to_patches
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files import names
+from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.models.base import ImageShape, Part
+from pyjuice_lvd.models.joint_queries import LEVELS, Summary
+from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing
+from pyjuice_lvd.models.offset_queries import Emissions, Float32, Mixer
+from pyjuice_lvd.models.written_out import num_params_with_offsets, written_out_with_offsets
+from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.shares import shares
+
+_TOLERANCE = 1e-3
+"""Of what probabilities sum to, less 1: that of circuits' parameters."""
+
+
+class OffsetModel(LatentModel):
+    """p(x) = sum_h p(h) prod_i p(x_i | h_i) over images, where each patch is a shape under offsets (docs/offsets.md).
+
+    p(x_i | h) = sum_j p(j | h) prod_c sum_d p_c(d | h) p_jc(x_ic - step_c d mod 256): a join j = (k, r) is head r of
+    shape k, x_ic the values of channel c in patch i. All positions share everything but their state h_i.
+
+    Parameters
+    ----------
+    image_shape : (H, W, C)
+    patch : (height, width)
+        Positions are the patches of an image, row by row.
+    color : str
+        Colour transform; p(x) is the density of its output (for a lossless one, of the image).
+    steps : C integers
+        The grid of each channel's offsets, divisors of 256: D_c = 256 / step_c of them. 256: no offset but 0.
+    shapes : sequences of C Circuits
+        For each shape and channel p_kc, over the channel's values in a patch, of 256 categories. Those of one shape
+        have as many heads as one another: its joins.
+    join : float32 (J, S)
+        p(j | h), over the joins of all shapes, one shape after another; columns sum to 1. Not copied, if it can be.
+    shifts : C times float32 (D_c, S)
+        p_c(d | h); columns sum to 1. Not copied, if it can be.
+    prior : Circuit
+        p(h), over the positions, with S categories.
+
+    Raises
+    ------
+    InputError
+        Where the parts do not fit together, or are not those of such images.
+
+    """
+
+    format: ClassVar[str] = "lvd-juice offset model 1"
+    _kept: ClassVar[Mapping[str, Any]] = {
+        "image_shape": ImageShape, "patch": tuple[int, int], "color": str, "steps": tuple[int, ...], "shapes": int,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        image_shape: ImageShape,
+        patch: tuple[int, int],
+        color: str,
+        steps: Sequence[int],
+        shapes: Sequence[Sequence[Circuit]],
+        join: npt.ArrayLike,
+        shifts: Sequence[npt.ArrayLike],
+        prior: Circuit,
+    ) -> None:
+        self.image_shape = image_shape
+        self.patch = patch
+        self.color = color_transform(color, image_shape[2])
+        self.prior = prior
+        size = self._check_positions() // image_shape[2]
+        self._check_shapes(steps, shapes, size)
+        joins, states = sum(channels[0].num_heads for channels in shapes), prior.engine.categories
+        if len(shifts) != len(steps):
+            raise InputError(f"shifts: found {len(shifts)}, wanted {len(steps)}: one for each channel")
+        self.emissions = Emissions(
+            steps=tuple(steps),
+            shapes=tuple(map(tuple, shapes)),
+            join=_probabilities("join", join, (joins, states)),
+            shifts=tuple(
+                _probabilities(f"shifts of channel {c}", shift, (LEVELS // step, states))
+                for c, (step, shift) in enumerate(zip(steps, shifts, strict=True))
+            ),
+        )
+
+    def _check_shapes(self, steps: Sequence[int], shapes: Sequence[Sequence[Circuit]], size: int) -> None:
+        """Check that there is a step for each channel, and a circuit for each shape and channel, over `size` values."""
+        channels = self.image_shape[2]
+        if len(steps) != channels:
+            raise InputError(f"steps: found {len(steps)}, wanted {channels}: one for each channel")
+        for c, step in enumerate(steps):
+            if not 1 <= step <= LEVELS or LEVELS % step:
+                raise InputError(f"steps: found {step} for channel {c}, wanted a divisor of {LEVELS}")
+        if not len(shapes):
+            raise InputError("shapes: found none, wanted at least one")
+        for k, circuits in enumerate(shapes):
+            if len(circuits) != channels:
+                raise InputError(f"shapes: found {len(circuits)} circuits in shape {k}, wanted one for each channel")
+            for c, circuit in enumerate(circuits):
+                for what, found, wanted in (
+                    ("variables", circuit.num_vars, size),
+                    ("categories", circuit.engine.categories, LEVELS),
+                    ("heads", circuit.num_heads, circuits[0].num_heads),
+                ):
+                    if found != wanted:
+                        raise InputError(f"shapes: found {found} {what} in shape {k}, channel {c}, wanted {wanted}")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The grid of each channel's offsets."""
+        return self.emissions.steps
+
+    @property
+    def shapes(self) -> tuple[tuple[Circuit, ...], ...]:
+        """For each shape the circuit of each channel."""
+        return self.emissions.shapes
+
+    @property
+    def join(self) -> Float32:
+        """p(j | h), float32 (J, S): the model's own memory."""
+        return self.emissions.join
+
+    @property
+    def shifts(self) -> tuple[Float32, ...]:
+        """p_c(d | h) of each channel, float32 (D_c, S): the model's own memory."""
+        return self.emissions.shifts
+
+    @property
+    def num_params(self) -> int:
+        """All parameters: of the prior, the channel circuits, p(j | h), and p_c(d | h) of channels with offsets."""
+        circuits = sum(circuit.num_params for channels in self.shapes for circuit in channels)
+        tables = self.join.size + sum(shift.size for shift in self.shifts if len(shift) > 1)
+        return self.prior.num_params + circuits + tables
+
+    def patch_scores(self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+        """log p(x_i | h_i) of every patch and state, float32 (N, P, S), in nats.
+
+        `images`, `mask`: as for `score_samples`. What is hidden is summed out: 0 for a patch of which nothing is known.
+        """
+        images, hidden = self._checked(images, mask)
+        return self.emissions.scores(self.patches(images), to_patches(hidden, self.patch))
+
+    def posterior(
+        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """p(k_i = k | what is known of the image) of each position's shape, exact: float64 (N, P, K).
+
+        `images`, `mask`, errors: as for `inpaint`; without a mask, all is known. The result takes 8 P K bytes for each
+        image: ask for that of large data in shares.
+        """
+        images, hidden = self._checked(images, mask)
+        found = np.empty((len(images), self.prior.num_vars, len(self.shapes)))
+        for rows, patches, masks, weights in self._posteriors(images, hidden, 4 * len(self.join), progress):
+            joins = self.emissions.join_shares(patches, masks, weights)
+            shapes = np.stack([joins[:, of].sum(axis=1, dtype=np.float64) for of in self.emissions.joins], axis=1)
+            found[rows] = _scaled(shapes).reshape(found[rows].shape)
+        return found
+
+    def offset_posterior(
+        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+    ) -> list[npt.NDArray[np.float64]]:
+        """p(d_ic = d | what is known of the image) of each position, exact: for each channel float64 (N, P, D_c).
+
+        Offset d of channel c adds step_c d to its values, modulo 256. All else is as for `posterior`.
+        """
+        images, hidden = self._checked(images, mask)
+        found = [np.empty((len(images), self.prior.num_vars, len(shift))) for shift in self.shifts]
+        for rows, patches, masks, weights in self._posteriors(images, hidden, self.emissions.share_bytes, progress):
+            _, offsets = self.emissions.shares(patches, masks, weights)
+            for out, offset in zip(found, offsets, strict=True):
+                out[rows] = _scaled(offset.sum(axis=2, dtype=np.float64)).reshape(out[rows].shape)
+        return found
+
+    def _posteriors(
+        self, images: npt.NDArray[np.uint8], hidden: Mask, size: int, progress: Progress
+    ) -> Iterator[tuple[slice, npt.NDArray[np.uint8], Mask, npt.NDArray[np.float64]]]:
+        """Give patches (n, V), their masks and the posterior (n, S) of their states, image after image, in shares.
+
+        `size`: bytes that are made of each patch.
+        """
+        positions, variables = self._grid
+        with progress.stage("posterior", total=len(images), unit="images") as stage:
+            for rows in shares(len(images), positions * (16 * self.prior.engine.categories + size)):
+                weights = self.prior.posterior_marginals(self._evidence(images, hidden, rows))
+                masks = to_patches(hidden[rows], self.patch).reshape(-1, variables)
+                patches = self.patches(images[rows]).reshape(-1, variables)
+                yield rows, patches, masks, weights.reshape(len(patches), -1)
+                stage.advance(rows.stop - rows.start)
+
+    def _complete(
+        self,
+        patches: npt.NDArray[np.uint8],
+        hidden: Mask,
+        z: npt.NDArray[np.integer],
+        rng: np.random.Generator,
+        *,
+        modes: bool,
+    ) -> None:
+        self.emissions.complete(patches, hidden, z, rng, modes=modes)
+
+    def _mixing(self, size: int, summary: Summary) -> Mixing:
+        return Mixer(self.emissions, size, summary)
+
+    def written_out(self) -> Circuit:
+        """p(x) as one circuit, with copies of the channel circuits for each position and offset (`written_out.py`)."""
+        indices = np.arange(self.dims, dtype=np.int64).reshape(1, *self.image_shape)
+        return written_out_with_offsets(self.prior, self.emissions, to_patches(indices, self.patch)[0])
+
+    @property
+    def num_params_written_out(self) -> int:
+        """Count the parameters of `written_out()`: those of the circuits once for each of their copies."""
+        return num_params_with_offsets(self.prior, self.emissions)
+
+    def exported(self, part: str) -> list[Part]:
+        """Give p(x) as one circuit, or the channel circuits or p(h) as they are."""
+        if part == PRIOR:
+            return [self._prior_part("h", "the states of a position")]
+        if part == PATCHES:
+            height, width = self.patch
+            return [
+                Part(
+                    circuit,
+                    f"p(x | join) of channel {c} of patches under shape {k}, offset 0, a head for each of the joins "
+                    f"{joins.start}..{joins.stop - 1}\n{height}x{width} (height, width), channel {c} of "
+                    f"{len(self.steps)} of colours {self.color.name}\nvariable 1 + row * {width} + column, "
+                    f"values 0..{LEVELS - 1}: the channel's less {self.steps[c]} times the offset, modulo {LEVELS}",
+                )
+                for k, (channels, joins) in enumerate(zip(self.shapes, self.emissions.joins, strict=True))
+                for c, circuit in enumerate(channels)
+            ]
+        return super().exported(part)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "image_shape": self.image_shape,
+            "patch": self.patch,
+            "color": self.color.name,
+            "steps": self.steps,
+            "shapes": len(self.shapes),
+        }
+
+    def _save_circuits(self, folder: Path) -> None:
+        for k, channels in enumerate(self.shapes):
+            for c, circuit in enumerate(channels):
+                circuit.save(folder / names.channel_circuit_of(k, c))
+        self.prior.save(folder / names.PRIOR)
+        shifts = {_shift_of(c): shift for c, shift in enumerate(self.shifts)}
+        write_arrays(folder / names.EMISSIONS, {_JOIN: self.join, **shifts})
+
+    @classmethod
+    def _restored(cls, folder: Path, kept: Mapping[str, Any]) -> Self:
+        channels = range(kept["image_shape"][2])
+        shapes = [
+            [Circuit.load(folder / names.channel_circuit_of(k, c)) for c in channels] for k in range(kept["shapes"])
+        ]
+        prior, path = Circuit.load(folder / names.PRIOR), folder / names.EMISSIONS
+        arrays, _ = read_arrays(path)
+        wanted = [_JOIN, *map(_shift_of, channels)]
+        if arrays.keys() != set(wanted):
+            raise InputError(f"{path}: found {', '.join(sorted(arrays))}, wanted {', '.join(wanted)}")
+        join, *shifts = (arrays[name] for name in wanted)
+        return cls(**{**kept, "shapes": shapes}, join=join, shifts=shifts, prior=prior)
+
+
+_JOIN = "join"
+
+
+def _shift_of(channel: int) -> str:
+    """Name the table of a channel's offsets in the file of the emissions."""
+    return f"shifts/{channel}"
+
+
+def _probabilities(name: str, table: npt.ArrayLike, shape: tuple[int, int]) -> Float32:
+    """Check that columns of a table are distributions, and take it over as float32 of its own order."""
+    array = plain_array(name, table)
+    if array.shape != shape or array.dtype.kind != "f":
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted float32 {shape}")
+    found: Float32 = np.require(array, np.float32, ["C", "A", "W"])
+    if not ((found >= 0).all() and np.allclose(found.sum(axis=0, dtype=np.float64), 1, rtol=0, atol=_TOLERANCE)):
+        raise InputError(f"{name}: found a column that is no distribution, wanted numbers of at least 0 that sum to 1")
+    return found
+
+
+def _scaled(shares_of: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Scale rows to sum to 1."""
+    scaled: npt.NDArray[np.float64] = shares_of / shares_of.sum(axis=1, keepdims=True)
+    return scaled
