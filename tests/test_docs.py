@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import pytest
+from models import offset_model
 
 from pyjuice_lvd.cli.main import COMMANDS, cli, main
 from pyjuice_lvd.julia import find
@@ -172,11 +173,17 @@ def patches_with_features(place: Path) -> dict[str, Any]:
     return {"patches": patches, "features": patches.astype(float)}
 
 
+def with_offsets(place: Path) -> dict[str, Any]:
+    model, _ = offset_model((4, 16, 3), (4, 4), "ycocg", (32, 32, 64), [list(range(256))] * 3)
+    return {"model": model, "images": np.load(place / "images.npy")[:3]}
+
+
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "README.md": lambda _: {"table": np.random.default_rng(0).integers(0, 3, (200, 12))},
     "docs/export.md": of_run(images=lambda images: images[:5]),
     "docs/growing.md": patches_with_features,
     "docs/joint.md": of_run(train=lambda images: images[:60], valid=lambda images: images[60:]),
+    "docs/offsets.md": with_offsets,
     "docs/queries.md": of_run(images=lambda images: images[:3]),
     "docs/teacher.md": of_run(images=lambda images: images[:16], held_out=lambda images: images[60:70]),
 }
