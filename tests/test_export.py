@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import tiny_model
+from models import offset_model, tiny_model
 from scipy.special import logsumexp
 
 from pyjuice_lvd import Circuit
@@ -16,6 +16,7 @@ from pyjuice_lvd.cli.main import main
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.models.base import DensityModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import Settings, resolve
@@ -133,7 +134,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     assert "folder.jpc: is a folder, wanted a file to write" in refused(capsys, run, tmp_path / "folder.jpc")
 
 
-def finished_run(path: Path, model: CircuitModel | JointModel, settings: Settings) -> Path:
+def finished_run(path: Path, model: DensityModel, settings: Settings) -> Path:
     with RunDirectory.create(path, settings=settings.to_dict()) as run:
         model.save(run / "model")
         run.finish({})
@@ -181,6 +182,21 @@ def test_positions_that_are_not_tied(tmp_path: Path, capsys: pytest.CaptureFixtu
         "c p(x | z) of the patch at position 0, a head for each of z = 2..2",
         "c p(x | z) of the patch at position 1, a head for each of z = 0..2",
     ]
+
+
+def test_shapes_under_offsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = offset_model((2, 4, 3), (2, 2), "ycocg", (64, 128, 256), [list(range(256))] * 3)
+    run = finished_run(tmp_path / "run", model, resolve())
+    images = np.random.default_rng(0).integers(0, 256, (20, 2, 4, 3), dtype=np.uint8)
+    export(capsys, run, tmp_path / "joint.jpc.gz")
+    found = Circuit.load(tmp_path / "joint.jpc.gz").log_likelihood(model.color.forward(images).reshape(20, -1))
+    np.testing.assert_allclose(found, model.score_samples(images), rtol=1e-5)
+    files = export(capsys, run, tmp_path / "patches.jpc", "--part", "patches")["files"]
+    circuits = [circuit for channels in model.shapes for circuit in channels]
+    assert [Circuit.load(file).num_params for file in files] == [circuit.num_params for circuit in circuits]
+    assert header(Path(files[4]))[1].startswith("c p(x | join) of channel 1 of patches under shape 1, offset 0")
+    export(capsys, run, tmp_path / "prior.jpc", "--part", "prior")
+    assert header(tmp_path / "prior.jpc")[1] == "c p(h) of a grid of 1x2 positions"
 
 
 def test_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from models import tiny_model
+from models import offset_model, tiny_model
 from PIL import Image
 
 from pyjuice_lvd import Circuit
@@ -327,6 +327,10 @@ READERS = {
     "config": config(),
     "run": run_directory(),
     "model": model(300, whole_model),
+    "offset model": model(
+        300,
+        lambda folder: offset_model((2, 2, 1), (1, 2), "rgb", (64,), [[0, 1]])[0].save(folder / "model"),
+    ),
     "joint model": model(300, lambda folder: tiny_model(cats=4).save(folder / "model")),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import offset_model
 from PIL import Image
 
 from pyjuice_lvd import Circuit
@@ -16,7 +17,9 @@ from pyjuice_lvd.data.masks import read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.models.base import DensityModel
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import resolve
 
@@ -24,7 +27,7 @@ HEIGHT, WIDTH = 6, 8
 HIDDEN = (227, 119, 194)
 
 
-def make_run(path: Path, method: str, model: JointModel | CircuitModel) -> Path:
+def make_run(path: Path, method: str, model: DensityModel) -> Path:
     with RunDirectory.create(path, settings=resolve(method=method).to_dict()) as directory:
         model.save(directory / "model")
         write_json(directory / "data.json", {"digest": ""})
@@ -41,7 +44,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `joint`, `hclt`, `grey` and `table`, and data for each."""
+    """Runs `joint`, `offsets`, `hclt`, `grey` and `table`, and data for each."""
     folder = tmp_path_factory.mktemp("work")
     np.savez(folder / "images.npz", train=images, test=images[:10])
     np.savez(folder / "grey.npz", train=images[..., 0] // 16, test=images[:10, ..., 0] // 16)
@@ -51,6 +54,8 @@ def folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
     prior = Circuit.from_tree([-1, *range(7)], num_latents=2, num_cats=3, perturbation=0.9)
     joint = JointModel(image_shape=(HEIGHT, WIDTH, 3), patch=(3, 2), color="ycocg", circuits=circuits, prior=prior)
     make_run(folder / "joint", "lvd-pg", joint)
+    offsets, _ = offset_model((HEIGHT, WIDTH, 3), (3, 2), "ycocg", (16, 64, 256), [list(range(256))] * 3)
+    make_run(folder / "offsets", "lvd-pg", offsets)
     for name, shape in (("hclt", (HEIGHT, WIDTH, 3)), ("grey", (HEIGHT, WIDTH, 1))):
         circuit = Circuit.fully_factorized(num_vars=int(np.prod(shape)), num_cats=256)
         if name == "grey":
@@ -139,6 +144,20 @@ def test_inpainting_as_an_array_and_as_a_picture(lvd_juice: Any, images: np.ndar
     np.testing.assert_array_equal(shown[:, 2:5].swapaxes(0, 1), drawn)
     np.testing.assert_array_equal(shown[:, 5], np.rint(model.posterior_mean(chosen, hidden)))
     assert "biased" in lvd_juice(*question, "-o", "i.png", "--biased-modes", "--json")["what"]
+
+
+def test_shapes_under_offsets(lvd_juice: Any, images: np.ndarray) -> None:
+    model, hidden = OffsetModel.load("offsets/model"), read_mask("right", HEIGHT, WIDTH)
+    lvd_juice("sample", "offsets", "-n", "5", "-o", "o.npy", "--seed", "3")
+    np.testing.assert_array_equal(np.load("o.npy"), model.sample(5, seed=3))
+    lvd_juice("sample", "offsets", "-n", "5", "-o", "o.png", "--biased-modes")
+    question = ("inpaint", "offsets", "images.npz", "--mask", "right", "-n", "3", "--images", "4")
+    lvd_juice(*question, "-o", "o.npy")
+    chosen = images[[0, 3, 6, 9]]
+    np.testing.assert_array_equal(np.load("o.npy"), model.inpaint(chosen, hidden, n_samples=3))
+    lvd_juice(*question, "-o", "o.png")
+    mean = cells("o.png", HEIGHT, WIDTH, 12)[:, 5]
+    np.testing.assert_array_equal(mean, np.rint(model.posterior_mean(chosen, hidden)))
 
 
 def test_the_baselines(lvd_juice: Any, images: np.ndarray) -> None:
