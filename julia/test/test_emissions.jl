@@ -107,6 +107,19 @@ end
         @test log.(exp.(one[:, 2, 1]) .+ exp.(other[:, 2, 1])) ≈ scores[:, 2, 1] rtol = 1e-5
     end
 
+    @testset "written out as a circuit" begin
+        em = random_emissions(3; steps=[2, 8, 4])
+        prior = hclt([0, 1]; latents=2, categories=3, seed=6)
+        circuits = hcat([[e.plan.circuit for e in own] for own in em.shapes]...)  # (channels, shapes)
+        variables = [1 7; 2 8; 3 9; 4 10; 5 11; 6 12]
+        whole = offset_circuit(prior, circuits, em.steps, em.join, em.shifts, variables)
+        X = rand(MersenneTwister(7), UInt8.(0:7), 12, 50)
+        scores = zeros(Float32, 3, 2, 50)
+        emission_scores!(scores, em, reshape(X, 6, 2, 50))
+        @test log_likelihood(whole, X) ≈ log_likelihood(prior, SoftEvidence(scores)) rtol = 1e-5
+        @test_throws ArgumentError offset_circuit(prior, circuits, [2, 8, 2], em.join, em.shifts, variables)
+    end
+
     @testset "values of heads are likelihoods" begin
         e = engine(hclt([0, 1, 1, 2]; latents=4, categories=5, heads=3, seed=4))
         X = rand(MersenneTwister(5), 0:4, 4, 100)
