@@ -438,6 +438,28 @@ def test_two_threads_and_exceptions_beside_pytorch(first: str) -> None:
     assert ran.stdout == "done\n", ran.stderr
 
 
+POOLS = """
+from pyjuice_lvd import julia
+
+print(julia.start(threads=2).threads)
+for code in (
+    "Threads.nthreads()",
+    "isdefined(Threads, :threadpool) ? string(Threads.threadpool()) : \\"default\\"",  # of this thread, the main one
+    "isdefined(Threads, :threadpoolsize) ? Threads.threadpoolsize(:interactive) : 0",
+    "ids = zeros(Int, 64); Threads.@threads for i in 1:64; ids[i] = Threads.threadid(); end; string(sort(unique(ids)))",
+):
+    print(julia.evaluate(code))
+"""
+
+
+def test_the_main_thread_is_one_of_those_that_work() -> None:
+    # What Julia reads from the environment, and 1.12's own wish for an interactive thread, change nothing.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON_JULIACALL_THREADS"}
+    environment["JULIA_NUM_THREADS"] = "3,1"
+    ran = subprocess.run([sys.executable, "-c", POOLS], env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.split("\n") == ["2", "2", "default", "0", "[1, 2]", ""], ran.stderr
+
+
 INTERRUPTED = """
 import os, sys, time
 from pyjuice_lvd import julia
