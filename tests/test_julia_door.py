@@ -661,11 +661,13 @@ def checkout(folder: Path, *, extensions: str = "", code: str = "") -> Path:
     return folder
 
 
-def in_checkout(folder: Path, depot: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_checkout(
+    folder: Path, depot: Path, code: str, *args: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     depots = os.pathsep.join([str(depot), str(julia.start().depot), ""])  # what others have precompiled stays in sight
     settings = {"PYTHONSAFEPATH": "1", "PYTHONPATH": path, "JULIA_DEPOT_PATH": depots, "LVD_THREADS": "1"}
-    return python(code, **settings, **environment)
+    return python(code, *args, **settings, **environment)
 
 
 def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> None:
@@ -682,6 +684,23 @@ def test_two_checkouts_keep_their_precompiled_packages_apart(tmp_path: Path) -> 
     first, both, again = precompiled
     assert (len(first), len(both)) == (1, 2)
     assert again == both  # each compilation has a number of its own: there was no third
+
+
+def test_what_julia_prints_to_a_file_is_there_when_the_call_is_over(tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "one", code='__init__() = println(stderr, "LVDJuice is loaded")')
+    code = """
+        import os, sys
+        os.dup2(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), 2)
+        from pyjuice_lvd import julia
+        julia.start()
+        print("Julia has started", file=sys.stderr, flush=True)
+        julia.evaluate('println(stderr, "a call")')
+        print("it has returned", file=sys.stderr, flush=True)
+    """
+    ran = in_checkout(folder, tmp_path / "depot", code, str(tmp_path / "log"))
+    assert ran.returncode == 0, ran.stderr
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said[-4:] == ["LVDJuice is loaded", "Julia has started", "a call", "it has returned"]
 
 
 TOY = "c7a5b0de-5d0e-4f0c-9a44-3d5c9c1f7e21"

@@ -239,12 +239,25 @@ function invoke(name::Cstring, nargs::Int32, args::Ptr{Value}, results::Ptr{Valu
             PAUSED[] = (Call(() -> outcome(asked, arguments, read_only)), arguments)
         end
         call, arguments = PAUSED[]
-        go_on!(call) || return -2
+        ended = go_on!(call)
+        write_out()
+        ended || return -2
         PAUSED[] = nothing
         return store(call.outcome, arguments, results, capacity)
     catch e
         unsafe_store!(results, Base.invokelatest(encode_error, e), 1)
         return -1
+    end
+end
+
+"Write out what Julia has printed to a file: it would else keep that until it ends, behind all that Python says meanwhile."
+function write_out()
+    for stream in (stdout, stderr)
+        stream isa IOStream || continue  # to a terminal or a pipe it is written at once
+        try
+            flush(stream)
+        catch                            # a full disk is no reason to lose the result
+        end
     end
 end
 
@@ -281,6 +294,7 @@ end
 
 "The address of `invoke` as a C function. BLAS gets one thread, because the package's own threads share out the samples."
 function open_door()
+    write_out()  # which packages were precompiled
     BLAS.set_num_threads(1)
     return UInt(@cfunction(invoke, Int32, (Cstring, Int32, Ptr{Value}, Ptr{Value}, Int32)))
 end
