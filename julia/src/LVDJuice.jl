@@ -11,6 +11,7 @@ Standard library only; runs on Julia 1.5 and later. What it does together with o
 """
 module LVDJuice
 
+using LinearAlgebra: transpose!
 using LinearAlgebra.BLAS: gemm!
 
 include("door/boundary.jl")
@@ -22,6 +23,7 @@ include("memory.jl")
 include("circuits/circuit.jl")
 include("circuits/chowliu.jl")
 include("circuits/hclt.jl")
+include("circuits/tied_tree.jl")
 include("circuits/builders.jl")
 include("circuits/joint_circuit.jl")
 include("circuits/offset_circuit.jl")

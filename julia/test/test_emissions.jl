@@ -120,6 +120,26 @@ end
         @test_throws ArgumentError offset_circuit(prior, circuits, [2, 8, 2], em.join, em.shifts, variables)
     end
 
+    @testset "offsets that fit best, but are impossible under a state, take nothing from the others" begin
+        V, S = 40, 2
+        e = engine(fully_factorized(num_vars=V, num_cats=8))
+        p = fill(1f-30, 8)
+        p[1] = 1 - sum(p[2:end])
+        for u in 1:num_units(e.plan.circuit)
+            LVDJuice.isinput(e.plan.circuit.kind[u]) && (LVDJuice.probabilities(e.plan.circuit, u) .= p)
+        end
+        shift = zeros(Float32, S, 8)
+        shift[1, 1], shift[2, 2:3] = 1, [0.25, 0.75]
+        em = Emissions([[e]], [1], ones(Float32, S, 1), [shift])
+        scores = zeros(Float32, S, 1, 1)
+        emission_scores!(scores, em, zeros(UInt8, V, 1, 1))
+        @test scores[:, 1, 1] ≈ [0, V * log(1f-30)] rtol = 1e-5  # 2763 nats below
+        joins, offsets = zeros(Float32, 1, 2), zeros(Float32, 1, 8, 2)
+        emission_shares!(joins, [offsets], em, zeros(UInt8, V, 2), nothing, Float32[1 0; 0 1])
+        @test joins ≈ [1 1]
+        @test offsets[1, :, :] ≈ [1 0; 0 0.25; 0 0.75; zeros(5, 2)]
+    end
+
     @testset "values of heads are likelihoods" begin
         e = engine(hclt([0, 1, 1, 2]; latents=4, categories=5, heads=3, seed=4))
         X = rand(MersenneTwister(5), 0:4, 4, 100)

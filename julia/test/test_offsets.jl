@@ -1,6 +1,6 @@
 # EM on models with offsets against expected counts by enumeration; tied parameters.
 
-using LVDJuice: apply!, circuit, num_channels, num_states, table_step!, tie!
+using LVDJuice: apply!, circuit, num_channels, num_states, table_step!, tie!, tied_tree
 
 "Expected counts of all parts of a model on patches (variables, positions, samples), by enumeration; tried: (1, positions, samples) or nothing."
 function enumerated_counts(prior, em, patches, tried)
@@ -100,14 +100,39 @@ end
 end
 
 @testset "tied parameters" begin
-    counts = ExpectedCounts([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0])
-    tie!(counts, Ties(Int32[1, 0, 1, 2], Int32[0, 1, 1]))
-    @test counts.weight == [4, 2, 4, 4] && counts.leaf == [1, 5, 5]
-    prior, em = hclt([0, 1]; latents=3, categories=3, seed=1), random_emissions(1; steps=[2])
-    ties = Ties(zeros(Int32, length(prior.weight)), Int32.(repeat(1:9, 2)))
-    prior.leaf[10:18] = prior.leaf[1:9]
-    patches = rand(MersenneTwister(64), UInt8.(0:7), 2, 2, 30)
-    finish!(OffsetEMJob(prior, em, patches; ties=ties, epochs=3))
-    @test prior.leaf[10:18] == prior.leaf[1:9]
-    @test_throws ArgumentError OffsetEMJob(prior, em, patches; ties=Ties(Int32[1], Int32[]))
+    counts = tie!(ExpectedCounts([1.0, 2.0, 3.0, 4.0], [1.0]), Ties(Int32[1, 0, 1, 2]))
+    @test counts.weight == [4, 2, 4, 4]
+    rng = MersenneTwister(64)
+    shares(sizes...) = (x = rand(rng, sizes...) .+ 0.1; x ./ sum(x, dims=1))
+    root, transitions = vec(shares(3, 1)), shares(3, 3, 2)
+    prior, ties = tied_tree([2, 0, 2, 3], [1, 1, 2, 1], root, transitions)
+    for h in eachcol(assignments(4, 3))
+        p = root[h[2] + 1] * transitions[h[1] + 1, h[2] + 1, 1] * transitions[h[3] + 1, h[2] + 1, 2] * transitions[h[4] + 1, h[3] + 1, 1]
+        @test exp(log_likelihood(prior, reshape(collect(h), :, 1))[1]) ≈ p rtol = 1e-5
+    end
+    @test sort(unique(ties)) == 0:18 && count(==(5), ties) == 2 && count(==(14), ties) == 1
+    em = random_emissions(1; steps=[2])
+    finish!(OffsetEMJob(prior, em, rand(rng, UInt8.(0:7), 2, 4, 30); ties=Ties(ties), epochs=3))
+    for number in 1:18
+        @test length(unique(prior.weight[ties .== number])) == 1
+    end
+    @test_throws ArgumentError OffsetEMJob(prior, em, rand(rng, UInt8.(0:7), 2, 4, 3); ties=Ties(Int32[1]))
+end
+
+@testset "soft evidence of indicators: as of tables that are the identity" begin
+    rng = MersenneTwister(65)
+    transitions = rand(rng, 5, 5, 1) .+ 0.1
+    prior, _ = tied_tree([0, 1, 2], [1, 1, 1], fill(0.2, 5), transitions ./ sum(transitions, dims=1))
+    plain = Circuit(prior.num_vars, arrays_of(prior)...)
+    plain.kind[plain.kind .== LVDJuice.INDICATOR] .= LVDJuice.CATEGORICAL
+    scores = randn(rng, Float32, 5, 3, 100)
+    @test log_likelihood(prior, SoftEvidence(copy(scores))) ≈ log_likelihood(plain, SoftEvidence(copy(scores))) rtol = 1e-6
+    found = map((prior, plain)) do c
+        posterior = zeros(Float32, 5, 3, 100)
+        e = engine(c; soft=true)
+        LVDJuice.accumulate_posterior!(posterior, e, SoftEvidence(copy(scores)), ones(Int32, 100))
+        posterior, LVDJuice.counts!(ExpectedCounts(c), e).weight
+    end
+    @test found[1][1] ≈ found[2][1] rtol = 1e-5
+    @test found[1][2] ≈ found[2][2] rtol = 1e-5
 end

@@ -29,8 +29,14 @@ end
 
 function evidence_values!(ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
     g = plan.groups[gi]
-    evidence = gather_evidence!(ws, X, g.variable)
-    gemm!('T', 'T', 1f0, evidence, table(plan.circuit, g), 0f0, matrix(value_columns(ws, plan, gi), TILE, width(g)))
+    evidence, out = gather_evidence!(ws, X, g.variable), matrix(value_columns(ws, plan, gi), TILE, width(g))
+    selects(plan.circuit, g) ? transpose!(out, evidence) : gemm!('T', 'T', 1f0, evidence, table(plan.circuit, g), 0f0, out)
+end
+
+"Whether the units of an input group are the indicators of its categories, in order: its table is then the identity."
+function selects(c::Circuit, g::Group)
+    g.kind == INDICATOR && width(g) == g.categories || return false
+    return all(k -> c.leaf[g.param_start + (k - 1) * (g.param_stride + 1)] == 1, 1:width(g))
 end
 
 # A product over more groups than this is normalised on the way: its units' children may peak in different places.

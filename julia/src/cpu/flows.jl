@@ -117,14 +117,14 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, gi::Int, X::SoftEvidence)
     g = plan.groups[gi]
-    evidence = gather_evidence!(ws, X, g.variable)
     K, count = g.categories, width(g)
     value, flow = value_columns(ws, plan, gi), flow_columns(ws, plan, gi)
     for k in 0:count - 1, v in 0:VECTORS - 1  # inputs are not normalised: flow / value needs no factor
         p = column(value, k) + 64 * v
         store_lanes(p, ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)))
     end
-    posterior = Matrix{Float32}(undef, count, K)
+    g.kind == CATEGORICAL || return  # the others of these have no parameters
+    evidence, posterior = gather_evidence!(ws, X, g.variable), Matrix{Float32}(undef, count, K)
     gemm!('T', 'T', 1f0, matrix(value, TILE, count), evidence, 0f0, posterior)
     theta = table(plan.circuit, g)
     target = view(matrix(pointer(stat.leaf, g.param_start), g.param_stride, K), 1:count, :)

@@ -12,6 +12,9 @@ hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, stat
     hclt(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed,
          observed=ObservedStates(X, states, head_of .+ Int32(1)))
 
+"`parent` from 0, -1 for the root; `classes` from 0."
+tied_tree_of(parent, classes, root, transitions) = tied_tree(parent .+ 1, classes .+ 1, root, transitions)
+
 "The circuit's arrays, in the order of its constructor; the parameters are shared with the circuit."
 circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
                               c.child_start, all_children(c), c.weight, c.leaf, c.heads, c.head_weight)
@@ -102,11 +105,9 @@ emission_scores!(out, patches, mask, em::Emissions) = emission_scores!(out, em, 
 
 emission_shares!(joins, patches, mask, weights, em::Emissions, offsets...) = emission_shares!(joins, offsets, em, patches, mask, weights)
 
-"EM on a model with offsets. `weight_ties`, `leaf_ties`: see [`Ties`](@ref); nothing where no parameters of the prior are tied."
-function offset_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, prior, em,
-                       weight_ties, leaf_ties)
-    ties = weight_ties === nothing ? nothing : Ties(weight_ties, leaf_ties)
-    return OffsetEMJob(prior, em, patches; candidates=candidates, ties=ties, epochs=epochs, batch_size=batch_size,
+"EM on a model with offsets. `ties`: those of [`Ties`](@ref), or nothing where no parameters of the prior are tied."
+function offset_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, prior, em, ties)
+    return OffsetEMJob(prior, em, patches; candidates=candidates, ties=ties === nothing ? nothing : Ties(ties), epochs=epochs, batch_size=batch_size,
                        step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 

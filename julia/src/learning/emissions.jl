@@ -95,7 +95,7 @@ OffsetTables(em::Emissions) = OffsetTables(Float64.(em.join), [Float64.(shift) f
 
 """
 Patches as a shape's circuit of one channel sees them: a row for each of a patch's offsets under which no known value is impossible. Its
-rows are `first[n]:first[n + 1] - 1`; p(row | head) is `values[head, row] * factor[row] * exp(top[n])`. A patch with none either has
+rows are `first[n]:first[n + 1] - 1`; p(row | head) is `values[head, row] * exp(scale[row])`, and `factor[row]` is exp(scale[row] - top[n]). A patch with none either has
 nothing known in this channel (`free`) or is impossible.
 """
 struct ChannelRows{D}
@@ -104,6 +104,7 @@ struct ChannelRows{D}
     first::Vector{Int}
     free::Vector{Bool}
     values::Matrix{Float32}
+    scale::Vector{Float64}
     factor::Vector{Float64}
     top::Vector{Float64}
 end
@@ -134,15 +135,17 @@ function ChannelRows(em::Emissions, k::Int, c::Int, patches::AbstractMatrix{T}, 
     data = mask === nothing ? residuals : Masked(residuals, mask[variables, owner])
     values, scale = Matrix{Float32}(undef, num_heads(circuit(e)), length(offset)), Vector{Float64}(undef, length(offset))
     certain_head_values!(values, scale, e, data)
-    top = zeros(N)
-    for n in 1:N
-        rows = first[n]:first[n + 1] - 1
-        isempty(rows) || (top[n] = maximum(view(scale, rows)))
-        for row in rows
-            scale[row] = exp(scale[row] - top[n])
-        end
+    found = ChannelRows(data, offset, first, free, values, scale, similar(scale), zeros(N))
+    foreach(n -> rescale!(found, n, maximum(view(scale, rows_of(found, n)))), filter(n -> first[n] < first[n + 1], 1:N))
+    return found
+end
+
+"Takes exp(`top`) out of the values of patch `n`."
+function rescale!(rows::ChannelRows, n::Int, top::Float64)
+    rows.top[n] = top
+    for row in rows_of(rows, n)
+        rows.factor[row] = exp(min(rows.scale[row] - top, 200.0))  # more only of what is to be multiplied by 0
     end
-    return ChannelRows(data, offset, first, free, values, scale, top)
 end
 
 @inline residual(x, shift, C) = mod(Int(x) - Int(shift), C)
@@ -179,6 +182,9 @@ end
 
 @inline value(rows::ChannelRows, head::Int, row::Int) = @inbounds rows.values[head, row] * rows.factor[row]
 
+# Of a sum whose largest terms are near 1, if they are possible at all: below it, terms may have been lost to underflow.
+const LEAST_SUM = 1e-250
+
 # Patches that are done together: their rows and values fit the caches, and all threads have several.
 const PATCHES_AT_ONCE = 128
 
@@ -195,16 +201,20 @@ function emission_scores!(out::Array{Float32,3}, em::Emissions, patches::Array{<
     hidden = mask === nothing ? nothing : reshape(mask, V, P * N)
     shapes_of = tried === nothing ? nothing : reshape(tried, size(tried, 1), P * N)
     for range in pieces(1:P * N, PATCHES_AT_ONCE * Threads.nthreads())
-        sums, scale = zeros(num_states(em), length(range)), fill(-Inf, length(range))
+        sums, scale, lost = zeros(num_states(em), length(range)), fill(-Inf, length(range)), fill(false, length(range))
         for k in eachindex(em.shapes)
             own = shapes_of === nothing ? collect(1:length(range)) : findall(i -> k - 1 in view(shapes_of, :, range[i]), 1:length(range))
             isempty(own) && continue
             channels = shape_rows(em, k, x[:, range[own]], hidden === nothing ? nothing : hidden[:, range[own]])
-            add_shape!(sums, scale, em, tables, k, channels, own)
+            add_shape!(sums, scale, lost, em, tables, k, channels, own)
             pause()
         end
         for (i, n) in enumerate(range), h in 1:num_states(em)
             all_out[h, n] = log(sums[h, i]) + scale[i]
+        end
+        for i in findall(lost)
+            n, of = range[i], shapes_of === nothing ? eachindex(em.shapes) : sort(unique(shapes_of[:, range[i]])) .+ 1
+            exact_scores!(view(all_out, :, n), em, of, x[:, n:n], hidden === nothing ? nothing : hidden[:, n:n])
         end
         if hidden !== nothing
             for n in range
@@ -217,8 +227,11 @@ end
 
 shape_rows(em::Emissions, k::Int, x, mask) = [ChannelRows(em, k, c, x, mask) for c in 1:num_channels(em)]
 
-"Adds shape `k`'s part of p(x | h) to `sums`, (states, patches), which are to be multiplied by exp(`scale`); patch n of the rows is `own[n]` there."
-function add_shape!(sums, scale, em, tables, k, channels, own)
+"""
+Adds shape `k`'s part of p(x | h) to `sums`, (states, patches), which are to be multiplied by exp(`scale`); patch n of the rows is `own[n]`
+there. A patch is `lost` where a state's part is so small that its terms may have been lost.
+"""
+function add_shape!(sums, scale, lost, em, tables, k, channels, own)
     threads = Threads.nthreads()
     Threads.@threads for t in 1:threads
         m, product, part = (zeros(num_states(em)) for _ in 1:3)
@@ -235,6 +248,7 @@ function add_shape!(sums, scale, em, tables, k, channels, own)
                     part[h] += tables.join[h, j] * product[h]
                 end
             end
+            any(<(LEAST_SUM), part) && (lost[own[n]] = true)
             add_scaled!(view(sums, :, own[n]), scale, own[n], part, scale_of(channels, n))
         end
     end
@@ -248,6 +262,29 @@ function add_scaled!(sum, scale, i, part, own)
     end
     sum .+= exp(own - scale[i]) .* part
 end
+
+"log p(x | h) of one patch into `out`, (states,), over the shapes `of`, in the log domain."
+function exact_scores!(out, em::Emissions, of, x, mask)
+    totals = fill(-Inf, num_states(em))
+    for k in of
+        channels = shape_rows(em, k, x, mask)
+        all(rows -> possible(rows, 1), channels) || continue
+        for (head, j) in enumerate(em.joins[k]), h in 1:num_states(em)
+            term = log(Float64(em.join[h, j])) + sum(log_offset_sum(em.shifts[c], rows, h, head) for (c, rows) in enumerate(channels))
+            totals[h] = log_add(totals[h], term)
+        end
+    end
+    out .= totals
+end
+
+function log_offset_sum(shift, rows::ChannelRows, h, head)
+    rows.free[1] && return 0.0
+    return mapreduce(log_add, rows_of(rows, 1); init=-Inf) do row
+        log(Float64(shift[h, rows.offset[row] + 1])) + log(Float64(rows.values[head, row])) + rows.scale[row]
+    end
+end
+
+log_add(a, b) = (top = max(a, b); top == -Inf ? top : top + log1p(exp(min(a, b) - top)))
 
 """
 What the joins and the offsets of one patch have of the weights of states: room for one thread. `joint[i, r]`: that of state `active[i]`
@@ -273,9 +310,9 @@ end
 
 """
 Fills `room` for patch `n` of shape `k`'s rows. `room.weight[i]` is the weight of state `room.active[i]` over p(x | h), in the scale of
-the shape's values.
+the shape's values. Rows have nothing of a head whose share of the patch is not above `least`.
 """
-function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::Int, channels, n::Int)
+function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::Int, channels, n::Int, least::Real=0.0)
     count, joins = length(room.active), em.joins[k]
     for (c, rows) in enumerate(channels)
         own = rows_of(rows, n)
@@ -288,32 +325,47 @@ function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::
         for (c, rows) in enumerate(channels)
             active_sum!(room.sums[c], room.shifts[c], rows, n, head, count)
         end
+        total = 0.0
         @inbounds for i in 1:count
-            room.joint[i, head] = room.weight[i] * tables.join[room.active[i], j]
+            product = room.weight[i] * tables.join[room.active[i], j]
+            for c in eachindex(channels)
+                product *= room.sums[c][i]
+            end
+            room.joint[i, head] = product
+            total += product
         end
         for (c, rows) in enumerate(channels)
-            @inbounds for i in 1:count
-                back = room.joint[i, head]
-                for other in eachindex(channels)
-                    other == c || (back *= room.sums[other][i])
-                end
-                room.back[i] = back
-            end
-            @inbounds for (place, row) in enumerate(rows_of(rows, n))
-                p, total = value(rows, head, row), 0.0
-                for i in 1:count
-                    share = room.back[i] * p * room.shifts[c][i, place]
-                    room.of_offsets[c][i, place] += share
-                    total += share
-                end
-                room.of_rows[c][head, place] = total
+            if total > least
+                row_shares!(room, tables, channels, c, n, head, j, count)
+            else
+                room.of_rows[c][head, 1:length(rows_of(rows, n))] .= 0.0
             end
         end
-        for c in eachindex(channels)
-            @inbounds for i in 1:count
-                room.joint[i, head] *= room.sums[c][i]
-            end
+    end
+    for (c, rows) in enumerate(channels), place in 1:length(rows_of(rows, n))
+        @inbounds @simd for i in 1:count
+            room.of_offsets[c][i, place] *= room.shifts[c][i, place]
         end
+    end
+end
+
+"What the rows of channel `c` have of head `head`; of their offsets, but for the offset's probability, the sum over heads."
+function row_shares!(room, tables, channels, c, n, head, j, count)
+    rows, back, offsets, shifts = channels[c], room.back, room.of_offsets[c], room.shifts[c]
+    @inbounds for i in 1:count
+        p = room.weight[i] * tables.join[room.active[i], j]
+        for other in eachindex(channels)
+            other == c || (p *= room.sums[other][i])
+        end
+        back[i] = p
+    end
+    for (place, row) in enumerate(rows_of(rows, n))
+        p, total = value(rows, head, row), 0.0
+        @inbounds @simd for i in 1:count
+            offsets[i, place] += back[i] * p
+            total += back[i] * shifts[i, place]
+        end
+        room.of_rows[c][head, place] = total * p
     end
 end
 
@@ -331,10 +383,21 @@ function active_sum!(m, shifts, rows, n, head, count)
     end
 end
 
-"The states of a patch with more than `least` of `weights`, and their weights over p(x | h) = exp(`scores`), times exp(`scale`)."
-function activate!(room::ShareRoom, weights, scores, scale, least)
+"""
+The states of patch `n` with more than `least` of `weights`, and their weights over p(x | h) = exp(`scores`), in the scale of the rows, which is
+chosen such that nothing is lost that any of these states needs.
+"""
+function activate!(room::ShareRoom, em::Emissions, channels, n::Int, weights, scores, least)
     empty!(room.active)
     empty!(room.weight)
+    scale = scale_of(channels, n)
+    if any(h -> weights[h] > least && -Inf < scores[h] < scale - 300, eachindex(weights))
+        states = [h for h in eachindex(weights) if weights[h] > least && scores[h] > -Inf]
+        for (c, rows) in enumerate(channels)
+            rows.free[n] || rescale!(rows, n, maximum(rows.scale[row] + log(maximum(em.shifts[c][states, rows.offset[row] + 1])) for row in rows_of(rows, n)))
+        end
+        scale = scale_of(channels, n)
+    end
     for h in eachindex(weights)
         if weights[h] > least && scores[h] > -Inf
             push!(room.active, h)
@@ -364,7 +427,7 @@ function emission_shares!(joins::Matrix{Float32}, offsets, em::Emissions, patche
             for n in t:threads:length(range)
                 all(rows -> possible(rows, n), channels) || continue
                 room, own = rooms[t], range[n]
-                activate!(room, view(weights, :, own), view(scores, :, 1, own), scale_of(channels, n), 0f0)
+                activate!(room, em, channels, n, view(weights, :, own), view(scores, :, 1, own), 0f0)
                 patch_shares!(room, em, tables, k, channels, n)
                 take_shares!(joins, offsets, room, em, tables, k, channels, n, own)
             end

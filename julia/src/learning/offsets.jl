@@ -3,37 +3,31 @@
 # `patch_shares!` gives; each shifted row goes down its circuit with its share of the flow.
 
 """
-    Ties(weight, leaf)
+    Ties(numbers)
 
-Which parameters of a circuit are tied: those with one number above 0 in `weight` (edges of sums) or `leaf` (entries of the inputs' tables) share
-their expected counts, so that they stay equal where they are. 0: a parameter of its own.
+Which edges of a circuit's sums are tied: those with one number above 0 share their expected counts, so that parameters that are equal stay
+so. 0: a parameter of its own.
 """
 struct Ties
-    weight::Vector{Int32}
-    leaf::Vector{Int32}
+    numbers::Vector{Int32}
 end
 
-"Gives each parameter the counts of all that it is tied to."
+"Gives each tied edge the counts of all that it is tied to."
 function tie!(counts::ExpectedCounts, ties::Ties)
-    share_counts!(counts.weight, ties.weight)
-    share_counts!(counts.leaf, ties.leaf)
+    sums = zeros(reduce(max, ties.numbers; init=Int32(0)))
+    for (e, t) in enumerate(ties.numbers)
+        t > 0 && (sums[t] += counts.weight[e])
+    end
+    for (e, t) in enumerate(ties.numbers)
+        t > 0 && (counts.weight[e] = sums[t])
+    end
     return counts
 end
 
-function share_counts!(counts, ties)
-    sums = zeros(reduce(max, ties; init=Int32(0)))
-    for (i, t) in enumerate(ties)
-        t > 0 && (sums[t] += counts[i])
-    end
-    for (i, t) in enumerate(ties)
-        t > 0 && (counts[i] = sums[t])
-    end
-end
-
 function check_ties(ties::Ties, c::Circuit)
-    (length(ties.weight), length(ties.leaf)) == (length(c.weight), length(c.leaf)) ||
-        throw(ArgumentError("ties: found $(length(ties.weight)) edges and $(length(ties.leaf)) entries, the prior has $(length(c.weight)) and $(length(c.leaf))"))
-    all(t -> t >= 0, ties.weight) && all(t -> t >= 0, ties.leaf) || throw(ArgumentError("ties: found numbers below 0"))
+    length(ties.numbers) == length(c.weight) ||
+        throw(ArgumentError("ties: found $(length(ties.numbers)) numbers, the prior has $(length(c.weight)) edges"))
+    all(>=(0), ties.numbers) || throw(ArgumentError("ties: found numbers below 0"))
 end
 
 "What one thread adds up over the patches of a batch."
@@ -145,8 +139,8 @@ function table_flows!(weights, job, channels, k, posterior, scores, own)
         counts, room = job.counts[t], job.counts[t].room
         for n in t:threads:length(own)
             all(rows -> possible(rows, n), channels) || continue
-            activate!(room, view(posterior, :, own[n]), view(scores, :, own[n]), scale_of(channels, n), NEGLIGIBLE)
-            patch_shares!(room, em, job.tables, k, channels, n)
+            activate!(room, em, channels, n, view(posterior, :, own[n]), view(scores, :, own[n]), NEGLIGIBLE)
+            patch_shares!(room, em, job.tables, k, channels, n, NEGLIGIBLE)
             for (i, h) in enumerate(room.active)
                 for (head, j) in enumerate(em.joins[k])
                     @inbounds counts.join[h, j] += room.joint[i, head]

@@ -87,7 +87,8 @@ function add_marginals!(out::Array{<:AbstractFloat,3}, ws::Workspace, plan::Plan
         tails = [probability(plan.circuit, u, k) for k in 0:C - 1, u in g.units]
         add_products!(out, tails * Float64.(transpose(flows)), g, X, ws.samples, count)
     else
-        gemm!('T', 'T', 1f0, table(plan.circuit, g), flows, 0f0, matrix(pointer(product), C, TILE))
+        products = matrix(pointer(product), C, TILE)
+        selects(plan.circuit, g) ? transpose!(products, flows) : gemm!('T', 'T', 1f0, table(plan.circuit, g), flows, 0f0, products)
         add_products!(out, matrix(pointer(product), C, TILE), g, X, ws.samples, count)
     end
 end
