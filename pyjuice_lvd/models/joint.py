@@ -99,6 +99,35 @@ class JointModel(LatentModel):
         """All parameters: those of the patch circuits, counted once, and of the prior."""
         return self.prior.num_params + sum(circuit.num_params for circuit in self.circuits)
 
+    @property
+    def learning(self) -> list[Circuit]:
+        """The prior, then the patch circuits."""
+        return [self.prior, *self.circuits]
+
+    @property
+    def num_candidates(self) -> int:
+        """How many circuits a patch can be tried under."""
+        return len(self.circuits)
+
+    def em_job(
+        self,
+        patches: npt.NDArray[np.uint8],
+        candidates: npt.NDArray[np.uint16] | None,
+        epochs: int,
+        batch_size: int,
+        first_step: float,
+        last_step: float,
+        pseudocount: float,
+        prior_pseudocount: float,
+        seed: int,
+    ) -> julia.Handle:
+        """Make the job of EM on p(x) (`LatentModel.em_job`)."""
+        job: julia.Handle = julia.call(
+            "joint_em_job", patches, candidates, epochs, batch_size, first_step, last_step, pseudocount,
+            prior_pseudocount, seed, self.tied, *(circuit.engine.circuit for circuit in self.learning),
+        )  # fmt: skip
+        return job
+
     def groups(self) -> Iterator[tuple[slice, list[tuple[Circuit, slice]]]]:
         """Give the positions that share circuits, with these circuits, and the values of z that their heads are.
 

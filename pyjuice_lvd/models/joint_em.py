@@ -17,6 +17,7 @@ from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.latent import LatentModel
 from pyjuice_lvd.progress import SILENT, Progress
 
 Images = npt.NDArray[np.uint8]
@@ -99,7 +100,7 @@ class _Shares:
 
 
 def fit_end_to_end(
-    model: JointModel,
+    model: LatentModel,
     train: Images,
     valid: Images,
     *,
@@ -118,20 +119,21 @@ def fit_end_to_end(
     """Mini-batch EM on p(x), in place: p(z) and the p(x_i | z_i) of all positions learn together.
 
     The flow of p(x) into a head at a position, p(z_i = k | x), is the weight of that patch in the statistics of the
-    head's circuit. Memory is bounded by the batch: 8 bytes for each of its images, positions and latent values.
+    head's circuit; of a model with offsets, that of its shifted rows is p(h_i, j, d | x). Memory is bounded by the
+    batch: 8 bytes for each of its images, positions and latent values.
 
     Parameters
     ----------
-    model : JointModel
-        Starts from its parameters, and has the best in the end.
+    model : LatentModel
+        A joint model, or one with offsets. Starts from its parameters, and has the best in the end.
     train, valid : uint8 (N, H, W, C)
         Images to learn from, and to stop early by: the parameters with the best mean log-likelihood of `valid` are
         kept, those from before included.
     epochs, batch_size : int
         Batches are of images; the last, short one is used.
     candidates : integers (N, P, M), optional
-        For each patch of the training images the circuits, from 0, that it is tried under: all heads of the others
-        count as impossible for it. The cost is then M circuits for each patch, not all of them, and EM raises the
+        For each patch of the training images the circuits, or shapes, from 0, that it is tried under: the others
+        count as impossible for it. The cost is then that of M for each patch, not of all of them, and EM raises the
         truncated likelihood, a lower bound of p(x) (truncated variational EM; Luecke and Eggert, JMLR 2010): the
         returned history is of that bound, but not its `.valid`.
     step_size : (float, float)
@@ -169,13 +171,13 @@ def fit_end_to_end(
     train, valid = model.checked(train, "train"), model.checked(valid, "valid")
     n, patches = len(train), model.patches(train)
     if candidates is not None:
-        candidates = _checked(candidates, patches.shape[:2], len(model.circuits))
-    parts = [part.engine for part in (model.prior, *model.circuits)]
-    learned = [array for part in parts for array in part.learned()]
+        candidates = _checked(candidates, patches.shape[:2], model.num_candidates)
+    learned = model.learned()
     history, state, position, total = History(), None, 0, 0.0
     if checkpoint is not None:
         about = {
-            "structure": [part.structure for part in parts], "images": n, "epochs": epochs, "batch_size": batch_size,
+            "structure": [circuit.engine.structure for circuit in model.learning],
+            "images": n, "epochs": epochs, "batch_size": batch_size,
             "step_size": (first_step, last_step), "pseudocount": pseudocounts, "seed": seed,
             "candidates": 0 if candidates is None else candidates.shape[2],
         }  # fmt: skip
@@ -187,10 +189,7 @@ def fit_end_to_end(
     watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
     if state:
         position, total = state.restore(history, watch)
-    job = julia.call(
-        "joint_em_job", patches, candidates, epochs, batch_size, first_step, last_step, *pseudocounts, seed, model.tied,
-        *(part.circuit for part in parts),
-    )  # fmt: skip
+    job = model.em_job(patches, candidates, epochs, batch_size, first_step, last_step, *pseudocounts, seed)
     julia.call("continue_from!", job, len(history), position, total)
     try:
         with progress.stage("p(x), end to end", total=epochs * n, unit="images") as stage:

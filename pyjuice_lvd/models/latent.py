@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask
@@ -52,6 +53,35 @@ class LatentModel(DensityModel):
 
         `images`, `mask`: as for `score_samples`. What is hidden is summed out: 0 for a patch of which nothing is known.
         """
+
+    @property
+    @abstractmethod
+    def learning(self) -> list[Circuit]:
+        """The circuits whose parameters EM on p(x) changes: the prior, then those of the patches."""
+
+    @property
+    @abstractmethod
+    def num_candidates(self) -> int:
+        """How many circuits, or shapes, a patch can be tried under."""
+
+    def learned(self) -> list[npt.NDArray[np.float32]]:
+        """Give all that EM on p(x) changes: the model's own memory."""
+        return [array for circuit in self.learning for array in circuit.engine.learned()]
+
+    @abstractmethod
+    def em_job(
+        self,
+        patches: npt.NDArray[np.uint8],
+        candidates: npt.NDArray[np.uint16] | None,
+        epochs: int,
+        batch_size: int,
+        first_step: float,
+        last_step: float,
+        pseudocount: float,
+        prior_pseudocount: float,
+        seed: int,
+    ) -> julia.Handle:
+        """Make the job of EM on p(x) (`fit_end_to_end`), on patches (N, P, V) and their candidates (N, P, M)."""
 
     @abstractmethod
     def _complete(

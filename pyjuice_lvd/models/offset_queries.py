@@ -56,8 +56,8 @@ class Emissions:
         """Bytes of the shares of joins, and of them with each offset, of one patch."""
         return self.join.itemsize * len(self.join) * (1 + sum(map(len, self.shifts)))
 
-    @property
-    def _handle(self) -> julia.Handle:
+    def handle(self) -> julia.Handle:
+        """Give the engine's form of it, which shares its memory."""
         plans = (circuit.engine.plan(soft=False) for channels in self.shapes for circuit in channels)
         handle: julia.Handle = julia.call("emissions", np.array(self.steps, np.int64), self.join, *self.shifts, *plans)
         return handle
@@ -65,7 +65,7 @@ class Emissions:
     def scores(self, patches: UInt8, hidden: Mask) -> Float32:
         """log e(h) of patches (N, P, V), what is hidden summed out: float32 (N, P, S), in nats; 0 if all is hidden."""
         scores = np.zeros((*patches.shape[:2], self.join.shape[1]), np.float32)
-        julia.call("emission_scores!", scores, patches, hidden if hidden.any() else None, self._handle)
+        julia.call("emission_scores!", scores, patches, hidden if hidden.any() else None, self.handle())
         return scores
 
     def join_shares(self, patches: UInt8, hidden: Mask, weights: Float64) -> Float32:
@@ -83,7 +83,7 @@ class Emissions:
 
     def _asked(self, patches: UInt8, hidden: Mask, weights: Float64) -> tuple[object, ...]:
         mask = np.ascontiguousarray(hidden) if hidden.any() else None
-        return np.ascontiguousarray(patches), mask, np.ascontiguousarray(weights, np.float32), self._handle
+        return np.ascontiguousarray(patches), mask, np.ascontiguousarray(weights, np.float32), self.handle()
 
     def complete(
         self, patches: UInt8, hidden: Mask, h: npt.NDArray[np.integer], rng: np.random.Generator, *, modes: bool

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import julia
 from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Mask
@@ -53,6 +54,8 @@ class OffsetModel(LatentModel):
         p_c(d | h); columns sum to 1. Not copied, if it can be.
     prior : Circuit
         p(h), over the positions, with S categories.
+    ties : int32 (edges of the prior), optional
+        For EM, which keeps the probabilities of edges with one number above 0 equal. It enters nothing else.
 
     Raises
     ------
@@ -77,11 +80,15 @@ class OffsetModel(LatentModel):
         join: npt.ArrayLike,
         shifts: Sequence[npt.ArrayLike],
         prior: Circuit,
+        ties: npt.NDArray[np.int32] | None = None,
     ) -> None:
         self.image_shape = image_shape
         self.patch = patch
         self.color = color_transform(color, image_shape[2])
         self.prior = prior
+        self.ties = ties
+        if ties is not None and ties.shape != (prior.num_edges,):
+            raise InputError(f"ties: found {ties.shape}, wanted ({prior.num_edges},): one for each edge of the prior")
         size = self._check_positions() // image_shape[2]
         self._check_shapes(steps, shapes, size)
         joins, states = sum(channels[0].num_heads for channels in shapes), prior.engine.categories
@@ -145,6 +152,39 @@ class OffsetModel(LatentModel):
         circuits = sum(circuit.num_params for channels in self.shapes for circuit in channels)
         tables = self.join.size + sum(shift.size for shift in self.shifts if len(shift) > 1)
         return self.prior.num_params + circuits + tables
+
+    @property
+    def learning(self) -> list[Circuit]:
+        """The prior, then the shapes' circuits."""
+        return [self.prior, *(circuit for channels in self.shapes for circuit in channels)]
+
+    @property
+    def num_candidates(self) -> int:
+        """How many shapes a patch can be tried under."""
+        return len(self.shapes)
+
+    def learned(self) -> list[Float32]:
+        """Give all that EM on p(x) changes: the model's own memory."""
+        return [*super().learned(), self.join, *self.shifts]
+
+    def em_job(
+        self,
+        patches: npt.NDArray[np.uint8],
+        candidates: npt.NDArray[np.uint16] | None,
+        epochs: int,
+        batch_size: int,
+        first_step: float,
+        last_step: float,
+        pseudocount: float,
+        prior_pseudocount: float,
+        seed: int,
+    ) -> julia.Handle:
+        """Make the job of EM on p(x) (`LatentModel.em_job`)."""
+        job: julia.Handle = julia.call(
+            "offset_em_job", patches, candidates, epochs, batch_size, first_step, last_step, pseudocount,
+            prior_pseudocount, seed, self.prior.engine.circuit, self.emissions.handle(), self.ties,
+        )  # fmt: skip
+        return job
 
     def patch_scores(self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
         """log p(x_i | h_i) of every patch and state, float32 (N, P, S), in nats.
@@ -259,7 +299,8 @@ class OffsetModel(LatentModel):
                 circuit.save(folder / names.channel_circuit_of(k, c))
         self.prior.save(folder / names.PRIOR)
         shifts = {_shift_of(c): shift for c, shift in enumerate(self.shifts)}
-        write_arrays(folder / names.EMISSIONS, {_JOIN: self.join, **shifts})
+        ties = {} if self.ties is None else {_TIES: self.ties}
+        write_arrays(folder / names.EMISSIONS, {_JOIN: self.join, **shifts, **ties})
 
     @classmethod
     def _restored(cls, folder: Path, kept: Mapping[str, Any]) -> Self:
@@ -269,14 +310,14 @@ class OffsetModel(LatentModel):
         ]
         prior, path = Circuit.load(folder / names.PRIOR), folder / names.EMISSIONS
         arrays, _ = read_arrays(path)
-        wanted = [_JOIN, *map(_shift_of, channels)]
+        ties, wanted = arrays.pop(_TIES, None), [_JOIN, *map(_shift_of, channels)]
         if arrays.keys() != set(wanted):
             raise InputError(f"{path}: found {', '.join(sorted(arrays))}, wanted {', '.join(wanted)}")
         join, *shifts = (arrays[name] for name in wanted)
-        return cls(**{**kept, "shapes": shapes}, join=join, shifts=shifts, prior=prior)
+        return cls(**{**kept, "shapes": shapes}, join=join, shifts=shifts, prior=prior, ties=ties)
 
 
-_JOIN = "join"
+_JOIN, _TIES = "join", "ties"
 
 
 def _shift_of(channel: int) -> str:
