@@ -55,6 +55,8 @@ def gap(
     picture = directory / names.GAP_PICTURE if output is None else output
     if not opened.kind.latents:
         raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
+    if settings.offsets.steps:
+        raise InputError(f"{run}: a run with offsets, for which there is no gap yet; wanted one without")
     for file in (picture, directory / names.GAP):
         check_writable(file)
     test = opened.test_data(data, progress)

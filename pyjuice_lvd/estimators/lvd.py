@@ -15,6 +15,7 @@ from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.teacher import Teacher
 
@@ -37,7 +38,7 @@ class LVDPG(DensityEstimator):
 
     Attributes
     ----------
-    model_ : JointModel
+    model_ : JointModel or OffsetModel
     teacher_ : Teacher
     settings_ : Settings
     n_features_in_ : int
@@ -73,7 +74,7 @@ class LVDPG(DensityEstimator):
             torch.set_num_threads(self.settings_.threads)
         train, valid = self._set_apart(self._checked(X, fitting=True))
         learned = distill(train, valid, self.settings_, progress=self._shown)
-        self.model_: JointModel = learned.model
+        self.model_: JointModel | OffsetModel = learned.model
         self.teacher_: Teacher = learned.teacher
         self.n_features_in_ = self.model_.dims
         return self

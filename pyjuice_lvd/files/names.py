@@ -34,6 +34,8 @@ PIECES = "pieces.json"
 TEACHER_IN_TRAINING = "teacher-in-training.safetensors"
 OUTER = "outer.safetensors"
 FINETUNING = "finetuning.safetensors"
+START = "start"
+"""The folder of the model with offsets that EM begins with."""
 UNTRAINED, EM = "untrained.safetensors", "em.safetensors"
 CODE_PRIOR_IN_TRAINING = "code-prior-in-training.safetensors"
 

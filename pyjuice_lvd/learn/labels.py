@@ -72,16 +72,18 @@ def outer_clusters(
     h: npt.NDArray[np.float32],
     settings: Settings,
     *,
+    candidates: int,
     record: Record = lambda _: None,
     progress: Progress,
 ) -> Integers:
     """Cluster the features of all patches once, as they are, and refine the clusters: int32 (N, P, M).
 
-    The first of the M is a patch's outer cluster, the others are the next most probable; without refining, M is 1.
+    The first of the M, at most `candidates`, is a patch's outer cluster, the others are the next most probable; without
+    refining, M is 1.
     Positions that are not tied have clusters of their own, which follow one another. `x`: patches (N, P, V), `h`:
     features (N, P, D).
     """
-    clusters, wanted, first, ranks = settings.clusters, max(settings.finetuning.candidates, 1), 0, []
+    clusters, wanted, first, ranks = settings.clusters, max(candidates, 1), 0, []
     for position in (None,) if clusters.tied else range(h.shape[1]):
         positions = slice(None) if position is None else slice(position, position + 1)
         own = kmeans(h[:, positions].reshape(-1, h.shape[2]), clusters.outer, settings.seed)[:, None]

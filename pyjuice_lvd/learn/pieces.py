@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,5 +61,7 @@ class Pieces:
         """Remove pieces that others replace."""
         for name in dropped:
             path = self.path(name)
-            if path is not None:
+            if path is not None and path.is_dir():
+                shutil.rmtree(path)
+            elif path is not None:
                 path.unlink(missing_ok=True)

@@ -22,13 +22,16 @@ from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
+from pyjuice_lvd.learn.offsets import Patches, starting_model
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.sizes import check_fit
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
+from pyjuice_lvd.models.latent import LatentModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import derived_seed
-from pyjuice_lvd.settings import Settings
+from pyjuice_lvd.settings import FinetuningSettings, OffsetSettings, Settings
 from pyjuice_lvd.teacher import Teacher
 
 Images = npt.NDArray[np.uint8]
@@ -36,10 +39,10 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Distilled:
-    """What `distill` learns: the teacher and the joint model."""
+    """What `distill` learns: the teacher and the model of images."""
 
     teacher: Teacher
-    model: JointModel
+    model: JointModel | OffsetModel
 
 
 def distill(
@@ -79,6 +82,8 @@ def distill(
     teacher = _teach(train, valid, work)
     if settings.data.flip:
         train = np.concatenate([train, mirrored(train)])
+    if settings.offsets.steps:
+        return Distilled(teacher, _with_offsets(teacher, train, valid, work))
     circuits, labels = _patch_circuits(teacher, train, work)
     return Distilled(teacher, _join(circuits, labels, train, valid, work))
 
@@ -121,7 +126,7 @@ def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[
         return [Circuit.load(done.with_name(names.circuit_of(index))) for index in range(len(labels.heads))], labels
     x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
     h = teacher.features(train)
-    candidates = _outer_clusters(x, h, work)
+    candidates = _outer_clusters(x, h, settings.finetuning.candidates, work)
     outer = np.ascontiguousarray(candidates[:, :, 0])
     if settings.growing.quantized and settings.method == "lvd-pg":
         h = teacher.features(train, quantized=True)
@@ -144,12 +149,14 @@ def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[
     return circuits, labels
 
 
-def _outer_clusters(x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], work: _Work) -> npt.NDArray[np.int32]:
+def _outer_clusters(
+    x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], wanted: int, work: _Work
+) -> npt.NDArray[np.int32]:
     """Give the outer clusters of patches (N, P, V) with features (N, P, D), as `outer_clusters` finds them."""
     done, path = work.pieces.finished(names.OUTER), work.pieces.path(names.OUTER)
     if done is not None:
         return read_arrays(done)[0]["candidates"]
-    candidates = outer_clusters(x, h, work.settings, record=work.record, progress=work.progress)
+    candidates = outer_clusters(x, h, work.settings, candidates=wanted, record=work.record, progress=work.progress)
     if path is not None:
         write_arrays(path, {"candidates": candidates})
     return candidates
@@ -186,23 +193,63 @@ def _join(circuits: list[Circuit], labels: Labels, train: Images, valid: Images,
     if done is not None:
         return JointModel.load(done.parent)
     model = _with_prior(circuits, labels, train, valid, work)
-    own = settings.finetuning
-    if own.epochs:
-        started, steps = time.monotonic(), np.linspace(*own.step_size, own.epochs)
-
-        def record_epoch(history: History) -> None:
-            work.record({"stage": "end to end", **_epoch(history, steps, len(history) - 1)})
-
-        history = fit_end_to_end(
-            model, train, valid, epochs=own.epochs, step_size=own.step_size, batch_size=own.batch_size,
-            candidates=labels.candidates, pseudocount=own.pseudocount, prior_pseudocount=settings.prior.pseudocount,
-            patience=own.patience, seed=settings.seed, checkpoint=pieces.path(names.FINETUNING),
-            on_epoch=record_epoch, progress=work.progress,
-        )  # fmt: skip
-        work.record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
+    if settings.finetuning.epochs:
+        _end_to_end(model, train, valid, settings.finetuning, settings.prior.pseudocount, labels.candidates, work)
     if pieces.folder is not None:
         model.save(pieces.folder)
         pieces.drop(names.FINETUNING)  # last: the model's files replace those that finetuning began with
+    return model
+
+
+def _end_to_end(
+    model: LatentModel,
+    train: Images,
+    valid: Images,
+    own: FinetuningSettings | OffsetSettings,
+    prior_pseudocount: float,
+    candidates: npt.NDArray[np.int32] | None,
+    work: _Work,
+) -> None:
+    """Learn all of p(x) by EM, in place."""
+    started, steps = time.monotonic(), np.linspace(*own.step_size, own.epochs)
+
+    def record_epoch(history: History) -> None:
+        work.record({"stage": "end to end", **_epoch(history, steps, len(history) - 1)})
+
+    history = fit_end_to_end(
+        model, train, valid, epochs=own.epochs, step_size=own.step_size, batch_size=own.batch_size,
+        candidates=candidates, pseudocount=own.pseudocount, prior_pseudocount=prior_pseudocount,
+        patience=own.patience, seed=work.settings.seed, checkpoint=work.pieces.path(names.FINETUNING),
+        on_epoch=record_epoch, progress=work.progress,
+    )  # fmt: skip
+    work.record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
+
+
+def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -> OffsetModel:
+    """Learn a model with offsets: shapes, where it starts, then EM on p(x) end to end."""
+    settings, pieces, own = work.settings, work.pieces, work.settings.offsets
+    done = pieces.finished(names.DESCRIPTION)
+    if done is not None:
+        return OffsetModel.load(done.parent)
+    shape = train.shape[1], train.shape[2], train.shape[3]
+    x = to_patches(color_transform(settings.data.color, shape[2]).forward(train), settings.teacher.patch)
+    patches = Patches.of(x, own.of_channels(shape[2])[0])
+    h = patches.less_means(teacher.features(train))
+    candidates = _outer_clusters(patches.residuals, h, own.candidates, work)
+    start, path = pieces.finished(names.START), pieces.path(names.START)
+    if start is not None and (start / names.DESCRIPTION).exists():
+        model = OffsetModel.load(start)
+    else:
+        started = time.monotonic()
+        model = starting_model(patches, candidates[:, :, 0], settings, shape, progress=work.progress)
+        work.record({"stage": "shapes", "params": model.num_params, "seconds": time.monotonic() - started})
+        if path is not None:
+            model.save(path)
+    tried = candidates if own.candidates and settings.refining.rounds else None
+    _end_to_end(model, train, valid, own, own.prior_pseudocount, tried, work)
+    if pieces.folder is not None:
+        model.save(pieces.folder)
+        pieces.drop(names.FINETUNING, names.START, names.OUTER)
     return model
 
 

@@ -48,6 +48,8 @@ def check_fit(
     """
     if settings.method not in BASELINES:
         position_grid(shape[1], shape[2], settings.teacher.patch)
+        if settings.offsets.steps:
+            settings.offsets.of_channels(shape[3])
         if shape[0] < settings.clusters.outer:
             raise InputError(
                 f"found {shape[0]} training images for clusters.outer = {settings.clusters.outer}, "
@@ -88,6 +90,8 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
         return _BYTES * settings.hclt.trees * _hclt(num_vars, settings.hclt.latents, num_cats)
     if settings.method == "rat-spn":
         return _BYTES * _rat_spn(num_vars, settings, num_cats)
+    if settings.offsets.steps:
+        return _BYTES * _with_offsets(shape, settings) + _teacher(settings, *_patches(shape, settings))
     own, (ph, pw), channels = settings.clusters, settings.teacher.patch, shape[3]
     positions, pixels = shape[1] // ph * (shape[2] // pw), ph * pw * channels
     circuits = own.outer * (1 if own.tied else positions)
@@ -96,6 +100,21 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
     prior = _hclt(positions, settings.prior.latents, own.outer * own.inner)
     counted = max(circuits * small, circuits * patch + prior)
     return _BYTES * counted + _teacher(settings, positions, pixels)
+
+
+def _patches(shape: tuple[int, ...], settings: Settings) -> tuple[int, int]:
+    """Count the positions of images, and the values of a patch."""
+    (ph, pw), (_, height, width, channels) = settings.teacher.patch, shape
+    return height // ph * (width // pw), ph * pw * channels
+
+
+def _with_offsets(shape: tuple[int, ...], settings: Settings) -> int:
+    """Count the parameters of a model with offsets."""
+    own, (positions, pixels) = settings.offsets, _patches(shape, settings)
+    circuit = _hclt(pixels // shape[3], settings.circuit.latents, 256) + settings.circuit.latents * own.joins
+    circuits = settings.clusters.outer * shape[3] * circuit
+    trees = 2 if own.trees == "combs" else 1
+    return circuits + own.states * (settings.clusters.outer * own.joins + 2 * positions * trees * own.states)
 
 
 def _hclt(num_vars: int, latents: int, num_cats: int) -> int:
@@ -128,7 +147,16 @@ def _others(settings: Settings) -> list[str]:
     if settings.method == "rat-spn":
         return [f"rat_spn.{name}" for name in ("replicas", "sums", "inputs")]
     teacher = [f"teacher.{name}" for name in ("channels", "blocks", "code_dim", "codes", "mixtures", "batch_size")]
-    return ["circuit.latents", "clusters.outer", "clusters.inner", "prior.latents", "refining.latents", *teacher]
+    return [
+        "circuit.latents",
+        "clusters.outer",
+        "clusters.inner",
+        "prior.latents",
+        "refining.latents",
+        "offsets.states",
+        "offsets.joins",
+        *teacher,
+    ]
 
 
 def _value(settings: Settings, name: str) -> Any:

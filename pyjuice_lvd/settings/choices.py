@@ -7,7 +7,7 @@ from typing import Any
 METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")
 BASELINES = ("hclt", "rat-spn")
 """Methods of one circuit over whole images, or over the rows of a table."""
-_PATCHES = ("data", "teacher", "clusters", "refining", "circuit", "growing", "prior", "finetuning")
+_PATCHES = ("data", "teacher", "clusters", "refining", "circuit", "growing", "prior", "finetuning", "offsets")
 SECTIONS = {
     "lvd-pg": _PATCHES,
     "lvd": tuple(name for name in _PATCHES if name != "growing"),
@@ -27,6 +27,8 @@ DECODERS = ("independent", "convolutional")
 """Of the teacher: each patch is decoded from its own code alone, or from its neighbours' codes too."""
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
+TREES = ("combs", "rows", "columns")
+"""Over the positions of an image: both combs, or the one whose teeth run along the rows, or the columns."""
 NEW_HEADS = ("double", "one")
 """Of progressive growing: one for each cluster that is divided, or one in each round."""
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.settings.sections import CircuitSettings, Settings
+from pyjuice_lvd.settings.sections import CircuitSettings, OffsetSettings, Settings
 from pyjuice_lvd.settings.tables import checked, merged
 from pyjuice_lvd.versions import version_of
 
@@ -29,6 +29,7 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
         "prior.memory": 4.0,  # the same outcome
         "finetuning.epochs": 0,
         "finetuning.candidates": 0,
+        **{f"offsets.{key}": value for key, value in vars(OffsetSettings()).items()},  # none: the others do nothing
     }
 
 

@@ -16,6 +16,7 @@ from pyjuice_lvd.settings.choices import (
     NEW_HEADS,
     PHOTO_SIZES,
     STARTS,
+    TREES,
     VARIANTS,
 )
 from pyjuice_lvd.settings.tables import Section, from_table, lists, names
@@ -33,6 +34,13 @@ Steps = Annotated[
 Part = Annotated[float, Within(lambda part: 0 < part < 1, "a number above 0 and below 1")]
 Share = Annotated[float, Within(lambda share: 0 < share <= 1, "a number above 0 and at most 1")]
 Noise = Annotated[float, Within(lambda noise: 0 <= noise <= 1e20, "a finite number, 0 or above and at most 1e20")]
+Offsets = Annotated[
+    tuple[int, ...], Within(lambda steps: all(step >= 1 and 256 % step == 0 for step in steps), "divisors of 256")
+]
+"""The grid of each channel's offsets, or one for all; none: no offsets."""
+Windows = Annotated[
+    tuple[int, ...], Within(lambda widths: bool(widths) and all(0 <= w <= 128 for w in widths), "some of 0 to 128")
+]
 Sides = Annotated[tuple[int, int], Within(lambda sides: min(sides) >= 1, "height and width, integers of at least 1")]
 
 _OF_VARIANT: Any = object()
@@ -210,6 +218,52 @@ class FinetuningSettings(Section, table="finetuning"):
 
 
 @dataclass(frozen=True)
+class OffsetSettings(Section, table="offsets"):
+    """`[offsets]`: patches are shapes under offsets, below states of the positions (docs/offsets.md).
+
+    Where there are steps, `clusters.outer` is the number of shapes; `growing`, `prior` and `finetuning` are not used.
+    """
+
+    steps: Offsets = ()
+    """Between offsets, in levels: of each channel, or one for all; a grey image has the first. 256: a channel without.
+    Empty: no offsets at all."""
+    windows: Windows = (48, 24, 24)
+    """The largest residual of a shape's anchor pixel, in levels: of each channel, or one for all."""
+    joins: Count = 32
+    """Heads of each shape's circuits, at which its channels meet."""
+    states: Count = 64
+    """Values of the hidden state of a position."""
+    trees: Annotated[str, among(*TREES)] = TREES[0]
+    """Of p(h): a mixture of both `combs`, or one, of `rows` or of `columns`."""
+    epochs: Count = 6
+    """Of EM on p(x) end to end, at most."""
+    batch_size: Count = 128
+    """Images in one step."""
+    candidates: CountOrNone = 3
+    """Shapes that a patch is tried under in training, those that refining found most probable; 0: all."""
+    step_size: Steps = (0.5, 0.05)
+    pseudocount: Pseudocount = 0.01
+    """Of the shapes' circuits."""
+    prior_pseudocount: Pseudocount = 1.0
+    """Of p(h), p(j | h) and p(d | h)."""
+    patience: Count = 2
+    """Ends after so many epochs without a better validation likelihood; the best parameters are kept."""
+
+    def of_channels(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Give the steps and the windows of so many channels; raises InputError where there are others."""
+        found = []
+        for name in ("steps", "windows"):
+            values = getattr(self, name)
+            own = values[:channels] if channels == 1 else values * (channels if len(values) == 1 else 1)
+            if len(own) != channels:
+                raise InputError(
+                    f"offsets.{name}: found {len(values)} for {channels} channels, wanted one or {channels}"
+                )
+            found.append(own)
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
 class HCLTSettings(Section, table="hclt"):
     """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
 
@@ -260,6 +314,7 @@ class Settings(Section):
     growing: GrowingSettings = field(default_factory=GrowingSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
+    offsets: OffsetSettings = field(default_factory=OffsetSettings)
     hclt: HCLTSettings = field(default_factory=HCLTSettings)
     rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
@@ -269,6 +324,10 @@ class Settings(Section):
             raise InputError(
                 f"finetuning.candidates: found {self.finetuning.candidates} with refining.rounds = 0, "
                 "wanted 0 or at least one round: refining finds the candidates"
+            )
+        if self.offsets.steps and not self.clusters.tied:
+            raise InputError(
+                "clusters.tied: found false with offsets.steps, wanted true: all positions share the shapes"
             )
 
     @property

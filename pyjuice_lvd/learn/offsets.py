@@ -1,0 +1,196 @@
+"""Where a model with offsets starts: nearest offsets, shapes of what is left, their circuits, and states of positions.
+
+Everything is distilled from labels, as the latents of the joint model are; EM on p(x) end to end goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd import julia
+from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states, rows_for_states
+from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.data.patches import position_grid
+from pyjuice_lvd.learn.field import comb, field
+from pyjuice_lvd.models.base import ImageShape
+from pyjuice_lvd.models.offsets import OffsetModel
+from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.seeds import derived_seed
+from pyjuice_lvd.settings import Settings
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int32]
+
+_LEVELS = 256
+_TREE_PSEUDOCOUNT = 0.1
+_PERTURBATION = 0.4
+_BESIDE = 0.1
+"""Weight of the residuals beside the anchor, in the clusters that heads start as, next to the anchor's own."""
+_SLOPE, _CONTRAST = 0.5, 16.0
+"""Weights of a patch's slopes, and of its contrast's logarithm, beside its mean, in the clusters that states are."""
+_STATES_SEE = 200
+"""K-means finds the states from so many patches for each."""
+_ADDED_JOINS, _ADDED_OFFSETS = 2.0, 2.0
+"""Counts that are added to those of a state's joins, and offsets, spread over all of them."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches (N, P, V) of images, with the grid of each channel's offsets, and the nearest offsets (N, P, C)."""
+
+    x: UInt8
+    steps: tuple[int, ...]
+    offsets: Integers
+
+    @classmethod
+    def of(cls, x: UInt8, steps: tuple[int, ...]) -> Patches:
+        """Choose the offsets nearest to the mean of each channel."""
+        grid = np.array(steps)
+        means = x.reshape(*x.shape[:2], -1, len(steps)).mean(axis=2)
+        nearest = np.rint(means / grid).astype(np.int32) % (_LEVELS // grid)
+        return cls(x, steps, nearest.astype(np.int32))
+
+    @property
+    def residuals(self) -> UInt8:
+        """What is left without the offsets, modulo 256: uint8 (N, P, V)."""
+        shift = (self.offsets * np.array(self.steps)).astype(np.uint8)[:, :, None]
+        found: UInt8 = (self.x.reshape(*self.x.shape[:2], -1, len(self.steps)) - shift).reshape(self.x.shape)
+        return found
+
+    def less_means(self, h: Float32) -> Float32:
+        """Take out of features (N, P, D) what their patches' means say of them, by least squares."""
+        means = self.x.reshape(*self.x.shape[:2], -1, len(self.steps)).mean(axis=2).reshape(-1, len(self.steps))
+        known = np.hstack([means / _LEVELS, np.ones((len(means), 1))])
+        rows = h.reshape(-1, h.shape[2])
+        found: Float32 = (rows - known @ np.linalg.lstsq(known, rows, rcond=None)[0]).astype(np.float32)
+        return found.reshape(h.shape)
+
+
+def starting_model(
+    patches: Patches,
+    shapes: Integers,
+    settings: Settings,
+    image_shape: ImageShape,
+    *,
+    progress: Progress = SILENT,
+) -> OffsetModel:
+    """Make the model that EM starts from, of patches and the shapes that they are labelled with, int32 (N, P).
+
+    p(j | h) and p_c(d | h) are counts of the labels, p(h) of those of neighbours (`field`).
+    """
+    own, seed, grid = settings.offsets, settings.seed, position_grid(*image_shape[:2], settings.teacher.patch)
+    windows = own.of_channels(len(patches.steps))[1]
+    residuals, shape_of = patches.residuals.reshape(-1, patches.x.shape[2]), shapes.ravel()
+    states = position_states(patches, settings.teacher.patch, own.states, seed)
+    join_of, first, circuits = np.empty(len(shape_of), np.int64), 0, []
+    with progress.stage("shapes", total=len(shape_of), unit="patches") as stage:
+        for shape in range(int(shape_of.max()) + 1):
+            members = np.flatnonzero(shape_of == shape)
+            channels, head = shape_circuits(
+                residuals[members], patches.steps, windows, latents=settings.circuit.latents, joins=own.joins,
+                side=settings.teacher.patch[1], seed=derived_seed(seed, shape), progress=progress,
+            )  # fmt: skip
+            circuits.append(channels)
+            join_of[members] = first + head
+            first += channels[0].num_heads
+            stage.advance(len(members))
+    num_states = int(states.max()) + 1
+    trees = [comb(*grid, along=along) for along in (("rows", "columns") if own.trees == "combs" else (own.trees,))]
+    prior, ties = field(states, grid, num_states, trees)
+    offsets = patches.offsets.reshape(-1, len(patches.steps))
+    return OffsetModel(
+        image_shape=image_shape, patch=settings.teacher.patch, color=settings.data.color, steps=patches.steps,
+        shapes=circuits, join=_shares(join_of, states.ravel(), first, num_states, _ADDED_JOINS),
+        shifts=[
+            _shares(offsets[:, c], states.ravel(), _LEVELS // step, num_states, _ADDED_OFFSETS)
+            for c, step in enumerate(patches.steps)
+        ],
+        prior=prior, ties=ties,
+    )  # fmt: skip
+
+
+def _shares(
+    values: npt.NDArray[np.integer], states: npt.NDArray[np.integer], num_values: int, num_states: int, added: float
+) -> Float32:
+    """Count how often each value comes with each state, and scale that to probabilities (values, states)."""
+    counts = np.full((num_values, num_states), added / num_values)
+    np.add.at(counts, (values, states), 1)
+    found: Float32 = (counts / counts.sum(axis=0)).astype(np.float32)
+    return found
+
+
+def position_states(patches: Patches, sides: tuple[int, int], states: int, seed: int) -> Integers:
+    """Cluster patches by what neighbours share, int32 (N, P): the channels' means, the first's slopes and contrast."""
+    x = patches.x.reshape(-1, *sides, len(patches.steps)).astype(np.float32)
+    means, first = x.mean(axis=(1, 2)), x[..., 0] - x[..., 0].mean(axis=(1, 2), keepdims=True)
+    slopes = [_rise(first, axis) for axis in (1, 2) if first.shape[axis] > 1]
+    contrast = np.log1p(first.std(axis=(1, 2)))
+    seen = np.stack([*means.T, *(_SLOPE * slope for slope in slopes), _CONTRAST * contrast], axis=1)
+    found = kmeans(np.ascontiguousarray(seen, np.float32), states, seed, seen=_STATES_SEE * states)
+    return found.reshape(patches.x.shape[:2])
+
+
+def _rise(values: Float32, axis: int) -> Float32:
+    """Say how much higher the second half of patches (n, H, W) is than the first."""
+    half = values.shape[axis] // 2
+    first, second = np.split(values, [half], axis) if values.shape[axis] % 2 == 0 else (
+        np.take(values, range(half), axis), np.take(values, range(half + 1, values.shape[axis]), axis)
+    )  # fmt: skip
+    rise: Float32 = second.mean(axis=(1, 2)) - first.mean(axis=(1, 2))
+    return rise
+
+
+def shape_circuits(
+    x: UInt8, steps: tuple[int, ...], windows: tuple[int, ...], *, latents: int, joins: int, side: int, seed: int,
+    progress: Progress = SILENT,
+) -> tuple[list[Circuit], Integers]:  # fmt: skip
+    """Start a shape's circuits, one for each channel, at the residuals (n, V) of its patches; and their heads, (n,).
+
+    Each is an HCLT whose root is the patch's middle pixel, the anchor, with residuals of at most `windows` levels
+    there, where a channel has offsets: most offsets are then impossible for a patch, and cost nothing. The heads start
+    as clusters of the anchor's residuals in all channels, and of those beside it. `side`: a patch's width.
+    """
+    by_channel = [np.ascontiguousarray(x[:, c :: len(steps)]) for c in range(len(steps))]
+    pixels = by_channel[0].shape[1]
+    anchor = (pixels // side - 1) // 2 * side + (side - 1) // 2
+    parents = [_rooted(chow_liu_parents(own, _LEVELS, _TREE_PSEUDOCOUNT, progress), anchor) for own in by_channel]
+    local = [
+        part
+        for own, parent in zip(by_channel, parents, strict=True)
+        for part in (_signed(own[:, [anchor]]), _BESIDE * _signed(own[:, parent == anchor]))
+    ]
+    head = kmeans(np.hstack(local), joins, seed)
+    heads, seen, circuits = int(head.max()) + 1, rows_for_states(len(x), latents, seed), []
+    for c, (own, parent) in enumerate(zip(by_channel, parents, strict=True)):
+        rows, own_seed = np.ascontiguousarray(own[seen]), derived_seed(seed, c)
+        states = hidden_states(rows ^ np.uint8(128), parent, latents, own_seed, progress)  # -1 lies beside 0
+        circuit = julia.call(
+            "hclt_from_states", parent, latents, _LEVELS, heads, _PERTURBATION, own_seed, rows, states,
+            np.ascontiguousarray(head[seen]),
+        )  # fmt: skip
+        if steps[c] < _LEVELS:
+            allowed = np.ones((pixels, _LEVELS), bool)
+            allowed[anchor] = np.abs(_signed(np.arange(_LEVELS, dtype=np.uint8))) <= windows[c]
+            julia.call("limit_inputs!", circuit, allowed)
+        circuits.append(Circuit(circuit))
+    return circuits, head
+
+
+def _rooted(parent: npt.NDArray[np.int64], root: int) -> npt.NDArray[np.int64]:
+    """Give the same tree, a parent for each variable and -1 for the root, another root."""
+    parent, child, above = parent.copy(), root, int(parent[root])
+    parent[root] = -1
+    while above >= 0:
+        following, parent[above] = int(parent[above]), child
+        child, above = above, following
+    return parent
+
+
+def _signed(residual: UInt8) -> Float32:
+    """Read residuals modulo 256 as -128..127."""
+    return residual.view(np.int8).astype(np.float32)
