@@ -400,9 +400,9 @@ def test_a_run_of_the_first_pipeline_had_no_finetuning():
 
 def test_settings_of_a_later_version_say_so():
     with pytest.raises(InputError) as error:
-        restored({**kept(Settings()), "version": "99.0", "offsets": {"step": 8}}, "run: ")
+        restored({**kept(Settings()), "version": "99.0", "codec": {"bits": 24}}, "run: ")
     text = str(error.value)
-    assert text.startswith("run: unknown setting offsets; ")
+    assert text.startswith("run: unknown setting codec; ")
     assert "written by version 99.0 of lvd-juice, this is " in text
     assert "\n" not in text
 
