@@ -543,6 +543,29 @@ def test_signals_are_as_they_were_before_julia() -> None:
     assert ran.stderr == ""  # it ended as it would without Julia, and without Julia's report
 
 
+DEAF = """
+import ctypes, os, signal, time
+from pyjuice_lvd.julia import signals
+
+try:
+    with signals.kept(), signals.heard():
+        # As Julia does some time before its start is over: a handler that takes note of the signal, and no more.
+        nothing = signals._Action(ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p).value)
+        signals._sigaction(signal.SIGINT, ctypes.byref(nothing), None)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+    print("swallowed")
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_ctrl_c_is_heard_while_julia_starts() -> None:
+    ran = python(DEAF)
+    assert ran.stdout == "heard\n", ran.stderr
+
+
 FAULTS = """
 import faulthandler, sys
 from pyjuice_lvd import julia

@@ -77,7 +77,7 @@ class _Running:
         self.ended = False
         by_others = juliacall_has_started()
         self.signals = signals.Ours()
-        with signals.kept():
+        with signals.kept(), signals.heard():
             bridge = via_juliacall if choice.bridge == "juliacall" else libjulia
             self.started: Started = bridge.start(choice.julia, threads)
         if by_others:

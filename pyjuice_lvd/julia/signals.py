@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,6 +46,29 @@ def kept() -> Iterator[None]:
             if _action(number).handler != action.handler and not (number == LOOK and not action.handler):
                 _sigaction(number, ctypes.byref(action), None)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Keep Ctrl-C Python's while the body starts Julia, whose own handler would hear it and do nothing.
+
+    Julia sets its handler some 0.1 s before it is ready; a thread puts back the one from before within a millisecond.
+    It runs where the start lets go of Python's lock: through libjulia, not through juliacall.
+    """
+    before, done = _action(signal.SIGINT), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.0005):
+            if _action(signal.SIGINT).handler != before.handler:
+                _sigaction(signal.SIGINT, ctypes.byref(before), None)
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def take_back() -> None:
