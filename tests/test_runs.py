@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,24 @@ def test_files_that_cannot_be_written_are_named(tmp_path):
             with pytest.raises(InputError) as error:
                 write(path)
             one_line(error, path, "wanted a file")
+
+
+def test_what_is_no_file_keeps_its_place(tmp_path):
+    pipe, link = tmp_path / "pipe.safetensors", tmp_path / "link.safetensors"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    there = socket.socket(socket.AF_UNIX)
+    there.bind(str(tmp_path / "socket.safetensors"))
+    pc = Circuit.fully_factorized(num_vars=2, num_cats=2)
+    for path, kind in ((pipe, "pipe"), (link, "pipe"), (tmp_path / "socket.safetensors", "socket")):
+        for write in (check_writable, lambda path: write_json(path, 1), pc.save):
+            with pytest.raises(InputError) as error:
+                write(path)
+            one_line(error, f"{path}: is a {kind}, wanted a file to write")
+    there.close()
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert names(tmp_path) == ["link.safetensors", "pipe.safetensors", "socket.safetensors"]
 
 
 def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):

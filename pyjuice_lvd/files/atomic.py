@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -32,7 +33,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises
     ------
     InputError
-        The folder is missing or cannot be written, or `path` is a folder.
+        The folder is missing or cannot be written, or `path` is there and no regular file: a folder, a pipe, a device.
     OSError
         The disk is full or failing.
 
@@ -74,13 +75,25 @@ def _open_aside(path: str | os.PathLike[str]) -> tuple[Path, Path, BinaryIO]:
     target = Path(os.path.realpath(path))  # a symbolic link stays one
     aside = target.with_name(f"{ASIDE}{secrets.token_hex(4)}-{target.name}")
     try:
-        if target.is_dir():
-            raise InputError(f"{path}: is a folder, wanted a file to write")
+        if kind := _no_file(path):
+            raise InputError(f"{path}: is a {kind}, wanted a file to write")
         return target, aside, aside.open("xb")
     except OSError as error:
         if error.errno in _FULL:
             raise
         raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a file in a writable folder") from error
+
+
+def _no_file(path: str | os.PathLike[str]) -> str | None:
+    """Say what `path` leads to where that is no regular file, which a new one would take the place of."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 @contextlib.contextmanager
