@@ -43,6 +43,20 @@ def test_flows_and_statistics_are_in_the_weights_units(scale: float) -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("limit", [1e-30, 1e30])  # in single precision both are a little above themselves
+def test_the_limits_of_weights_are_weights_everywhere(limit: float) -> None:
+    heads, weights = X[:, 0] % 2, np.full(200, limit)
+    pc = Circuit.hclt(X, num_latents=4, num_cats=3, heads=2, seed=1)
+    grown = pc.grow(X, heads=heads, select=[0], threshold=0.1, weights=weights)
+    assert grown.num_edges == pc.grow(X, heads=heads, select=[0], threshold=0.1).num_edges
+    again = weights.astype(np.float32)
+    for given in (weights, again, again.astype(float)):
+        flows = pc.flows(X, heads=heads, weights=given).nodes
+        np.testing.assert_allclose(flows, limit * pc.flows(X, heads=heads).nodes, rtol=1e-5)
+        assert np.isfinite(pc.fit_em(X, heads=heads, weights=given, epochs=1)).all()
+        assert pc.prune(X, heads=heads, weights=given, min_flow=0).num_edges <= pc.num_edges
+
+
 def test_a_unit_whose_flow_is_subnormal_keeps_its_parameters(tmp_path: Path) -> None:
     """Its reciprocal would overflow, and the weights become NaN."""
     text = "jpc 7\nC 0 0 1 -0.6931472 -0.6931472\nC 1 0 1 -46.0 -1e-20\nC 2 0 2 -0.6931472 -0.6931472\n"

@@ -98,12 +98,14 @@ def which_head(head: int | Literal["all"], num_heads: int) -> int:
 def as_weights(weights: npt.ArrayLike | None, n: int, name: str = "weights") -> npt.NDArray[np.float32]:
     """Check that `weights` are numbers (n,), each 0 or of a size that single precision adds up; None is 1 for each."""
     array = _numbers(np.ones(n) if weights is None else weights, n, name)
-    wrong = ~((array == 0) | ((array >= _LEAST_WEIGHT) & (array <= _MOST_WEIGHT)))
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)  # in which the limits are above or below themselves, and allowed
+    wrong = ~((array == 0) | ((single >= np.float32(_LEAST_WEIGHT)) & (single <= np.float32(_MOST_WEIGHT))))
     if wrong.any():
         row = int(wrong.argmax())
         wanted = f"0, or a number from {_LEAST_WEIGHT:g} to {_MOST_WEIGHT:g}"
         raise InputError(f"{name}: row {row}: found {array[row]:g}, wanted {wanted}")
-    return array.astype(np.float32)
+    return single
 
 
 def as_shares(weights: npt.ArrayLike | None, n: int, name: str) -> npt.NDArray[np.float64]:
