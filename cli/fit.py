@@ -73,7 +73,7 @@ def fit(
     RunDirectory.check(run, resume=resume)
     earlier = RunDirectory.open_existing(run, finished=False) if resume else None
     settings = resolve(
-        preset, config, assignments, base=restored(earlier.settings, f"{run}: ") if earlier else None,
+        preset, config, assignments, base=restored(earlier.settings, f"{run / names.SETTINGS}: ") if earlier else None,
         method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
     )  # fmt: skip
     if earlier:

@@ -20,7 +20,7 @@ from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.load import model_kind
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.settings import Settings, restored
+from pyjuice_lvd.settings import BASELINES, Settings, restored
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,13 @@ class Run:
     def open(cls, path: Path, *, biased_modes: bool = False) -> Run:
         """Open a run; raises InputError where there is none, or its model has no patches to take the modes of."""
         directory = RunDirectory.open_existing(path)
-        settings = restored(directory.settings, f"{path}: ")
+        settings = restored(directory.settings, f"{path / names.SETTINGS}: ")
         kind = model_kind(directory / names.MODEL)
+        if kind.latents == (settings.method in BASELINES):
+            raise InputError(
+                f"{path / names.SETTINGS}: found method {settings.method}, wanted that of "
+                f"{path / names.MODEL / names.DESCRIPTION}, a model of format {kind.format!r}"
+            )
         if biased_modes and not kind.latents:
             raise InputError(
                 f"--biased-modes: found method {settings.method}, wanted lvd-pg or lvd: a model with patches"

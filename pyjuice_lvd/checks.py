@@ -74,7 +74,10 @@ def typed(name: str, value: object, wanted: type[_T]) -> _T:
         kinds = kinds if length else kinds[:1] * len(value)
         return cast(_T, tuple(typed(name, item, each) for item, each in zip(value, kinds, strict=True)))
     if isinstance(value, _ACCEPTED[kind]) and (kind is bool or not isinstance(value, bool)):
-        return cast(_T, kind(value))
+        try:
+            return cast(_T, kind(value))
+        except OverflowError:
+            raise InputError(f"{name}: found {_shown(value)}, wanted a number of double precision") from None
     found_kind = _WORDS.get(type(value), type(value).__name__)
     raise InputError(f"{name}: found {_shown(value)} ({found_kind}), wanted {_WORDS[kind]}")
 

@@ -12,8 +12,9 @@ import pytest
 from commands import lvd_juice
 from PIL import Image
 
-from pyjuice_lvd.files.formats import read_arrays, write_arrays, write_json
+from pyjuice_lvd.files.formats import read_arrays, write_arrays, write_json, write_toml
 from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.settings import kept, resolve
 
 SMALL = [
     "--set", "teacher.epochs=2", "--set", "teacher.codes=16", "--set", "teacher.channels=16",
@@ -181,7 +182,7 @@ def test_a_report_without_pictures_or_gap(tmp_path: Path) -> None:
 def finished(folder: Path, result: dict[str, Any], data: dict[str, Any]) -> Path:
     """A run directory with these files, as another version or a test set with impossible images may leave it."""
     folder.mkdir()
-    (folder / "settings.toml").write_text('method = "lvd"\n')
+    write_toml(folder / "settings.toml", kept(resolve(method="lvd")))
     (folder / "data.json").write_text(json.dumps(data))
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -215,6 +216,34 @@ def test_a_report_says_which_figures_are_not_finite_or_missing(tmp_path: Path) -
     bare = Page(tmp_path / "bare.html").text
     assert "new, learned from not recorded" in bare
     assert bare.split("Data")[0].count("not recorded") >= 6
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "message"),
+    [
+        ("metrics.jsonl", '{"step": 1}\n', "has no 'stage': damaged"),
+        ("metrics.jsonl", '{"stage": "EM"}\n{"stage": 7}\n', "line 2: stage: found 7 (an integer), wanted a string"),
+        ("metrics.jsonl", '{"stage": "EM", "seconds": "1"}\n', "line 1: seconds: found '1' (a string)"),
+        ("metrics.jsonl", '{"stage": "EM", "seconds": 1' + 400 * "0" + "}\n", "line 1: seconds: found 1000"),
+        ("settings.toml", "", "has no method: damaged, wanted all settings"),
+        ("settings.toml", 'version = "0.1.0"\nmethod = "lvd"\n', "has no seed: damaged, wanted all settings"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, file: str, contents: str, message: str) -> None:
+    run = finished(tmp_path / "run", {"method": "lvd"}, {})
+    (run / file).write_text(contents)
+    ran = lvd_juice("report", run, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"lvd-juice: error: {run / file}: {message}")
+    assert not (run / "report.html").exists()
+
+
+def test_records_of_kinds_that_are_not_known_are_counted(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", {"method": "lvd"}, {})
+    (run / "metrics.jsonl").write_text('{"stage": "annealing", "cluster": null, "heat": [1, {}], "seconds": 2}\n')
+    lvd_juice("report", run)
+    assert re.search(r"annealing\n+1\n+2\.0\n", Page(run / "report.html").text)
 
 
 def test_what_a_run_says_is_text_on_the_page(tmp_path: Path) -> None:

@@ -398,6 +398,30 @@ def test_a_run_of_the_first_pipeline_had_no_finetuning():
     assert settings.hclt == HCLTSettings()
 
 
+def test_settings_that_were_cut_short_are_refused():
+    lines = tomli_w.dumps(kept(resolve("tiny"))).splitlines(keepends=True)
+    whole = 0
+    for end in range(len(lines)):
+        try:
+            table = tomllib.loads("".join(lines[:end]))
+        except tomllib.TOMLDecodeError:  # within a list
+            continue
+        whole += 1
+        with pytest.raises(InputError, match=r"^x: has no [a-z_.]+: damaged, wanted all settings$"):
+            restored(table, "x: ")
+    assert whole > 50
+
+
+@pytest.mark.parametrize("lost", ["method", "seed", "circuit.latents", "hclt.patience"])
+def test_settings_from_before_there_was_a_version_are_whole_sections(lost):
+    section, _, key = lost.rpartition(".")
+    table = {name: dict(own) if isinstance(own, dict) else own for name, own in OLD.items()}
+    del (table[section] if section else table)[key]
+    assert "version" not in table
+    with pytest.raises(InputError, match=f"^has no {lost}: damaged"):
+        restored(table)
+
+
 def test_settings_of_a_later_version_say_so():
     with pytest.raises(InputError) as error:
         restored({**kept(Settings()), "version": "99.0", "codec": {"bits": 24}}, "run: ")

@@ -77,11 +77,11 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     table = read_json(path)
     if not isinstance(table, dict):
         raise InputError(f"{path}: found a {type(table).__name__}, wanted a JSON object")
-    return _Table(path, table)
+    return Entries(path, table)
 
 
-class _Table(dict[str, Any]):
-    """The entries of a file."""
+class Entries(dict[str, Any]):
+    """Entries of a file; to ask for one that is not there is an InputError that names the file."""
 
     def __init__(self, path: str | os.PathLike[str], entries: Mapping[str, Any]) -> None:
         super().__init__(entries)
@@ -101,7 +101,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a TOML file; raises InputError when it is missing or is not TOML."""
     contents = read_bytes(path)
     try:
-        return tomllib.loads(contents.decode())
+        return tomllib.loads(contents.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {_one_line(error)}, wanted TOML") from error
 

@@ -21,10 +21,12 @@ from typing import Any, Self
 
 import tomli_w
 
+from pyjuice_lvd.checks import typed
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import ASIDE, atomic_write, fsync_folder, naming
 from pyjuice_lvd.files.formats import (
+    Entries,
     flat,
     json_text,
     read_bytes,
@@ -40,6 +42,8 @@ Record = Callable[[Mapping[str, Any]], None]
 _MAY_CHANGE = frozenset({"threads", "device", "version"})  # settings of how a run is computed, not of what it is
 _ABOUT = ("stage", "cluster", "round", "epoch")
 """The entries of a metrics record that say which piece of work it is about."""
+_TYPES: dict[str, type] = {"stage": str, "cluster": int, "round": int, "epoch": int, "seconds": float}
+"""Of entries that mean the same in records of all kinds; what else there is, and is missing, differs."""
 
 
 class RunDirectory:
@@ -198,7 +202,10 @@ class RunDirectory:
             fsync_folder(self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the records of `metrics.jsonl`, oldest first; raises InputError when a line but the last is damaged."""
+        """Read the records of `metrics.jsonl`, oldest first.
+
+        Raises InputError when a line but the last is damaged, and later for an entry that a record lacks.
+        """
         return self._read_metrics()[0]
 
     def _read_metrics(self) -> tuple[list[dict[str, Any]], int]:
@@ -210,13 +217,16 @@ class RunDirectory:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 if number == len(lines):
                     break  # torn by a crash
                 raise InputError(f"{path}: line {number} is damaged, wanted a JSON object")
-            records.append(record)
+            for name in _TYPES.keys() & record.keys():
+                if record[name] is not None:
+                    typed(f"{path}: line {number}: {name}", record[name], _TYPES[name])
+            records.append(Entries(path, record))
             size += len(line)
         return records, size
 

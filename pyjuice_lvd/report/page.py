@@ -17,6 +17,7 @@ from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import atomic_write
 from pyjuice_lvd.files.formats import flat, read_json
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.settings import check_whole
 
 from .tables import GAP_TITLES, MISSING, figure, gap_impossible, gap_rows, text
 
@@ -43,6 +44,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
     said to be missing. Raises InputError where a file of the run is damaged, or the page cannot be written.
     """
     result, settings, metrics = run.result, run.settings, run.metrics()
+    check_whole(settings, f"{run / names.SETTINGS}: ")
     gap = read_json(run / names.GAP) if (run / names.GAP).exists() else None
     pictures = _pictures(run.path)
     sections = {name: value for name, value in settings.items() if isinstance(value, Mapping)}

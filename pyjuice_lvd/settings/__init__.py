@@ -1,7 +1,7 @@
 """The settings of a run: what there is to choose, and how presets, files and options are put together."""
 
 from pyjuice_lvd.settings.choices import BASELINES, DEVICES, METHODS, SPLITS
-from pyjuice_lvd.settings.kept import kept, restored
+from pyjuice_lvd.settings.kept import check_whole, kept, restored
 from pyjuice_lvd.settings.resolve import preset_names, resolve
 from pyjuice_lvd.settings.sections import (
     CircuitSettings,
@@ -36,6 +36,7 @@ __all__ = [
     "RefiningSettings",
     "Settings",
     "TeacherSettings",
+    "check_whole",
     "kept",
     "preset_names",
     "resolve",

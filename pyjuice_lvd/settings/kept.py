@@ -7,7 +7,7 @@ from typing import Any
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings.sections import CircuitSettings, OffsetSettings, Settings
-from pyjuice_lvd.settings.tables import checked, merged
+from pyjuice_lvd.settings.tables import checked, merged, missing
 from pyjuice_lvd.versions import version_of
 
 VERSION = "version"
@@ -38,19 +38,38 @@ def kept(settings: Settings) -> dict[str, Any]:
     return {VERSION: version_of("lvd-juice") or "unknown", **settings.to_dict()}
 
 
-def restored(table: Mapping[str, Any], source: str = "") -> Settings:
+def restored(table: Mapping[str, Any], source: str = "", *, whole: bool = True) -> Settings:
     """Make settings of what was kept, by this version or by another; `source` begins every message.
 
-    What an earlier version did not know is set to what it did. Raises InputError as `Settings.from_dict` does.
+    What an earlier version did not know is set to what it did. Raises InputError as `Settings.from_dict` does, and
+    as `check_whole` unless only some were kept.
     """
     found = {key: value for key, value in table.items() if key != VERSION}
-    old: dict[str, Any] = {}
-    for name, value in before(found).items():
-        section, _, key = name.partition(".")
-        old.setdefault(section, {})[key] = value
     own, this = table.get(VERSION), version_of("lvd-juice")
     try:
-        return Settings.from_dict(merged(old, checked(Settings, found, source)))
+        given = checked(Settings, found, source)
+        if whole:
+            check_whole(table, source)
+        return Settings.from_dict(merged(_old(found), given))
     except InputError as error:
         by = f"; it was written by version {own} of lvd-juice, this is {this}" if own not in (None, this) else ""
         raise InputError(f"{error}{by}") from error
+
+
+def check_whole(table: Mapping[str, Any], source: str = "") -> None:
+    """Raise InputError where a setting is missing that was kept: the file was cut short.
+
+    From before there was a version, whole sections may be missing.
+    """
+    for name in missing(Settings, merged(_old(table), table)):
+        if VERSION in table or name.rpartition(".")[0] in ("", *table):
+            raise InputError(f"{source}has no {name}: damaged, wanted all settings")
+
+
+def _old(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what `before` says, as nested tables."""
+    old: dict[str, Any] = {}
+    for name, value in before(table).items():
+        section, _, key = name.partition(".")
+        old.setdefault(section, {})[key] = value
+    return old

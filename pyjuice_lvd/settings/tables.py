@@ -50,6 +50,15 @@ def names(root: type) -> list[str]:
     ]
 
 
+def missing(root: type, table: Mapping[str, Any]) -> list[str]:
+    """Name the settings that a nested table has not, in order; those of a section that is no table are there."""
+    return [name for name in names(root) if not _has(table, name.split("."))]
+
+
+def _has(table: Any, keys: list[str]) -> bool:
+    return not isinstance(table, Mapping) or not keys or (keys[0] in table and _has(table[keys[0]], keys[1:]))
+
+
 def from_table(cls: type[_T], table: Mapping[str, Any]) -> _T:
     """Make settings from nested tables; raises InputError as `checked` does."""
     return _made(cls, checked(cls, table))

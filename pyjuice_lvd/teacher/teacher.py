@@ -174,7 +174,8 @@ class Teacher:
         with read_tensors(path, _KIND) as (tensors, facts):
             # A file that names no colour transform is of a teacher that saw the pixels as they are.
             teacher = cls(
-                restored({"teacher": facts["settings"]}, f"{path}: ").teacher, color=facts.get("color", "rgb")
+                restored({"teacher": facts["settings"]}, f"{path}: ", whole=False).teacher,
+                color=facts.get("color", "rgb"),
             )
             network = VQVAE(teacher.settings, tensors["mean"].flatten(), tensors["std"].flatten())
             network.load_state_dict(tensors)

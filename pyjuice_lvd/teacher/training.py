@@ -164,7 +164,7 @@ class _Run:
     def restore(self, path: str | PathLike[str]) -> None:
         """Read what `save` wrote; raises InputError if the file is damaged or of another run."""
         with read_tensors(path, _CHECKPOINT) as (tensors, facts):
-            of = restored({"teacher": facts["run"]["settings"]}, f"{path}: ").teacher
+            of = restored({"teacher": facts["run"]["settings"]}, f"{path}: ", whole=False).teacher
             facts["run"]["settings"] = json.loads(json.dumps(asdict(of)))
             for name, value in json.loads(json.dumps(self._identity)).items():  # tuples as lists, as in the file
                 if facts["run"][name] != value:
