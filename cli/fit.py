@@ -143,7 +143,7 @@ def _check_data(splits: Splits, settings: Settings) -> None:
     if splits.train.ndim == 2:
         largest = largest_value(splits)
         check_categories(categories, sum(map(len, (splits.train, splits.valid, splits.test))), largest)
-    check_fit(splits.train.shape, settings, categories, largest=largest)
+    check_fit(splits.train.shape, settings, categories, largest=largest, source=splits.source)
 
 
 def _about(splits: Splits) -> dict[str, Any]:

@@ -418,6 +418,13 @@ def test_sizes_are_estimated_for_every_method() -> None:
         with pytest.raises(InputError, match=rf"^{name}: found 10+: the model would take .* of memory") as error:
             check_fit(images, resolve(None, changes))
         assert f"wanted at most the {in_words(machine)} of this machine" in str(error.value)
+    # A table of few rows and many columns has a small model, but not a small matrix of pairs.
+    with pytest.raises(InputError, match=r"^x\.npy: found 10,000,000 variables: .* of all pairs would take") as error:
+        check_fit((3, 10**7), resolve(method="hclt"), 2, source="x.npy")
+    assert f"800 TB of memory, wanted at most the {in_words(machine)} of this machine" in str(error.value)
+    check_fit((3, 10**5), resolve(method="rat-spn"), 2)
+    with pytest.raises(InputError, match=r"^teacher\.patch: found \(40000, 40000\): the model would take"):
+        check_fit((40, 40000, 40000, 1), resolve(None, {"teacher": {"patch": [40000, 40000]}}))
     for preset in preset_names():
         check_fit((50_000, 32, 32, 3), resolve(preset))  # what has been done on less
 

@@ -25,6 +25,7 @@ def check_fit(
     num_cats: int = 256,
     *,
     largest: str | None = None,
+    source: str = "X",
 ) -> None:
     """Check that a model of data can be learned at all, before anything is allocated.
 
@@ -38,6 +39,8 @@ def check_fit(
         Categories of each variable.
     largest : str, optional
         Says where a table's largest value is, for messages: `x.csv: found 7 in column 2 (age)`.
+    source : str
+        What the data are called there.
 
     Raises
     ------
@@ -58,8 +61,13 @@ def check_fit(
     if settings.method == "hclt" and shape[0] < settings.hclt.trees:
         kind = "rows" if len(shape) == 2 else "images"
         raise InputError(f"hclt.trees: found {settings.hclt.trees} for {shape[0]} {kind}, wanted at most as many trees")
-    largest = f"num_cats: found {num_cats}" if largest is None else largest
     size, most = _size(shape, settings, num_cats), machine_memory()
+    if settings.method == "hclt" and (pairs := _pairs(shape[0], math.prod(shape[1:]))) > most:
+        raise InputError(
+            f"{source}: found {math.prod(shape[1:]):,} variables: the mutual information of all pairs would take "
+            f"{in_words(pairs)} of memory, wanted at most the {in_words(most)} of this machine (rat-spn needs none)"
+        )
+    largest = f"num_cats: found {num_cats}" if largest is None else largest
     if size <= most:
         return
     blamed = min(_others(settings), key=lambda name: _size(shape, _with_default(settings, name), num_cats))
@@ -99,7 +107,13 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
     small = _hclt(pixels, settings.refining.latents, num_cats) if settings.refining.rounds else 0
     prior = _hclt(positions, settings.prior.latents, own.outer * own.inner)
     counted = max(circuits * small, circuits * patch + prior)
-    return _BYTES * counted + _teacher(settings, positions, pixels)
+    pairs = max(_pairs(shape[0], pixels), _pairs(shape[0], positions))  # at least so many patches, in one cluster
+    return _BYTES * counted + _teacher(settings, positions, pixels) + pairs
+
+
+def _pairs(rows: int, num_vars: int) -> int:
+    """Count the bytes of the mutual information of all pairs of variables, and of the columns that it is found from."""
+    return 8 * num_vars**2 + 4 * rows * num_vars
 
 
 def _patches(shape: tuple[int, ...], settings: Settings) -> tuple[int, int]:
@@ -147,6 +161,7 @@ def _others(settings: Settings) -> list[str]:
     if settings.method == "rat-spn":
         return [f"rat_spn.{name}" for name in ("replicas", "sums", "inputs")]
     teacher = [f"teacher.{name}" for name in ("channels", "blocks", "code_dim", "codes", "mixtures", "batch_size")]
+    teacher.append("teacher.patch")
     return [
         "circuit.latents",
         "clusters.outer",
