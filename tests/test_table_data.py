@@ -228,6 +228,25 @@ def test_pandas_index_is_no_variable(tmp_path: Path, named: bool) -> None:
     assert "found a column without a name that counts the rows" in message(tmp_path / "x.csv")
 
 
+@pytest.mark.parametrize("first", [0, 1437])
+def test_an_index_in_a_file_without_names_is_no_variable(tmp_path: Path, first: int) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).integers(0, 2, (30, 3))
+    pandas.DataFrame(rows, index=first + np.arange(30)).to_csv(tmp_path / "x.csv", header=False)
+    assert "found a column without a name that counts the rows" in message(tmp_path / "x.csv")
+
+
+def test_a_first_column_that_may_be_a_variable_is_one(tmp_path: Path) -> None:
+    (tmp_path / "few.csv").write_text("0,1\n1,0\n2,1\n3,0\n")
+    assert num_categories(load(tmp_path / "few.csv")) == 4
+    (tmp_path / "one.csv").write_text("".join(f"{n}\n" for n in range(20)))
+    assert num_categories(load(tmp_path / "one.csv")) == 20
+    (tmp_path / "named.csv").write_text("month,x\n" + "".join(f"{n},{n % 2}\n" for n in range(12)))
+    splits = load(tmp_path / "named.csv")
+    assert splits.columns == ("month", "x")
+    assert splits.notes == ("column 1 (month) counts the rows, and is read as a variable",)
+
+
 def test_debd_files_with_other_columns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "toy.train.data").write_text("a,b\n" + 9 * "0,1\n")
     (tmp_path / "toy.test.data").write_text("b,a\n" + 9 * "0,1\n")

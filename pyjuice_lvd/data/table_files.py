@@ -22,6 +22,8 @@ from pyjuice_lvd.settings.choices import SPLITS
 _SEPARATORS = ",;\t"
 _INDEX = ("", "Unnamed: 0")
 """What pandas calls the column that counts the rows."""
+_MANY_ROWS = 10
+"""So many rows that are counted by the first column are no chance: it is an index, whatever it is called."""
 _LARGEST = np.iinfo(np.int32).max - 1
 
 
@@ -43,7 +45,8 @@ def read_table(path: Path) -> Table:
     """Read integers, separated by commas, semicolons or tabs, quoted or not, with any line ends.
 
     A first line without any number names the columns, and so does pandas' `0,1,2,...` where the data have no number as
-    large. Empty lines and lines that begin with `#` are passed over. Raises InputError that names the file, and the
+    large. Empty lines and lines that begin with `#` are passed over. A first column that counts the rows is no variable
+    unless it has a name. Raises InputError that names the file, and the
     line where one is to blame, for anything else.
     """
     with reading(path), path.open(encoding="utf-8-sig") as file:
@@ -72,11 +75,14 @@ def read_table(path: Path) -> Table:
         else:
             notes += (f"the first line, {first.strip()}, is read as data; if it is a header, give it names",)
     columns = tuple(names) if named else ()
-    if named and names[0] in _INDEX and (values[:, 0] == values[0, 0] + np.arange(len(values))).all():
-        raise InputError(
-            f"{path}: found a column without a name that counts the rows, wanted variables only: "
-            "pandas writes none with to_csv(index=False)"
-        )
+    if values.shape[1] > 1 and (values[:, 0] == values[0, 0] + np.arange(len(values))).all():
+        if names[0] in _INDEX if named else len(values) >= _MANY_ROWS:
+            raise InputError(
+                f"{path}: found a column without a name that counts the rows, wanted variables only: "
+                "pandas writes none with to_csv(index=False)"
+            )
+        if len(values) >= _MANY_ROWS:
+            notes += (f"column 1 ({names[0]}) counts the rows, and is read as a variable",)
     return Table(values, columns, notes)
 
 
