@@ -11,7 +11,7 @@ from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.report.page import write_report
 
-from .options import emit, json_option
+from .options import emit, json_option, quiet_option
 
 
 @click.command()
@@ -20,7 +20,8 @@ from .options import emit, json_option
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="The page [default: RUN/report.html]."
 )
 @json_option
-def report(run: Path, output: Path | None, as_json: bool) -> None:
+@quiet_option
+def report(run: Path, output: Path | None, as_json: bool, quiet: bool) -> None:
     """Put the figures, settings and plots of the finished RUN on one HTML page, which needs nothing else.
 
     All pictures (.png) in RUN are on it: those of `fit`, that of `gap`, and samples if you put them there.

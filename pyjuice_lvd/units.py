@@ -1,4 +1,4 @@
-"""Nats and bits per dimension (bpd): the one formula between them."""
+"""Nats and bits per dimension (bpd): the one formula between them, which makes no -0.0."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Values = TypeVar("Values", float, npt.NDArray[np.float64])
 
 def bits_per_dimension(log_likelihood: Values, dims: int) -> Values:
     """Turn log-densities in nats, of entries of so many dimensions, into bpd: -log p(x) / (ln 2 x dims)."""
-    return -log_likelihood / (math.log(2) * dims)
+    return (0.0 - log_likelihood) / (math.log(2) * dims)
 
 
 def log_likelihood_of(bpd: Values, dims: int) -> Values:
     """Turn bpd back into nats."""
-    return -bpd * (math.log(2) * dims)
+    return (0.0 - bpd) * (math.log(2) * dims)

@@ -93,6 +93,8 @@ def test_bpd_and_its_standard_error() -> None:
         "dims": 4,
     }
     assert figures_of_merit(scores[:1], dims=4)["std_error_bpd"] is None
+    certain = figures_of_merit(np.zeros(3), dims=4)
+    assert [str(certain[name]) for name in ("bpd", "nll_nats", "std_error_bpd")] == ["0.0", "0.0", "0.0"]
 
 
 def test_rows_of_probability_0_are_counted_and_the_others_figures_given(recwarn: pytest.WarningsRecorder) -> None:

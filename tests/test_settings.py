@@ -91,6 +91,8 @@ def test_later_layers_win(tmp_path):
     config.write_text("seed = 1\n[data]\nsize = 32\n[circuit]\nlatents = 5\nepochs = 6\n")
     assert resolve("tiny").data.size == 16
     settings = resolve("tiny", config, ["circuit.latents=7", "circuit.latents=8", "threads=2"], threads=3)
+    config.write_text("\ufeff" + config.read_text())  # as editors on Windows write it
+    assert settings == resolve("tiny", config, ["circuit.latents=7", "circuit.latents=8", "threads=2"], threads=3)
     assert settings.seed == 1
     assert settings.data.size == 32
     assert (settings.circuit.latents, settings.circuit.epochs) == (8, 6)

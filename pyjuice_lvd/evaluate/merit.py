@@ -30,7 +30,7 @@ def _means(scores: npt.NDArray[np.float64], dims: int) -> dict[str, float | None
     bpd = bits_per_dimension(scores, dims)
     if not len(bpd):
         return {"bpd": None, "nll_nats": None, "std_error_bpd": None}
-    return {"bpd": float(bpd.mean()), "nll_nats": float(-scores.mean()), "std_error_bpd": std_error(bpd)}
+    return {"bpd": float(bpd.mean()), "nll_nats": float(0.0 - scores.mean()), "std_error_bpd": std_error(bpd)}
 
 
 def std_error(values: npt.NDArray[np.float64]) -> float | None:
