@@ -11,8 +11,9 @@ import numpy as np
 from pyjuice_lvd.data.masks import MASKS, read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_npy
+from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.report.grids import plot_inpainting
+from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_inpainting
 
 from .models import Run, modes_option, output_option, start_julia
 from .options import emit, json_option, quiet_option, seed_option, threads_option
@@ -68,12 +69,14 @@ def inpaint(
     part = opened.test_data(data, progress)
     test = part.data
     hidden = read_mask(mask, test.shape[1], test.shape[2])
+    chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
+    picture = output.suffix.lower() == ".png"
+    check_result("-n", count, count * len(chosen) * max(opened.dims, IMAGE_BYTES if picture else 0))
     start_julia(opened.settings, threads)
     model = opened.load()
-    chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
     images, seed = test[chosen], 0 if seed is None else seed
     drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, biased_modes=biased_modes, progress=progress)
-    if output.suffix.lower() == ".png":
+    if picture:
         means = model.posterior_mean(images, hidden, progress=progress)
         plot_inpainting(output, images, hidden, drawn, means, "biased" if biased_modes else "sample")
     else:

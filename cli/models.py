@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,12 @@ class Run:
         """The (H, W, C) of the model's images, or None: a model of tables."""
         shape = described(self.directory / names.MODEL).get("image_shape")
         return None if shape is None else (shape[0], shape[1], shape[2])
+
+    @property
+    def dims(self) -> int:
+        """Values of an image, H W C, or of a row; as far as it is known without the model."""
+        shape = self.image_shape or self.directory.data.get("train", (1, 1))[1:]
+        return math.prod(shape)
 
     def test_data(self, data: str, progress: Progress) -> TestPart:
         """Load what of DATA the run may be tested on; raises InputError where the model is not one of such data."""

@@ -9,8 +9,9 @@ import click
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_npy
+from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import make_progress
-from pyjuice_lvd.report.grids import plot_samples
+from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_samples
 
 from .models import Run, modes_option, output_option, start_julia
 from .options import emit, json_option, quiet_option, seed_option, threads_option
@@ -44,6 +45,7 @@ def sample(
     picture = output.suffix.lower() == ".png"
     if picture and opened.image_shape is None:
         raise InputError(f"{output}: found a model of tables in {run}, wanted a file named .npy")
+    check_result("-n", count, count * max(opened.dims, IMAGE_BYTES if picture else 0))
     start_julia(opened.settings, threads)
     model = opened.load()
     seed = 0 if seed is None else seed

@@ -130,6 +130,11 @@ def nonnegative(name: str, value: float) -> None:
     require(NONNEGATIVE.holds(value), name, value, NONNEGATIVE.wanted)
 
 
+def function(name: str, value: object) -> None:
+    """Check that a value is something to call, or None."""
+    require(value is None or callable(value), name, value, "a function, or None")
+
+
 def plain_array(name: str, value: npt.ArrayLike | None) -> npt.NDArray[Any]:
     """Take over an array, or what makes one; raises InputError where numpy's mask hides some of it, or it is ragged.
 

@@ -6,6 +6,8 @@ import os
 import resource
 from pathlib import Path
 
+from pyjuice_lvd.errors import InputError
+
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -21,6 +23,15 @@ def machine_memory() -> int:
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
     return min(limits)
+
+
+def check_result(name: str, value: object, size: int) -> None:
+    """Raise InputError where the result, so many bytes by the parameter's value, has no room on this machine."""
+    if size > (most := machine_memory()):
+        raise InputError(
+            f"{name}: found {value}: the result would take {in_words(size)} of memory, "
+            f"wanted at most the {in_words(most)} of this machine"
+        )
 
 
 def in_words(size: float) -> str:

@@ -234,6 +234,19 @@ def test_bad_masks_are_named(tmp_path: Path) -> None:
             ("sample", "hclt", "-o", "x.png", "--biased-modes"),
             "--biased-modes: found method hclt, wanted lvd-pg or lvd",
         ),
+        (
+            ("sample", "joint", "-n", "100000000000", "-o", "x.npy"),
+            "-n: found 100000000000: the result would take",
+        ),
+        (
+            ("sample", "table", "-n", "100000000000000", "-o", "x.npy"),
+            "-n: found 100000000000000: the result",
+        ),
+        (("sample", "joint", "-n", "1000000000", "-o", "x.png"), "-n: found 1000000000: the result would take 166 TB"),
+        (
+            ("inpaint", "hclt", "images.npz", "--mask", "top", "-n", "100000000000", "-o", "x.npy"),
+            "-n: found 100000000000: the result would take 86.4 TB of memory",
+        ),
         (("inpaint", "joint", "images.npz", "--mask", "up", "-o", "x.png"), "mask: found 'up'"),
         (("inpaint", "joint", "grey.npz", "--mask", "top", "-o", "x.png"), "grey.npz: found images of (6, 8, 1)"),
         (("inpaint", "table", "table.npy", "--mask", "top", "-o", "x.png"), "table: found a model of tables"),

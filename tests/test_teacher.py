@@ -469,6 +469,11 @@ def test_save_and_load(photos, fitted, tmp_path):
 
 def test_bad_files(photos, fitted, tmp_path):
     path = tmp_path / "teacher.safetensors"
+    for bad in (tmp_path / "a.pt", tmp_path / "none" / "a.safetensors", 3):  # before the first epoch
+        with pytest.raises(InputError, match=r"named \.safetensors|cannot be written"):
+            Teacher(TINY).fit(photos[:32], device="cpu", checkpoint=bad, on_epoch=pytest.fail)
+    with pytest.raises(InputError, match="on_epoch: found 3, wanted a function"):
+        Teacher(TINY).fit(photos[:32], device="cpu", on_epoch=3)
     with pytest.raises(InputError, match=r"teacher\.safetensors: no such file"):
         Teacher.load(path)
     path.write_bytes(b"no safetensors")

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from pyjuice_lvd.circuit.engine import Evidence, Rows
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.atomic import check_writable
-from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import check_arrays_file, read_arrays, write_arrays
 from pyjuice_lvd.shares import shares
 
 _INTERVAL = 10.0
@@ -73,13 +72,13 @@ class Checkpoint:
         about: Mapping[str, Any],
         data: Mapping[str, str | None],
     ) -> None:
+        check_arrays_file("checkpoint", path)
         self.path = Path(path)
         self._learned = learned
         self._about = json.loads(json.dumps(about))  # tuples as lists, as in the file
         self._data = dict(data)
         self._due = time.monotonic() + _INTERVAL
         self._found: tuple[Arrays, dict[str, Any]] | None = None
-        check_writable(path)
         if self.path.exists():
             arrays, metadata = read_arrays(path)
             if metadata.get("kind") not in (_KIND, _OLDER):

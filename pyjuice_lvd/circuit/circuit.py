@@ -28,6 +28,7 @@ from pyjuice_lvd.circuit.rows import (
 )
 from pyjuice_lvd.circuit.structure import grow, prune
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import SILENT, Progress
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
@@ -109,7 +110,7 @@ class Circuit:
             Where parameters start: at random, or, for ordered categories such as grey levels, at the counts of hidden
             states that K-means finds in the data (`circuit.hclt.hidden_states`): EM then goes faster and further.
         labels : integers (N,), optional
-            The head of each row, for `start="clusters"`; default: 0.
+            The head of each row, for `start="clusters"` only; default: 0.
         perturbation : float
             Random parameters are in proportion to U(1 - perturbation, 1 + perturbation).
         pseudocount : float
@@ -285,11 +286,12 @@ class Circuit:
         seed : int
             Of the shuffling.
         valid, valid_heads : as X and heads, optional
-            A validation set. The parameters with its best mean log-likelihood are kept, those from before included.
+            A validation set, and the heads of its rows. The parameters with its best mean log-likelihood are kept,
+            those from before included.
         patience : int
-            Training ends after so many epochs in a row that did not improve the validation set's.
+            With a validation set, training ends after so many epochs in a row that did not improve its likelihood.
         checkpoint : path, optional
-            A safetensors file, replaced after an epoch every few seconds. If it exists, training goes on from it,
+            A `.safetensors` file, replaced after an epoch every few seconds. If it exists, training goes on from it,
             whatever the circuit's parameters are now, and ends in the very parameters of undisturbed training at the
             same number of threads. It belongs to these data, heads, weights, validation set and parameters of EM.
         on_epoch : callable, optional
@@ -313,6 +315,8 @@ class Circuit:
         After Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
 
         """
+        if valid is None and valid_heads is not None:
+            raise InputError("valid_heads: found without valid, wanted together with it")
         rows, _ = self.engine.rows(X)
         held_out = None if valid is None else self._held_out(valid, valid_heads)
 
@@ -482,6 +486,7 @@ class Circuit:
         engine = self.engine
         rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
         count = np.size(head) if rows is None else len(rows)
+        check_result("n", n, count * n * self.num_vars * np.dtype(engine.category_type).itemsize)
         out = np.empty((count, n, self.num_vars), engine.category_type)
         heads = given_heads(head, count, self.num_heads)
         engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
@@ -522,6 +527,7 @@ class Circuit:
         """
         rows, hidden = self.engine.rows(X, mask, hides=True)
         n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
+        check_result("X", f"{n} rows", 8 * n * self.num_vars * self.engine.categories)
         out = np.zeros((n, self.num_vars, self.engine.categories))
         self.engine.run("marginals_job", rows, hidden, heads, out, stage="marginals", total=n, progress=progress)
         return out

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integers, number, step_sizes, typed
+from pyjuice_lvd.checks import function, integers, number, step_sizes, typed
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE, Engine, Rows, for_julia
 from pyjuice_lvd.circuit.history import History, Validation
@@ -39,6 +39,7 @@ def train(
     epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
     steps, pseudocount = step_sizes(step_size), number("pseudocount", pseudocount)
     shuffle = typed("shuffle", shuffle, bool)
+    function("on_epoch", on_epoch)
     n, learned, borrowed = len(rows), engine.learned(), for_julia(rows)
     history, state = History(), None
     if checkpoint is not None:

@@ -38,13 +38,16 @@ def hclt(
 ) -> julia.Handle:
     """See `Circuit.hclt`."""
     data = as_table(X)
-    if not len(data):
-        raise InputError("X: found no rows, wanted at least 1")
+    for count, what in zip(data.shape, ("rows", "variables"), strict=True):
+        if not count:
+            raise InputError(f"X: found no {what}, wanted at least 1")
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
     cats = categories_of(data) if num_cats is None else integer("num_cats", num_cats)
     julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
+    if start == "random" and labels is not None:
+        raise InputError("labels: found with start = 'random', wanted none: they are for start = 'clusters'")
     head_of = as_heads(labels, len(data), heads, "labels")
     parent = chow_liu_parents(data, cats, pseudocount, progress)
     sizes = num_latents, cats, heads, perturbation, seed

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import tomli_w
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.files.atomic import atomic_write
+from pyjuice_lvd.files.atomic import atomic_write, check_writable
 
 _TEXTS = "lvd-juice"  # the entry of a safetensors file's metadata that holds all of ours, as JSON
 
@@ -104,6 +104,13 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         return tomllib.loads(contents.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {_one_line(error)}, wanted TOML") from error
+
+
+def check_arrays_file(name: str, path: object) -> None:
+    """Raise InputError, whose line begins with `name`, unless arrays can be written to the file."""
+    if not isinstance(path, str | os.PathLike) or Path(path).suffix != ".safetensors":
+        raise InputError(f"{name}: found {path!r}, wanted the path of a file named .safetensors")
+    check_writable(path)
 
 
 def write_arrays(

@@ -171,8 +171,8 @@ def _first_circuit(
 
 def _untrained(x: Table, labels: Heads, num_cats: int, em: CircuitSettings, seed: int) -> Circuit:
     return Circuit.hclt(
-        x, num_latents=em.latents, num_cats=num_cats, heads=int(labels.max()) + 1, start=em.start, labels=labels,
-        seed=seed,
+        x, num_latents=em.latents, num_cats=num_cats, heads=int(labels.max()) + 1, start=em.start,
+        labels=labels if em.start == "clusters" else None, seed=seed,
     )  # fmt: skip
 
 

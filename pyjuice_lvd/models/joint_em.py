@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, nonnegative, number, plain_array, step_sizes
+from pyjuice_lvd.checks import function, integer, integers, nonnegative, number, plain_array, step_sizes
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE
@@ -174,6 +174,7 @@ def fit_end_to_end(
         candidates = _checked(candidates, patches.shape[:2], model.num_candidates)
     learned = model.learned()
     history, state, position, total = History(), None, 0, 0.0
+    function("on_epoch", on_epoch)
     if checkpoint is not None:
         about = {
             "structure": [circuit.engine.structure for circuit in model.learning],

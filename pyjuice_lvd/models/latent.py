@@ -17,6 +17,7 @@ from pyjuice_lvd.data.color import ColorTransform
 from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.models.base import DensityModel, ImageShape, Part
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary, anomaly
 from pyjuice_lvd.progress import SILENT, Progress
@@ -131,6 +132,7 @@ class LatentModel(DensityModel):
     ) -> npt.NDArray[np.uint8]:
         """Draw images: z from p(z), then every patch from p(x_i | z_i) (`DensityModel.sample`)."""
         n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
+        check_result("n", n, n * self.dims)
         images = np.empty((n, *self.image_shape), np.uint8)
         with progress.stage("sampling", total=n, unit="images") as stage:
             z = self.prior.sample(n, seed=drawn_seed(rng))
@@ -156,6 +158,7 @@ class LatentModel(DensityModel):
         n_samples, seed = integer("n_samples", n_samples, least=0), integer("seed", seed, least=0)
         images, hidden = self._checked(images, mask)
         rng = np.random.default_rng(seed)
+        check_result("n_samples", n_samples, n_samples * images.size)
         drawn = np.empty((n_samples, *images.shape), np.uint8)
         with progress.stage("in-painting", total=drawn.size // self.dims, unit="images") as stage:
             for rows in self.chunks(len(images)):
@@ -176,6 +179,7 @@ class LatentModel(DensityModel):
     ) -> npt.NDArray[np.float64]:
         """Give the distributions of hidden channels (`DensityModel.marginals`)."""
         images, hidden = self._checked(images, mask)
+        check_result("images", f"{len(images)} of them", 8 * images.size * LEVELS)
         out = np.empty((*images.shape, LEVELS))
         height, width, channels = self.image_shape
 

@@ -15,6 +15,7 @@ from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_table
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
+from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
@@ -114,6 +115,7 @@ class CircuitModel(DensityModel):
         n_samples = integer("n_samples", n_samples, least=0)
         X = self.checked(X)
         hidden = self._hidden_rows(mask, X)
+        check_result("n_samples", n_samples, n_samples * X.size)
         drawn = self.circuit.sample(n_samples, X=self._rows(X), mask=hidden, seed=seed, progress=progress)
         # A lossy transform does not give the known pixels back.
         return drawn if self.image_shape is None else np.where(hidden.reshape(X.shape), self._pixels(drawn), X)
@@ -123,6 +125,7 @@ class CircuitModel(DensityModel):
     ) -> npt.NDArray[np.float64]:
         """Give the distributions of hidden values (`DensityModel.marginals`)."""
         X = self.checked(X)
+        check_result("X", f"{len(X)} of them", 8 * X.size * self.num_cats)
         found = np.empty((*X.shape, self.num_cats))
         for part, marginals in self._marginals(X, self._hidden_rows(mask, X), progress):
             found[part] = marginals.reshape(-1, *found.shape[1:])

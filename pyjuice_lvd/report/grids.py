@@ -18,6 +18,8 @@ _CELL = 96
 _FEW_LEVELS = 64
 """Grey samples that seldom reach this level are shown brightened."""
 _GAP, _TITLE, _DPI = 6, 22, 120
+IMAGE_BYTES = 16 * (_CELL + _GAP) ** 2
+"""What an image in a picture takes as the picture is drawn, about: four bytes for each pixel, in several copies."""
 _HIDDEN = (227, 119, 194)  # a pink that images seldom have
 
 

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyjuice_lvd.checks import integer, one_of
+from pyjuice_lvd.checks import function, integer, one_of
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.formats import check_arrays_file
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import DEVICES, TeacherSettings, restored
 from pyjuice_lvd.teacher.quantizer import perplexity
@@ -100,6 +101,9 @@ class Teacher:
         if valid is not None:
             valid = self._checked(valid, "valid", images.shape[3])
         seed = integer("seed", seed, least=0)
+        function("on_epoch", on_epoch)
+        if checkpoint is not None:
+            check_arrays_file("checkpoint", checkpoint)
         place = resolve_device(device)
         network = new_network(self.settings, images, seed).to(place)
         history = train(
