@@ -21,7 +21,7 @@ from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.load import model_kind
 from pyjuice_lvd.progress import Progress
-from pyjuice_lvd.settings import BASELINES, Settings, restored
+from pyjuice_lvd.settings import Settings, restored
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,7 @@ class Run:
         """Open a run; raises InputError where there is none, or its model has no patches to take the modes of."""
         directory = RunDirectory.open_existing(path)
         settings = restored(directory.settings, f"{path / names.SETTINGS}: ")
-        kind = model_kind(directory / names.MODEL)
-        if kind.latents == (settings.method in BASELINES):
-            raise InputError(
-                f"{path / names.SETTINGS}: found method {settings.method}, wanted that of "
-                f"{path / names.MODEL / names.DESCRIPTION}, a model of format {kind.format!r}"
-            )
+        kind = model_kind(directory / names.MODEL, settings.method)
         if biased_modes and not kind.latents:
             raise InputError(
                 f"--biased-modes: found method {settings.method}, wanted lvd-pg or lvd: a model with patches"

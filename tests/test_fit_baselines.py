@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from commands import lvd_juice, lvd_juice_apart
 
-from pyjuice_lvd import Circuit
+import pyjuice_lvd
+from pyjuice_lvd import LVD, RATSPN, Circuit
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
@@ -89,6 +91,43 @@ def test_a_table_is_reported_per_variable_and_per_row(run: tuple[Path, dict[str,
         "model/model.json", "model/pieces.json",
         "model/circuit.safetensors",
     }  # fmt: skip
+
+
+def test_an_estimator_opens_the_run(run: tuple[Path, dict[str, Any]], debd: Path, tmp_path: Path) -> None:
+    folder, result = run
+    model = pyjuice_lvd.HCLT.load(folder)
+    rows = np.loadtxt(debd / "toy.test.data", int, delimiter=",")
+    assert model.bpd(rows) == pytest.approx(result["bpd"])
+    assert (model.n_features_in_, model.settings_.hclt.latents) == (8, 4)
+    assert not hasattr(model, "feature_names_in_")
+    model.save(tmp_path / "saved")
+    np.testing.assert_array_equal(
+        pyjuice_lvd.HCLT.load(tmp_path / "saved").score_samples(rows), model.score_samples(rows)
+    )
+    with pytest.raises(InputError, match="found a model of method hclt, wanted rat-spn"):
+        RATSPN.load(folder)
+    shutil.copytree(folder, tmp_path / "run")
+    settings = tmp_path / "run" / "settings.toml"
+    settings.write_text(settings.read_text().replace('"hclt"', '"lvd"', 1))
+    with pytest.raises(InputError, match=r"model\.json: found format .* wanted a model that lvd learns"):
+        LVD.load(tmp_path / "run")
+    ran = lvd_juice("sample", tmp_path / "run", "-o", tmp_path / "x.npy", check=False)
+    assert (ran.returncode, "wanted a model that lvd learns" in ran.stderr) == (2, True)
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(InputError, match="this run is unfinished"):
+        LVD.load(tmp_path / "run")
+
+
+def test_an_estimator_opens_a_run_on_named_columns(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(table(60, 0), columns=list("abcdefgh"))
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    lvd_juice("fit", tmp_path / "x.csv", "-o", tmp_path / "run", "--quiet", *RAT_SPN, "--set", "rat_spn.epochs=2")
+    model = RATSPN.load(tmp_path / "run")
+    assert list(model.feature_names_in_) == list("abcdefgh")
+    assert np.isfinite(model.score_samples(frame)).all()
+    with pytest.raises(ValueError, match="feature names"):
+        model.score_samples(frame[list("bacdefgh")])
 
 
 def test_eval_repeats_the_figures(run: tuple[Path, dict[str, Any]], debd: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pyjuice_lvd.data.images import as_images, crop_images
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_json, read_toml, write_json, write_toml
+from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings, kept, resolve, restored
@@ -33,6 +34,14 @@ def seed_of(random_state: RandomState) -> int:
     if random_state is None or isinstance(random_state, np.random.RandomState):
         return int(check_random_state(random_state).randint(2**31))
     return integer("random_state", random_state)
+
+
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """Give the folder of the model: `path` itself, or that in the directory of a run, which must be finished."""
+    path = Path(path)
+    if not (path / names.DATA).exists():  # which a run keeps, and `save` does not
+        return path
+    return RunDirectory.open_existing(path) / names.MODEL
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
@@ -141,8 +150,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
-        folder = Path(path)
+        """Read what `save` wrote, or the directory of a run that `lvd-juice fit` finished.
+
+        Raises InputError where a file is missing or damaged, or of another method.
+        """
+        folder, saved = Path(path), model_folder(path)
         settings = restored(read_toml(folder / names.SETTINGS), f"{folder / names.SETTINGS}: ")
         if settings.method != cls._method:
             raise InputError(f"{folder}: found a model of method {settings.method}, wanted {cls._method}")
@@ -151,10 +163,15 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         given = {name: getattr(settings, name) for name in cls._parameters}
         estimator = cls(config=config, random_state=settings.seed, **given)
         estimator.settings_ = settings
-        estimator.model_ = load_model(folder)
+        estimator.model_ = load_model(saved, settings.method)
         estimator.n_features_in_ = estimator.model_.dims
-        if (folder / names.COLUMNS).exists():
-            estimator.feature_names_in_ = np.array(read_json(folder / names.COLUMNS), dtype=object)
+        columns: list[str] = []
+        if saved != folder:
+            columns = RunDirectory.open_existing(folder).data.get("columns", [])
+        elif (folder / names.COLUMNS).exists():
+            columns = read_json(folder / names.COLUMNS)
+        if columns:
+            estimator.feature_names_in_ = np.array(columns, dtype=object)
         return estimator
 
     def _resolved(self) -> Settings:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, seed_of
+from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, model_folder, seed_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
@@ -127,9 +127,12 @@ class LVDPG(DensityEstimator):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; raises InputError where a file is missing or damaged, or of another method."""
+        """Read what `save` wrote, or the directory of a run that `lvd-juice fit` finished.
+
+        Raises InputError where a file is missing or damaged, or of another method.
+        """
         estimator = super().load(path)
-        estimator.teacher_ = Teacher.load(Path(path) / names.TEACHER, device=estimator.device)
+        estimator.teacher_ = Teacher.load(model_folder(path) / names.TEACHER, device=estimator.device)
         return estimator
 
 

@@ -11,22 +11,26 @@ from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.settings import BASELINES
 
 _KINDS: dict[str, type[DensityModel]] = {kind.format: kind for kind in (CircuitModel, JointModel, OffsetModel)}
 
 
-def model_kind(folder: str | os.PathLike[str]) -> type[DensityModel]:
+def model_kind(folder: str | os.PathLike[str], method: str | None = None) -> type[DensityModel]:
     """Say of which class the model in a folder is, by its `model.json`; no circuit is read, and Julia not started.
 
-    Raises InputError where the file is missing, damaged or of no such class.
+    Raises InputError where the file is missing, damaged or of no such class, or of none that `method` learns, if it is given.
     """
     path = Path(folder)
     found = described(path)["format"]
     if found not in _KINDS:
         raise InputError(f"{path / names.DESCRIPTION}: found format {found!r}, wanted {' or '.join(map(repr, _KINDS))}")
-    return _KINDS[found]
+    kind = _KINDS[found]
+    if method is not None and kind.latents == (method in BASELINES):
+        raise InputError(f"{path / names.DESCRIPTION}: found format {found!r}, wanted a model that {method} learns")
+    return kind
 
 
-def load_model(folder: str | os.PathLike[str]) -> DensityModel:
-    """Read what `DensityModel.save` wrote; raises InputError where a file is missing or damaged."""
-    return model_kind(folder).load(folder)
+def load_model(folder: str | os.PathLike[str], method: str | None = None) -> DensityModel:
+    """Read what `DensityModel.save` wrote; raises InputError as `model_kind`, and where another file is damaged."""
+    return model_kind(folder, method).load(folder)
