@@ -217,6 +217,10 @@ def test_a_report_says_which_figures_are_not_finite_or_missing(tmp_path: Path) -
     assert "new, learned from not recorded" in bare
     assert bare.split("Data")[0].count("not recorded") >= 6
 
+    torn = {"method": "lvd", "bpd": 4.0, "protocol": {"color": "rgb"}}
+    lvd_juice("report", finished(tmp_path / "torn", torn, {}), "-o", tmp_path / "torn.html")
+    assert "test bpd: not recorded" in Page(tmp_path / "torn.html").text
+
 
 @pytest.mark.parametrize(
     ("file", "contents", "message"),
@@ -225,6 +229,7 @@ def test_a_report_says_which_figures_are_not_finite_or_missing(tmp_path: Path) -
         ("metrics.jsonl", '{"stage": "EM"}\n{"stage": 7}\n', "line 2: stage: found 7 (an integer), wanted a string"),
         ("metrics.jsonl", '{"stage": "EM", "seconds": "1"}\n', "line 1: seconds: found '1' (a string)"),
         ("metrics.jsonl", '{"stage": "EM", "seconds": 1' + 400 * "0" + "}\n", "line 1: seconds: found 1000"),
+        ("gap.json", "[]", "found a list, wanted a JSON object"),
         ("settings.toml", "", "has no method: damaged, wanted all settings"),
         ("settings.toml", 'version = "0.1.0"\nmethod = "lvd"\n', "has no seed: damaged, wanted all settings"),
     ],

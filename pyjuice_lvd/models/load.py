@@ -19,7 +19,7 @@ _KINDS: dict[str, type[DensityModel]] = {kind.format: kind for kind in (CircuitM
 def model_kind(folder: str | os.PathLike[str], method: str | None = None) -> type[DensityModel]:
     """Say of which class the model in a folder is, by its `model.json`; no circuit is read, and Julia not started.
 
-    Raises InputError where the file is missing, damaged or of no such class, or of none that `method` learns, if it is given.
+    Raises InputError where the file is missing, damaged or of no such class, or of none that the method learns.
     """
     path = Path(folder)
     found = described(path)["format"]

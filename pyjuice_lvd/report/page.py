@@ -15,7 +15,7 @@ from jinja2 import ChainableUndefined, Environment, Template, Undefined
 from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import atomic_write
-from pyjuice_lvd.files.formats import flat, read_json
+from pyjuice_lvd.files.formats import flat, read_table
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.settings import check_whole
 
@@ -45,7 +45,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
     """
     result, settings, metrics = run.result, run.settings, run.metrics()
     check_whole(settings, f"{run / names.SETTINGS}: ")
-    gap = read_json(run / names.GAP) if (run / names.GAP).exists() else None
+    gap = dict(read_table(run / names.GAP)) if (run / names.GAP).exists() else None
     pictures = _pictures(run.path)
     sections = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
     page = _template().render(
@@ -53,7 +53,7 @@ def write_report(run: RunDirectory, path: str | os.PathLike[str]) -> list[str]:
         result=result,
         figures=flat(result),
         methods=_METHODS,
-        data=read_json(run / names.DATA),
+        data=dict(run.data),
         gap=gap,
         gap_titles=GAP_TITLES,
         gap_rows=gap_rows(gap or {}),
@@ -121,6 +121,9 @@ def _where_recorded(write: Callable[..., str]) -> Callable[..., str]:
     def written(value: Any, *options: Any) -> str:
         if isinstance(value, Undefined):
             return MISSING
-        return write(value, *(None if isinstance(option, Undefined) else option for option in options))
+        try:
+            return write(value, *(None if isinstance(option, Undefined) else option for option in options))
+        except KeyError:  # a protocol without all of its entries
+            return MISSING
 
     return written
