@@ -18,7 +18,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.models.base import ImageShape, Part
 from pyjuice_lvd.models.joint_queries import Summary, complete, mixed
-from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing
+from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing, Schedule
 from pyjuice_lvd.models.written_out import num_params_written_out, written_out
 from pyjuice_lvd.progress import SILENT, Progress
 
@@ -110,21 +110,12 @@ class JointModel(LatentModel):
         return len(self.circuits)
 
     def em_job(
-        self,
-        patches: npt.NDArray[np.uint8],
-        candidates: npt.NDArray[np.uint16] | None,
-        epochs: int,
-        batch_size: int,
-        first_step: float,
-        last_step: float,
-        pseudocount: float,
-        prior_pseudocount: float,
-        seed: int,
+        self, patches: npt.NDArray[np.uint8], candidates: npt.NDArray[np.uint16] | None, schedule: Schedule
     ) -> julia.Handle:
         """Make the job of EM on p(x) (`LatentModel.em_job`)."""
         job: julia.Handle = julia.call(
-            "joint_em_job", patches, candidates, epochs, batch_size, first_step, last_step, pseudocount,
-            prior_pseudocount, seed, self.tied, *(circuit.engine.circuit for circuit in self.learning),
+            "joint_em_job", patches, candidates, *schedule, self.tied,
+            *(circuit.engine.circuit for circuit in self.learning),
         )  # fmt: skip
         return job
 

@@ -17,7 +17,7 @@ from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.latent import LatentModel
+from pyjuice_lvd.models.latent import LatentModel, Schedule
 from pyjuice_lvd.progress import SILENT, Progress
 
 Images = npt.NDArray[np.uint8]
@@ -190,7 +190,8 @@ def fit_end_to_end(
     watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
     if state:
         position, total = state.restore(history, watch)
-    job = model.em_job(patches, candidates, epochs, batch_size, first_step, last_step, *pseudocounts, seed)
+    schedule = Schedule(epochs, batch_size, first_step, last_step, *pseudocounts, seed)
+    job = model.em_job(patches, candidates, schedule)
     julia.call("continue_from!", job, len(history), position, total)
     try:
         with progress.stage("p(x), end to end", total=epochs * n, unit="images") as stage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,18 @@ PATCHES, PRIOR = "patches", "prior"
 
 _DRAW_BYTES = 8
 """What a dimension of an image takes while it is drawn: its value, its mask, and both in the engine's form."""
+
+
+class Schedule(NamedTuple):
+    """How EM on p(x) goes: `fit_end_to_end` describes each; `prior_pseudocount` is all but the circuits'."""
+
+    epochs: int
+    batch_size: int
+    first_step: float
+    last_step: float
+    pseudocount: float
+    prior_pseudocount: float
+    seed: int
 
 
 class LatentModel(DensityModel):
@@ -71,16 +83,7 @@ class LatentModel(DensityModel):
 
     @abstractmethod
     def em_job(
-        self,
-        patches: npt.NDArray[np.uint8],
-        candidates: npt.NDArray[np.uint16] | None,
-        epochs: int,
-        batch_size: int,
-        first_step: float,
-        last_step: float,
-        pseudocount: float,
-        prior_pseudocount: float,
-        seed: int,
+        self, patches: npt.NDArray[np.uint8], candidates: npt.NDArray[np.uint16] | None, schedule: Schedule
     ) -> julia.Handle:
         """Make the job of EM on p(x) (`fit_end_to_end`), on patches (N, P, V) and their candidates (N, P, M)."""
 

@@ -20,7 +20,7 @@ from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.base import ImageShape, Part
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
-from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing
+from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing, Schedule
 from pyjuice_lvd.models.offset_queries import Emissions, Float32, Mixer
 from pyjuice_lvd.models.written_out import num_params_with_offsets, written_out_with_offsets
 from pyjuice_lvd.progress import SILENT, Progress
@@ -168,21 +168,12 @@ class OffsetModel(LatentModel):
         return [*super().learned(), self.join, *self.shifts]
 
     def em_job(
-        self,
-        patches: npt.NDArray[np.uint8],
-        candidates: npt.NDArray[np.uint16] | None,
-        epochs: int,
-        batch_size: int,
-        first_step: float,
-        last_step: float,
-        pseudocount: float,
-        prior_pseudocount: float,
-        seed: int,
+        self, patches: npt.NDArray[np.uint8], candidates: npt.NDArray[np.uint16] | None, schedule: Schedule
     ) -> julia.Handle:
         """Make the job of EM on p(x) (`LatentModel.em_job`)."""
         job: julia.Handle = julia.call(
-            "offset_em_job", patches, candidates, epochs, batch_size, first_step, last_step, pseudocount,
-            prior_pseudocount, seed, self.prior.engine.circuit, self.emissions.handle(), self.ties,
+            "offset_em_job", patches, candidates, *schedule, self.prior.engine.circuit, self.emissions.handle(),
+            self.ties,
         )  # fmt: skip
         return job
 

@@ -60,7 +60,22 @@ function steps_at_once(e::CPUEngine, batch_size::Int)
     return clamp(2^29 ÷ (batch_size * num_edges(c) + 8 * length(c.leaf)), 1, 64)
 end
 
-function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::CPUEngine, X::Data, heads)
+log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::CPUEngine, X::Data, heads) =
+    uncertain_samples(e, X) do ws, n, s
+        for (i, head) in enumerate(heads)
+            out[i, n] = head_log_value(ws, e.plan, X, head, s)
+        end
+        return all(i -> isfinite(out[i, n]), axes(out, 1))
+    end
+
+head_values!(values::Matrix{Float32}, scale::Vector{Float64}, e::CPUEngine, X::Data) =
+    uncertain_samples(e, X) do ws, n, s
+        scale[n] = take_head_values!(values, n, ws, e.plan, axes(values, 1), s) + offset(X, n)
+        return !isnan(scale[n])
+    end
+
+"Evaluates all samples; those for which `take!(workspace, sample, lane)` says no, that what it took of their values is not certain."
+function uncertain_samples(take!::F, e::CPUEngine, X::Data) where {F}
     settle!(e)
     N, plan = num_samples(X), e.plan
     tiles, threads = cld(N, TILE), Threads.nthreads()
@@ -71,31 +86,7 @@ function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::CPUEngine, X::
             count = load_samples!(ws, 1:N, (tile - 1) * TILE + 1, N)
             forward!(ws, plan, X)
             for s in 1:count
-                n = ws.samples[s]
-                for (i, head) in enumerate(heads)
-                    out[i, n] = head_log_value(ws, plan, X, head, s)
-                end
-                any(i -> !isfinite(out[i, n]), axes(out, 1)) && push!(uncertain[t], n)
-            end
-        end
-    end
-    return reduce(vcat, uncertain)
-end
-
-function head_values!(values::Matrix{Float32}, scale::Vector{Float64}, e::CPUEngine, X::Data)
-    settle!(e)
-    N, plan, heads = num_samples(X), e.plan, axes(values, 1)
-    tiles, threads = cld(N, TILE), Threads.nthreads()
-    uncertain = [Int[] for _ in 1:threads]
-    Threads.@threads for t in 1:threads
-        ws = Workspace(plan; flows=false)
-        GC.@preserve ws plan X for tile in t:threads:tiles
-            count = load_samples!(ws, 1:N, (tile - 1) * TILE + 1, N)
-            forward!(ws, plan, X)
-            for s in 1:count
-                n = ws.samples[s]
-                scale[n] = take_head_values!(values, n, ws, plan, heads, s) + offset(X, n)
-                isnan(scale[n]) && push!(uncertain[t], n)
+                take!(ws, ws.samples[s], s) || push!(uncertain[t], ws.samples[s])
             end
         end
     end
