@@ -94,9 +94,9 @@ end
 OffsetTables(em::Emissions) = OffsetTables(Float64.(em.join), [Float64.(shift) for shift in em.shifts])
 
 """
-Patches as a shape's circuit of one channel sees them: a row for each of a patch's offsets under which no known value is impossible. Its
-rows are `first[n]:first[n + 1] - 1`; p(row | head) is `values[head, row] * exp(scale[row])`, and `factor[row]` is exp(scale[row] - top[n]). A patch with none either has
-nothing known in this channel (`free`) or is impossible.
+Patches as a shape's circuit of one channel sees them: a row for each of a patch's offsets under which no known value is impossible. Patch
+n's rows are `first[n]:first[n + 1] - 1`; p(row | head) is `values[head, row] * exp(scale[row])`, and `factor[row]` is
+exp(scale[row] - top[n]). A patch with none either has nothing known in this channel (`free`) or is impossible.
 """
 struct ChannelRows{D}
     data::D                     # residuals, (variables, rows)
