@@ -89,8 +89,9 @@ def fit(
         prepare(settings)
         for line in (splits.how, *splits.notes):
             progress.log(f"{splits.source}: {line}")
-        for text in without_use(assignments, settings.method):
-            progress.log(f"--set {text}: method {settings.method} has no use for it")
+        for text in without_use(assignments, settings):
+            offsets = " with offsets" if settings.offsets.steps else ""
+            progress.log(f"--set {text}: method {settings.method}{offsets} has no use for it")
         if splits.train.ndim == 2 and (color or crop):
             progress.log(f"{'--color' if color else '--crop'}: {splits.source} is a table, which has no use for it")
     with RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed) as directory:

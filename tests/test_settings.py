@@ -23,6 +23,7 @@ from pyjuice_lvd.settings import (
     DataSettings,
     GrowingSettings,
     HCLTSettings,
+    OffsetSettings,
     PriorSettings,
     Settings,
     TeacherSettings,
@@ -460,9 +461,12 @@ def test_the_file_or_option_is_named_where_a_value_is_out_of_range(tmp_path):
 
 def test_settings_that_a_method_has_no_use_for_are_named():
     given = ["circuit.latents=4", "hclt.latents=4", "seed=1", "data.color=rgb", "growing.start=2", "hclt={epochs=3}"]
-    assert without_use(given, "hclt") == ["circuit.latents=4", "growing.start=2"]
-    assert without_use(given, "lvd") == ["hclt.latents=4", "growing.start=2", "hclt={epochs=3}"]
-    assert without_use(given, "lvd-pg") == ["hclt.latents=4", "hclt={epochs=3}"]
+    assert without_use(given, Settings(method="hclt")) == ["circuit.latents=4", "growing.start=2"]
+    assert without_use(given, Settings(method="lvd")) == ["hclt.latents=4", "growing.start=2", "hclt={epochs=3}"]
+    assert without_use(given, Settings(method="lvd-pg")) == ["hclt.latents=4", "hclt={epochs=3}"]
+    offsets = ["offsets.states=9", "prior.latents=3", "circuit.latents=4"]
+    assert without_use(offsets, Settings()) == ["offsets.states=9"]
+    assert without_use(offsets, Settings(offsets=OffsetSettings(steps=(8,)))) == ["prior.latents=3"]
     assert set(SECTIONS) == set(METHODS)
     assert {name for own in SECTIONS.values() for name in own} == {
         name.split(".")[0] for name in setting_names() if "." in name

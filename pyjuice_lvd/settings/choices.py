@@ -15,6 +15,8 @@ SECTIONS = {
     "rat-spn": ("data", "rat_spn"),
 }
 """The sections of the settings that each method has a use for."""
+WITHOUT_OFFSETS = ("growing", "prior", "finetuning")
+"""Those of them that models with offsets have no use for."""
 DEVICES = ("auto", "cpu", "cuda")
 """Where the teacher runs."""
 SPLITS = ("train", "valid", "test")

@@ -12,7 +12,7 @@ from typing import Any
 from pyjuice_lvd.checks import one_of, require
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_toml
-from pyjuice_lvd.settings.choices import SECTIONS, VARIANTS
+from pyjuice_lvd.settings.choices import SECTIONS, VARIANTS, WITHOUT_OFFSETS
 from pyjuice_lvd.settings.kept import VERSION
 from pyjuice_lvd.settings.sections import Settings
 from pyjuice_lvd.settings.tables import checked, merged
@@ -71,9 +71,10 @@ def resolve(
     return Settings.from_dict(merged(merged(table, {"growing": variant}), given))
 
 
-def without_use(assignments: Iterable[str], method: str) -> list[str]:
-    """Name those of the assignments, in order, whose section the method has no use for."""
-    sections = {name for own in SECTIONS.values() for name in own} - set(SECTIONS[method])
+def without_use(assignments: Iterable[str], settings: Settings) -> list[str]:
+    """Name those of the assignments, in order, whose section the method has no use for, or not with these offsets."""
+    used = set(SECTIONS[settings.method]) - set(WITHOUT_OFFSETS if settings.offsets.steps else ["offsets"])
+    sections = {name for own in SECTIONS.values() for name in own} - used
     return [text for text in assignments if sections & set(_assignment(text))]
 
 
