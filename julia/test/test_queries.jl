@@ -356,3 +356,19 @@ end
     @test isapprox(log.(marginals), [LVDJuice.log_binomial(120, x, 0.01f0) for x in 0:120]; rtol=1e-5)
     @test 0 < marginals[end] < 1e-200
 end
+
+@testset "posterior marginals of a large circuit, whose ways down are gone in parts" begin
+    c = hclt([0, 1, 1, 2, 2, 3]; latents=480, categories=3, heads=2, seed=5)
+    @test num_edges(c) > LVDJuice.LARGE && length(LVDJuice.parts_of(Plan(c))) > 1
+    rng = MersenneTwister(71)
+    X, mask = rand(rng, 0:2, 6, 70), Array(rand(rng, 6, 70) .< 0.5)
+    found = posterior_marginals(c, Masked(X, mask); head_of=fill(2, 70))
+    known = exp.(log_likelihood(c, Masked(X, mask); heads=2:2)[1, :])
+    for i in 1:6, k in 0:2
+        with, shown = copy(X), copy(mask)
+        with[i, :] .= k
+        shown[i, :] .= false
+        p = exp.(log_likelihood(c, Masked(with, shown); heads=2:2)[1, :]) ./ known
+        @test found[k + 1, i, :] ≈ ifelse.(mask[i, :], p, X[i, :] .== k) rtol = 1e-4
+    end
+end

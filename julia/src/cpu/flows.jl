@@ -45,20 +45,20 @@ Flows of all units for the tile in `ws`, from those that were started in the hea
 each group of them, when its flow is there. The edges' flows are added to `stat`.
 
 Subnormal numbers, which are slow, count as zero on the way down: where a value is one, the way up has noted what it may lack
-(losses.jl), and a smaller flow is none.
+(losses.jl), and a smaller flow is none. Of the `groups`, a range, only: the way down may be gone in parts, from the last group to the first.
 """
-function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan) where {F}
+function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, groups=eachindex(plan.groups)) where {F}
     before = get_zero_subnormals()
     set_zero_subnormals(true)
     try
-        flow_down!(at_inputs, stat, ws, plan)
+        flow_down!(at_inputs, stat, ws, plan, groups)
     finally
         set_zero_subnormals(before)
     end
 end
 
-function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan) where {F}
-    for gi in reverse(eachindex(plan.groups))
+function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, groups) where {F}
+    for gi in reverse(groups)
         g = plan.groups[gi]
         if g.kind == SUM
             sum_flows!(stat, ws, plan, gi)

@@ -26,8 +26,9 @@ function MarginalsJob(plan::Plan, X::Query, head_of, out::Array{Float64,3})
     check_query(plan, X, head_of, size(out, 3))
     C, N, threads = maximum(plan.circuit.categories), num_samples(X), Threads.nthreads()
     size(out, 1) >= C || throw(ArgumentError("out has room for $(size(out, 1)) categories, the circuit has $C"))
-    return MarginalsJob(plan, X, Sources(head_of), out, [Workspace(plan; flows=true) for _ in 1:threads],
-                        [Statistics(plan.circuit) for _ in 1:threads], [zeros(Float32, TILE * C) for _ in 1:threads], 0)
+    make(f) = map(_ -> (pause(); f()), 1:threads)
+    return MarginalsJob(plan, X, Sources(head_of), out, make(() -> Workspace(plan; flows=true)), make(() -> Statistics(plan.circuit)),
+                        make(() -> zeros(Float32, TILE * C)), 0)
 end
 
 function advance!(job::MarginalsJob, seconds::Real=Inf)
@@ -37,16 +38,23 @@ function advance!(job::MarginalsJob, seconds::Real=Inf)
         began, skip, last = time(), job.position, min(job.position + at_once, N)
         vanished = [Int[] for _ in 1:threads]
         firsts(t) = skip + (t - 1) * TILE + 1:threads * TILE:last
-        if large  # the way up, and the way down
+        if large  # the way up, and the way down in parts
             Threads.@threads for t in 1:threads
                 foreach(first -> evaluate_tile!(vanished[t], job.workspaces[t], job.plan, job.X, job.sources.head_of, first, last), firsts(t))
             end
             pause()
-        end
-        Threads.@threads for t in 1:threads
-            for first in firsts(t)
-                large || evaluate_tile!(vanished[t], job.workspaces[t], job.plan, job.X, job.sources.head_of, first, last)
-                tile_marginals!(vanished[t], job, t, job.X, min(TILE, last - first + 1))
+            for groups in reverse(parts_of(job.plan))
+                Threads.@threads for t in 1:threads
+                    foreach(first -> tile_marginals!(vanished[t], job, t, job.X, min(TILE, last - first + 1), groups), firsts(t))
+                end
+                pause()
+            end
+        else
+            Threads.@threads for t in 1:threads
+                for first in firsts(t)
+                    evaluate_tile!(vanished[t], job.workspaces[t], job.plan, job.X, job.sources.head_of, first, last)
+                    tile_marginals!(vanished[t], job, t, job.X, min(TILE, last - first + 1), eachindex(job.plan.groups))
+                end
             end
         end
         for n in sort!(reduce(vcat, vanished))
@@ -60,19 +68,35 @@ function advance!(job::MarginalsJob, seconds::Real=Inf)
     return job.position
 end
 
-"Of the `count` samples whose values thread `t` has."
-function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, count::Int)
+"Ranges of the plan's groups, first to last, each of about `LARGE` edges or entries of tables."
+function parts_of(plan::Plan)
+    parts, first, size = UnitRange{Int}[], 1, 0
+    for (gi, g) in enumerate(plan.groups)
+        size += isinput(g.kind) ? width(g) * g.categories : sum(u -> length(edges(plan.circuit, u)), g.units)
+        if size >= LARGE || gi == length(plan.groups)
+            push!(parts, first:gi)
+            first, size = gi + 1, 0
+        end
+    end
+    return parts
+end
+
+"Of the `count` samples whose values thread `t` has: the way down through these groups."
+function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, count::Int, groups)
     plan, ws, stat, product, out = job.plan, job.workspaces[t], job.statistics[t], job.products[t], job.out
     GC.@preserve ws stat plan X product begin
-        for s in 1:TILE
-            ws.live[s] = s <= count && !(ws.samples[s] in vanished)
+        if last(groups) == length(plan.groups)
+            for s in 1:TILE
+                ws.live[s] = s <= count && !(ws.samples[s] in vanished)
+            end
+            start_flows!(ws, plan, job.sources, count)
         end
-        start_flows!(ws, plan, job.sources, count)
-        backward!(stat, ws, plan) do gi
+        backward!(stat, ws, plan, groups) do gi
             any_hidden(X, plan.groups[gi].variable, ws.samples, count) || return
             add_marginals!(out, ws, plan, gi, X, input_derivatives!(ws, plan, gi, X), product, count)
         end
     end
+    first(groups) == 1 || return
     for s in 1:count
         ws.live[s] && finish_marginals!(out, plan.circuit, X, ws.samples[s], job.sources.head_of)
     end
