@@ -429,9 +429,10 @@ def test_sizes_are_estimated_for_every_method() -> None:
         check_fit((50_000, 32, 32, 3), resolve(preset))  # what has been done on less
 
 
-def test_the_estimate_is_near_what_learning_takes() -> None:
-    """Of a table with very many categories, where parameters are most of the memory: in a process of its own."""
-    script = """
+@pytest.mark.parametrize(("variables", "latents", "categories"), [(3, 16, 10**6), (30, 500, 2)])
+def test_the_estimate_is_near_what_learning_takes(variables: int, latents: int, categories: int) -> None:
+    """Of tables of whose memory parameters take most, in inputs or in sums: in a process of its own."""
+    script = f"""
 import re
 from pathlib import Path
 import numpy as np
@@ -439,15 +440,16 @@ from pyjuice_lvd import HCLT
 from pyjuice_lvd.learn import sizes
 def memory(what):
     return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-table = np.random.default_rng(0).integers(0, 2, (400, 3))
+table = np.random.default_rng(0).integers(0, 2, (400, {variables}))
 HCLT(epochs=2, num_latents=2).fit(table)
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-table[0] = 999_999
-model = HCLT(epochs=2).fit(table)
-print((memory("VmHWM") - before) / sizes._size(table.shape, model.settings_, 10**6))
+table[0] = {categories - 1}
+model = HCLT(epochs=2, num_latents={latents}).fit(table)
+print((memory("VmHWM") - before) / sizes._size(table.shape, model.settings_, {categories}))
 """
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "LVD_THREADS": "2"}  # each has statistics of its own
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert 0.5 < float(ran.stdout) < 1.5
 
 

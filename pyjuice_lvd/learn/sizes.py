@@ -15,6 +15,9 @@ from pyjuice_lvd.settings import BASELINES, Settings
 _BYTES = 24
 """What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
 
+_TABLE_BYTES = 12
+"""That of an input with at least as many categories as a batch has rows: it has no statistics for each of them."""
+
 _TEACHER_BYTES = 16
 """The teacher's: itself, its gradient, and Adam's two moments."""
 
@@ -95,7 +98,9 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
     """Estimate the bytes that learning takes beside the data; what grows while it learns counts as it begins."""
     num_vars = math.prod(shape[1:])
     if settings.method == "hclt":
-        return _BYTES * settings.hclt.trees * _hclt(num_vars, settings.hclt.latents, num_cats)
+        latents, tables = settings.hclt.latents, num_vars * settings.hclt.latents * num_cats
+        saved = (_BYTES - _TABLE_BYTES) * tables if num_cats >= settings.hclt.batch_size else 0
+        return settings.hclt.trees * (_BYTES * _hclt(num_vars, latents, num_cats) - saved)
     if settings.method == "rat-spn":
         return _BYTES * _rat_spn(num_vars, settings, num_cats)
     if settings.offsets.steps:
