@@ -1,5 +1,6 @@
 """HCLT and RAT-SPN as estimators, over images and over tables."""
 
+import os
 import re
 import subprocess
 import sys
