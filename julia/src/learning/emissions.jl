@@ -29,9 +29,11 @@ function Emissions(shapes::Vector{Vector{E}}, steps::AbstractVector{<:Integer}, 
     isempty(shapes) && throw(ArgumentError("shapes: found none, wanted at least 1"))
     channels, joins = length(steps), UnitRange{Int}[]
     for (k, own) in enumerate(shapes)
-        length(own) == channels || throw(ArgumentError("shapes: shape $(k - 1) has $(length(own)) circuits, wanted one for each of $channels channels"))
+        length(own) == channels ||
+            throw(ArgumentError("shapes: shape $(k - 1) has $(length(own)) circuits, wanted one for each of $channels channels"))
         heads = num_heads(circuit(own[1]))
-        all(e -> num_heads(circuit(e)) == heads, own) || throw(ArgumentError("shapes: the circuits of shape $(k - 1) have other numbers of heads than one another"))
+        all(e -> num_heads(circuit(e)) == heads, own) ||
+            throw(ArgumentError("shapes: the circuits of shape $(k - 1) have other numbers of heads than one another"))
         first = isempty(joins) ? 1 : last(joins[end]) + 1
         push!(joins, first:first + heads - 1)
     end
@@ -43,7 +45,8 @@ function Emissions(shapes::Vector{Vector{E}}, steps::AbstractVector{<:Integer}, 
     S = size(join, 1)
     size(join, 2) == last(joins[end]) || throw(ArgumentError("join: found $(size(join, 2)) joins, the shapes have $(last(joins[end]))"))
     for (c, (shift, step)) in enumerate(zip(shifts, steps))
-        size(shift) == (S, C ÷ step) || throw(ArgumentError("shifts: found $(reverse(size(shift))) for channel $(c - 1), wanted $((C ÷ step, S))"))
+        size(shift) == (S, C ÷ step) ||
+            throw(ArgumentError("shifts: found $(reverse(size(shift))) for channel $(c - 1), wanted $((C ÷ step, S))"))
     end
     allowed = [[allowed_values(circuit(e)) for e in own] for own in shapes]
     return Emissions(shapes, joins, collect(Int, steps), join, shifts, C, allowed)
@@ -384,8 +387,8 @@ function active_sum!(m, shifts, rows, n, head, count)
 end
 
 """
-The states of patch `n` with more than `least` of `weights`, and their weights over p(x | h) = exp(`scores`), in the scale of the rows, which is
-chosen such that nothing is lost that any of these states needs.
+The states of patch `n` with more than `least` of `weights`, and their weights over p(x | h) = exp(`scores`), in the scale of the rows,
+which is chosen such that nothing is lost that any of these states needs.
 """
 function activate!(room::ShareRoom, em::Emissions, channels, n::Int, weights, scores, least)
     empty!(room.active)
@@ -394,7 +397,9 @@ function activate!(room::ShareRoom, em::Emissions, channels, n::Int, weights, sc
     if any(h -> weights[h] > least && -Inf < scores[h] < scale - 300, eachindex(weights))
         states = [h for h in eachindex(weights) if weights[h] > least && scores[h] > -Inf]
         for (c, rows) in enumerate(channels)
-            rows.free[n] || rescale!(rows, n, maximum(rows.scale[row] + log(maximum(em.shifts[c][states, rows.offset[row] + 1])) for row in rows_of(rows, n)))
+            rows.free[n] && continue
+            most(row) = log(maximum(em.shifts[c][states, rows.offset[row] + 1]))
+            rescale!(rows, n, maximum(rows.scale[row] + most(row) for row in rows_of(rows, n)))
         end
         scale = scale_of(channels, n)
     end
@@ -409,8 +414,9 @@ end
 """
     emission_shares!(joins, offsets, emissions, patches, mask, weights)
 
-Of each patch, how its states' `weights`, Float32 `(states, patches)`, are spread over joins and offsets: `joins`, Float32 `(joins, patches)`, is the
-sum over h of weights[h] p(j | h, x), and `offsets[c]`, Float32 `(joins, offsets, patches)`, of weights[h] p(j, d_c | h, x). `offsets` may be empty.
+Of each patch, how its states' `weights`, Float32 `(states, patches)`, are spread over joins and offsets: `joins`, Float32
+`(joins, patches)`, is the sum over h of weights[h] p(j | h, x), and `offsets[c]`, Float32 `(joins, offsets, patches)`, of
+weights[h] p(j, d_c | h, x). `offsets` may be empty.
 `patches` and `mask`: `(variables, patches)`. A patch that is impossible under its states has zeros.
 """
 function emission_shares!(joins::Matrix{Float32}, offsets, em::Emissions, patches::Matrix{<:Integer}, mask, weights::Matrix{Float32})

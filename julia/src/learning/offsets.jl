@@ -1,5 +1,5 @@
-# EM on models with offsets, p(x) = sum_h p(h) prod_i p(x_i | h_i): the prior, the shapes' circuits and the tables of joins and offsets learn
-# together. With the posterior of h_i, the counts of p(j | h), p_c(d | h) and of each shape's circuits are sums of what
+# EM on models with offsets, p(x) = sum_h p(h) prod_i p(x_i | h_i): the prior, the shapes' circuits and the tables of joins and offsets
+# learn together. With the posterior of h_i, the counts of p(j | h), p_c(d | h) and of each shape's circuits are sums of what
 # `patch_shares!` gives; each shifted row goes down its circuit with its share of the flow.
 
 """
