@@ -1,6 +1,6 @@
 # EM on models with offsets against expected counts by enumeration; tied parameters.
 
-using LVDJuice: apply!, circuit, num_channels, num_states, table_step!, tie!, tied_tree
+using LVDJuice: apply!, circuit, edges, num_channels, num_states, table_step!, tie!, tied_lines, tied_tree
 
 "Expected counts of all parts of a model on patches (variables, positions, samples), by enumeration; tried: (1, positions, samples) or nothing."
 function enumerated_counts(prior, em, patches, tried)
@@ -117,6 +117,29 @@ end
         @test length(unique(prior.weight[ties .== number])) == 1
     end
     @test_throws ArgumentError OffsetEMJob(prior, em, rand(rng, UInt8.(0:7), 2, 4, 3); ties=Ties(Int32[1]))
+end
+
+@testset "lines of kinds, against enumeration" begin
+    rng = MersenneTwister(66)
+    shares(sizes...) = (x = rand(rng, sizes...) .+ 0.1; x ./ sum(x, dims=1))
+    for (lines, S, G) in (([1 3; 2 5; 4 6], 2, 3), ([1 2 3], 3, 2), (reshape([2, 1], 2, 1), 3, 1))
+        (L, R), (root, next, starts, transitions) = size(lines), (vec(shares(G, 1)), shares(G, G), shares(S, G), shares(S, S, G))
+        prior, ties = tied_lines(lines, root, next, starts, transitions)
+        for h in eachcol(assignments(L * R, S))
+            p = sum(eachcol(assignments(R, G))) do kinds
+                prod(1:R) do r
+                    own, k = h[lines[:, r]] .+ 1, kinds[r] + 1
+                    (r == 1 ? root[k] : next[k, kinds[r - 1] + 1]) * starts[own[1], k] * prod([transitions[own[i], own[i - 1], k] for i in 2:L])
+                end
+            end
+            @test exp(log_likelihood(prior, reshape(collect(h), :, 1))[1]) ≈ p rtol = 1e-5
+        end
+        for number in 1:maximum(ties)
+            @test length(unique(prior.weight[ties .== number])) <= 1
+        end
+        @test count(iszero, ties[[e for u in findall(==(LVDJuice.SUM), prior.kind) for e in edges(prior, u)]]) == G
+    end
+    @test_throws ArgumentError tied_lines([1 2; 3 3], [1.0], ones(1, 1), shares(2, 1), shares(2, 2, 1))
 end
 
 @testset "soft evidence of indicators: as of tables that are the identity" begin

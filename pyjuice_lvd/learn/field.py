@@ -1,4 +1,4 @@
-"""Where p(h) over the positions of an image starts: trees chosen by their cuts, with transitions tied by direction."""
+"""Where p(h) over the positions of an image starts: trees chosen by their cuts, with transitions that are tied."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.clustering import kmeans
 
 Labels = npt.NDArray[np.integer]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 _RIGHT, _LEFT, _DOWN, _UP = range(4)
 _ADDED = 0.5
 """To each count of a transition, spread like all states."""
+_OF_KINDS = 4.0
+"""To the counts of a kind's transitions, for each state, spread like those of all kinds."""
+_ROUNDS = 10
+"""Of EM on lines' kinds, which K-means starts."""
 
 
 class Field(NamedTuple):
@@ -73,9 +80,99 @@ def field(labels: Labels, grid: tuple[int, int], num_states: int, trees: list[Tr
         for to, table in ((direction, counts), (direction + 1, counts.T)):
             table = table + _ADDED * num_states * share
             transitions[to] = table / table.sum(1, keepdims=True)
-    made = [julia.call("tied_tree_of", tree.parent, tree.direction, share, transitions) for tree in trees]
+    return _mixed([julia.call("tied_tree_of", tree.parent, tree.direction, share, transitions) for tree in trees])
+
+
+def lines(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int, kinds: int, seed: int) -> Field:
+    """Start p(h) at labels (N, P): an equal mixture of rows of kinds and of columns of kinds.
+
+    Each line of positions is a Markov chain of states, whose transitions depend on the line's kind; the kinds are a
+    Markov chain from line to line. A line's far ends thus know of each other through its kind, where a chain alone
+    forgets. Kinds start as clusters of what is `seen` (N, P, F) along a line; EM on labels and hidden kinds goes on.
+    """
+    rows, columns = grid
+    variables, states, seen = np.arange(rows * columns), labels.reshape(-1, *grid), seen.reshape(-1, *grid, seen.shape[2])
+    made, numbers = [], 0
+    for places, values, features in (
+        (variables.reshape(grid), states, seen),
+        (variables.reshape(grid).T, states.swapaxes(1, 2), seen.swapaxes(1, 2)),
+    ):
+        learned = _kinds(np.ascontiguousarray(values), features, num_states, kinds, seed)
+        circuit, ties = julia.call("tied_lines_of", np.ascontiguousarray(places, np.int64), *learned)
+        made.append((circuit, np.where(ties, ties + np.int32(numbers), 0)))
+        numbers += int(ties.max())
+    return _mixed(made)
+
+
+def _mixed(made: list[tuple[julia.Handle, npt.NDArray[np.int32]]]) -> Field:
+    """Mix circuits in equal parts."""
     circuits, ties = [Circuit(handle) for handle, _ in made], [np.array(numbers) for _, numbers in made]
     if len(circuits) == 1:
         return Field(circuits[0], ties[0])
     weights = np.zeros(len(circuits), np.int32)  # of the mixture: its own
     return Field(Circuit.mixture(circuits), np.concatenate([*ties, weights]))
+
+
+def _kinds(
+    labels: Labels, seen: Float32, num_states: int, kinds: int, seed: int
+) -> tuple[Float64, Float64, Float64, Float32]:
+    """Learn kinds of lines from labels (N, R, L) and what is seen (N, R, L, F).
+
+    Returns p(kind of the first line) (G,), p(kind | that of the line before) (G, G), p(state of a line's first
+    position | kind) (G, S), p(state | that before, kind) (G, S, S).
+    """
+    halves = np.array_split(seen, 2, axis=2) if seen.shape[2] > 1 else [seen]
+    about = np.concatenate([*(half.mean(axis=2) for half in halves), seen.std(axis=2)], axis=2)
+    kind = kmeans(about.reshape(-1, about.shape[2]).astype(np.float32), kinds, seed).reshape(labels.shape[:2])
+    kinds, share = int(kind.max()) + 1, np.bincount(labels.ravel(), minlength=num_states) + 1.0
+    share /= share.sum()
+    pairs = (labels[:, :, :-1].astype(np.int64) * num_states + labels[:, :, 1:]).reshape(-1)
+    of_all = np.bincount(pairs, minlength=num_states**2).reshape(num_states, -1) + _ADDED * num_states * share
+    of_all /= of_all.sum(axis=1, keepdims=True)
+    first_of_all = np.bincount(labels[:, :, 0].ravel(), minlength=num_states) + num_states * share
+    first_of_all /= first_of_all.sum()
+    belief = np.eye(kinds)[kind]
+    change = np.ones((kinds, kinds))
+    np.add.at(change, (kind[:, :-1], kind[:, 1:]), 1)
+    starts, transitions = np.empty((kinds, num_states)), np.empty((kinds, num_states, num_states), np.float32)
+    for _ in range(_ROUNDS if kinds > 1 else 1):
+        root, change = _scaled(belief[:, 0].sum(axis=0) + 1), _scaled(change)
+        for k in range(kinds):
+            weights = belief[:, :, k]
+            counts = np.bincount(pairs, np.repeat(weights, labels.shape[2] - 1), num_states**2)
+            transitions[k] = _scaled(counts.reshape(num_states, -1) + _OF_KINDS * num_states * of_all)
+            counts = np.bincount(labels[:, :, 0].ravel(), weights.ravel(), num_states)
+            starts[k] = _scaled(counts + _OF_KINDS * num_states * first_of_all)
+        belief, change = _beliefs(_of_lines(labels, starts, transitions), root, change)
+        change += 1
+    return root, _scaled(change), starts, transitions
+
+
+def _scaled(counts: Float64) -> Float64:
+    found: Float64 = counts / counts.sum(axis=-1, keepdims=True)
+    return found
+
+
+def _of_lines(labels: Labels, starts: Float64, transitions: Float32) -> Float64:
+    """log p(states of a line | its kind), (N, R, G)."""
+    first, then = np.log(starts), np.log(transitions)
+    found = first[:, labels[:, :, 0]]
+    for i in range(1, labels.shape[2]):
+        found = found + then[:, labels[:, :, i - 1], labels[:, :, i]]
+    return np.moveaxis(found, 0, 2)
+
+
+def _beliefs(scores: Float64, root: Float64, change: Float64) -> tuple[Float64, Float64]:
+    """p(kind of a line | all lines) (N, R, G), and how often each kind follows each, (G, G): forward and backward."""
+    likely = np.exp(scores - scores.max(axis=2, keepdims=True))
+    forward, scale = np.empty_like(likely), np.empty(likely.shape[:2])
+    for r in range(likely.shape[1]):
+        here = (root if r == 0 else forward[:, r - 1] @ change) * likely[:, r]
+        scale[:, r] = here.sum(axis=1)
+        forward[:, r] = here / scale[:, r, None]
+    backward, counts = np.ones_like(likely), np.zeros_like(change)
+    for r in range(likely.shape[1] - 1, 0, -1):
+        after = likely[:, r] * backward[:, r] / scale[:, r, None]
+        counts += forward[:, r - 1].T @ after
+        backward[:, r - 1] = after @ change.T
+    return forward * backward, counts * change

@@ -15,7 +15,7 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states, rows_for_states
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.patches import position_grid
-from pyjuice_lvd.learn.field import comb, field
+from pyjuice_lvd.learn.field import comb, field, lines
 from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -56,6 +56,12 @@ class Patches:
         return cls(x, steps, nearest.astype(np.int32))
 
     @property
+    def means(self) -> Float32:
+        """The mean of each channel: float32 (N, P, C)."""
+        found: Float32 = self.x.reshape(*self.x.shape[:2], -1, len(self.steps)).mean(axis=2, dtype=np.float32)
+        return found
+
+    @property
     def residuals(self) -> UInt8:
         """What is left without the offsets, modulo 256: uint8 (N, P, V)."""
         shift = (self.offsets * np.array(self.steps)).astype(np.uint8)[:, :, None]
@@ -64,7 +70,7 @@ class Patches:
 
     def less_means(self, h: Float32) -> Float32:
         """Take out of features (N, P, D) what their patches' means say of them, by least squares."""
-        means = self.x.reshape(*self.x.shape[:2], -1, len(self.steps)).mean(axis=2).reshape(-1, len(self.steps))
+        means = self.means.reshape(-1, len(self.steps))
         known = np.hstack([means / _LEVELS, np.ones((len(means), 1))])
         rows = h.reshape(-1, h.shape[2])
         found: Float32 = (rows - known @ np.linalg.lstsq(known, rows, rcond=None)[0]).astype(np.float32)
@@ -100,8 +106,11 @@ def starting_model(
             first += channels[0].num_heads
             stage.advance(len(members))
     num_states = int(states.max()) + 1
-    trees = [comb(*grid, along=along) for along in (("rows", "columns") if own.trees == "combs" else (own.trees,))]
-    prior, ties = field(states, grid, num_states, trees)
+    if own.trees == "lines":
+        prior, ties = lines(states, patches.means, grid, num_states, own.kinds, seed)
+    else:
+        trees = [comb(*grid, along=along) for along in (("rows", "columns") if own.trees == "combs" else (own.trees,))]
+        prior, ties = field(states, grid, num_states, trees)
     offsets = patches.offsets.reshape(-1, len(patches.steps))
     return OffsetModel(
         image_shape=image_shape, patch=settings.teacher.patch, color=settings.data.color, steps=patches.steps,

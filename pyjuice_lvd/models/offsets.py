@@ -148,10 +148,14 @@ class OffsetModel(LatentModel):
 
     @property
     def num_params(self) -> int:
-        """All parameters: of the prior, the channel circuits, p(j | h), and p_c(d | h) of channels with offsets."""
+        """All parameters: of the prior, the channel circuits, p(j | h), and p_c(d | h) of channels with offsets.
+
+        Parameters that `ties` keep equal count once.
+        """
         circuits = sum(circuit.num_params for channels in self.shapes for circuit in channels)
         tables = self.join.size + sum(shift.size for shift in self.shifts if len(shift) > 1)
-        return self.prior.num_params + circuits + tables
+        tied = 0 if self.ties is None else int((self.ties > 0).sum()) - len(np.unique(self.ties[self.ties > 0]))
+        return self.prior.num_params - tied + circuits + tables
 
     @property
     def learning(self) -> list[Circuit]:

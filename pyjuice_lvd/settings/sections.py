@@ -234,7 +234,9 @@ class OffsetSettings(Section, table="offsets"):
     states: Count = 64
     """Values of the hidden state of a position."""
     trees: Annotated[str, among(*TREES)] = TREES[0]
-    """Of p(h): a mixture of both `combs`, or one, of `rows` or of `columns`."""
+    """Of p(h): a mixture of `lines` of both directions, or of both `combs`, or one comb, of `rows` or of `columns`."""
+    kinds: Count = 8
+    """Hidden kinds of lines, each with transitions of its own."""
     epochs: Count = 6
     """Of EM on p(x) end to end, at most."""
     batch_size: Count = 128

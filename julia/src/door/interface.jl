@@ -15,6 +15,9 @@ hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, stat
 "`parent` from 0, -1 for the root; `classes` from 0."
 tied_tree_of(parent, classes, root, transitions) = tied_tree(parent .+ 1, classes .+ 1, root, transitions)
 
+"`lines` from 0."
+tied_lines_of(lines, root, next, starts, transitions) = tied_lines(lines .+ 1, root, next, starts, transitions)
+
 "The circuit's arrays, in the order of its constructor; the parameters are shared with the circuit."
 circuit_arrays(c::Circuit) = (c.num_vars, c.kind, c.variable, c.categories, c.param_start, c.param_stride, c.success,
                               c.child_start, all_children(c), c.weight, c.leaf, c.heads, c.head_weight)

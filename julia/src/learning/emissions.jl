@@ -115,32 +115,44 @@ end
 "`patches`, (variables, patches), with the values that `mask` hides unknown."
 function ChannelRows(em::Emissions, k::Int, c::Int, patches::AbstractMatrix{T}, mask) where {T<:Integer}
     e, step, C, N = em.shapes[k][c], em.steps[c], em.categories, size(patches, 2)
-    variables = c:num_channels(em):size(patches, 1)
-    allowed, free = em.allowed[k][c], fill(false, N)
+    variables, allowed, free = c:num_channels(em):size(patches, 1), em.allowed[k][c], fill(false, N)
     limited = findall(v -> !all(view(allowed, :, v)), 1:length(variables))
-    offset, first, owner = Int32[], ones(Int, N + 1), Int32[]
-    for n in 1:N
+    fits(n, d) = all_fit(patches, mask, n, variables, allowed, limited, step * d, C)
+    first = ones(Int, N + 1)
+    Threads.@threads for n in 1:N
         free[n] = mask !== nothing && all(v -> mask[v, n], variables)
-        if !free[n]
-            for d in 0:C ÷ step - 1
-                if all(i -> hidden(mask, variables[i], n) || allowed[residual(patches[variables[i], n], step * d, C) + 1, i], limited)
-                    push!(offset, d)
-                    push!(owner, n)
-                end
-            end
-        end
-        first[n + 1] = length(offset) + 1
+        free[n] || (first[n + 1] = count(d -> fits(n, d), 0:C ÷ step - 1))
+        free[n] && (first[n + 1] = 0)
     end
-    residuals = Matrix{T}(undef, length(variables), length(offset))
-    for (row, n) in enumerate(owner), (i, v) in enumerate(variables)
-        @inbounds residuals[i, row] = hidden(mask, v, n) ? zero(T) : residual(patches[v, n], step * offset[row], C) % T
+    cumsum!(first, first)
+    rows = first[N + 1] - 1
+    offset, owner, residuals = Vector{Int32}(undef, rows), Vector{Int32}(undef, rows), Matrix{T}(undef, length(variables), rows)
+    Threads.@threads for n in 1:N
+        row = first[n]
+        free[n] || for d in 0:C ÷ step - 1
+            fits(n, d) || continue
+            offset[row], owner[row] = d, n
+            for (i, v) in enumerate(variables)
+                @inbounds residuals[i, row] = hidden(mask, v, n) ? zero(T) : residual(patches[v, n], step * d, C) % T
+            end
+            row += 1
+        end
     end
     data = mask === nothing ? residuals : Masked(residuals, mask[variables, owner])
-    values, scale = Matrix{Float32}(undef, num_heads(circuit(e)), length(offset)), Vector{Float64}(undef, length(offset))
+    values, scale = Matrix{Float32}(undef, num_heads(circuit(e)), rows), Vector{Float64}(undef, rows)
     certain_head_values!(values, scale, e, data)
     found = ChannelRows(data, offset, first, free, values, scale, similar(scale), zeros(N))
     foreach(n -> rescale!(found, n, maximum(view(scale, rows_of(found, n)))), filter(n -> first[n] < first[n + 1], 1:N))
     return found
+end
+
+"Whether no known value of patch `n`, less `shift`, is impossible in all units of its variable."
+function all_fit(patches, mask, n, variables, allowed, limited, shift, C)
+    for i in limited
+        v = variables[i]
+        @inbounds hidden(mask, v, n) || allowed[residual(patches[v, n], shift, C) + 1, i] || return false
+    end
+    return true
 end
 
 "Takes exp(`top`) out of the values of patch `n`."
@@ -151,7 +163,11 @@ function rescale!(rows::ChannelRows, n::Int, top::Float64)
     end
 end
 
-@inline residual(x, shift, C) = mod(Int(x) - Int(shift), C)
+"Both are within 0..C - 1."
+@inline function residual(x, shift, C)
+    r = Int(x) - Int(shift)
+    return ifelse(r < 0, r + C, r)
+end
 
 rows_of(rows::ChannelRows, n::Int) = rows.first[n]:rows.first[n + 1] - 1
 
@@ -191,29 +207,41 @@ const LEAST_SUM = 1e-250
 # Patches that are done together: their rows and values fit the caches, and all threads have several.
 const PATCHES_AT_ONCE = 128
 
+"Some patches, by their numbers, and their rows of each channel under one shape."
+struct ShapeRows{R<:ChannelRows}
+    own::Vector{Int}
+    channels::Vector{R}
+end
+
 """
-    emission_scores!(out, emissions, patches, mask = nothing, tried = nothing)
+    emission_scores!(out, emissions, patches, mask = nothing, tried = nothing; seen = nothing)
 
 log p(x_i | h) in nats into `out`, Float32 `(states, positions, samples)`. `patches`: integers `(variables, positions, samples)`; what
 `mask`, of the same size or nothing, hides is summed out. With `tried`, UInt16 `(candidates, positions, samples)`, a patch goes through
-these shapes only, **from 0**: a lower bound. Exact otherwise: over all offsets of all channels.
+these shapes only, **from 0**: a lower bound. Exact otherwise: over all offsets of all channels. `seen(k, rows)` is called with
+all [`ShapeRows`](@ref) of each shape.
 """
-function emission_scores!(out::Array{Float32,3}, em::Emissions, patches::Array{<:Integer,3}, mask=nothing, tried=nothing)
+function emission_scores!(out::Array{Float32,3}, em::Emissions, patches::Array{<:Integer,3}, mask=nothing, tried=nothing; seen=nothing)
     V, P, N = size(patches)
     x, all_out, tables = reshape(patches, V, P * N), reshape(out, size(out, 1), P * N), OffsetTables(em)
     hidden = mask === nothing ? nothing : reshape(mask, V, P * N)
     shapes_of = tried === nothing ? nothing : reshape(tried, size(tried, 1), P * N)
-    for range in pieces(1:P * N, PATCHES_AT_ONCE * Threads.nthreads())
+    at_once = PATCHES_AT_ONCE * Threads.nthreads()
+    tried === nothing || (at_once *= cld(length(em.shapes), size(tried, 1)))  # as many under each shape
+    for range in pieces(1:P * N, at_once)
         sums, scale, lost = zeros(num_states(em), length(range)), fill(-Inf, length(range)), fill(false, length(range))
         for k in eachindex(em.shapes)
             own = shapes_of === nothing ? collect(1:length(range)) : findall(i -> k - 1 in view(shapes_of, :, range[i]), 1:length(range))
             isempty(own) && continue
             channels = shape_rows(em, k, x[:, range[own]], hidden === nothing ? nothing : hidden[:, range[own]])
             add_shape!(sums, scale, lost, em, tables, k, channels, own)
+            seen === nothing || seen(k, ShapeRows(range[own], channels))
             pause()
         end
-        for (i, n) in enumerate(range), h in 1:num_states(em)
-            all_out[h, n] = log(sums[h, i]) + scale[i]
+        Threads.@threads for i in eachindex(range)
+            for h in 1:num_states(em)
+                @inbounds all_out[h, range[i]] = log(sums[h, i]) + scale[i]
+            end
         end
         for i in findall(lost)
             n, of = range[i], shapes_of === nothing ? eachindex(em.shapes) : sort(unique(shapes_of[:, range[i]])) .+ 1
