@@ -49,11 +49,13 @@ class Patches:
 
     @classmethod
     def of(cls, x: UInt8, steps: tuple[int, ...]) -> Patches:
-        """Choose the offsets nearest to the mean of each channel."""
+        """Choose the offsets nearest to the mean of each channel.
+
+        None is taken beyond the last one: modulo 256 it would be 0, and the brightest patches would be as the darkest.
+        """
         grid = np.array(steps)
         means = x.reshape(*x.shape[:2], -1, len(steps)).mean(axis=2)
-        nearest = np.rint(means / grid).astype(np.int32) % (_LEVELS // grid)
-        return cls(x, steps, nearest.astype(np.int32))
+        return cls(x, steps, np.minimum(np.rint(means / grid), _LEVELS // grid - 1).astype(np.int32))
 
     @property
     def means(self) -> Float32:
