@@ -15,7 +15,7 @@ from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_inpainting
 
-from .models import Run, modes_option, output_option, start_julia
+from .models import Run, exact_option, modes_option, output_option, start_julia
 from .options import emit, json_option, quiet_option, seed_option, threads_option
 
 
@@ -38,6 +38,7 @@ from .options import emit, json_option, quiet_option, seed_option, threads_optio
     help="How many of the test images, at even distances.",
 )
 @output_option
+@exact_option
 @modes_option
 @seed_option
 @threads_option
@@ -50,13 +51,16 @@ def inpaint(
     count: int,
     how_many: int,
     output: Path,
+    exact: bool,
     biased_modes: bool,
     seed: int | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Draw exact samples of the hidden pixels of some test images of DATA, given their other pixels.
+    """Draw samples of the hidden pixels of some test images of DATA, exactly, given their other pixels.
+
+    A hidden pixel's colour outside the RGB cube goes to the nearest one inside, except with --exact.
 
     A picture has, for each image, itself, what is known of it, the samples, and the posterior mean. An array has the
     samples, uint8 (n, images, H, W, C).
@@ -75,9 +79,14 @@ def inpaint(
     start_julia(opened.settings, threads)
     model = opened.load()
     images, seed = test[chosen], 0 if seed is None else seed
-    drawn = model.inpaint(images, hidden, n_samples=count, seed=seed, biased_modes=biased_modes, progress=progress)
+    drawn = model.inpaint(
+        images, hidden, n_samples=count, seed=seed, exact=True, biased_modes=biased_modes, progress=progress
+    )
+    share = model.share_outside_rgb(drawn, hidden)
+    if not exact:
+        drawn = model.inside(drawn, hidden)
     if picture:
-        means = model.posterior_mean(images, hidden, progress=progress)
+        means = model.posterior_mean(images, hidden, exact=exact, progress=progress)
         plot_inpainting(output, images, hidden, drawn, means, "biased" if biased_modes else "sample")
     else:
         write_npy(output, drawn)
@@ -92,6 +101,8 @@ def inpaint(
             "hidden_fraction": float(hidden.mean()),
             "shape": drawn.shape,
             "seed": seed,
+            "exact": exact,
+            "share_outside_rgb": share,
             "output": output,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,

@@ -125,6 +125,11 @@ output_option = click.option(
     callback=_check_output,
     help="FILE.png, a picture, or FILE.npy, an array.",
 )
+exact_option = click.option(
+    "--exact",
+    is_flag=True,
+    help="Leave colours outside the RGB cube as the model has them, wrapped around (docs/queries.md).",
+)
 modes_option = click.option(
     "--biased-modes", is_flag=True, help="Most probable patches instead of samples: biased (docs/queries.md)."
 )

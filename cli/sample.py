@@ -13,7 +13,7 @@ from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_samples
 
-from .models import Run, modes_option, output_option, start_julia
+from .models import Run, exact_option, modes_option, output_option, start_julia
 from .options import emit, json_option, quiet_option, seed_option, threads_option
 
 
@@ -21,6 +21,7 @@ from .options import emit, json_option, quiet_option, seed_option, threads_optio
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many.")
 @output_option
+@exact_option
 @modes_option
 @seed_option
 @threads_option
@@ -30,6 +31,7 @@ def sample(
     run: Path,
     count: int,
     output: Path,
+    exact: bool,
     biased_modes: bool,
     seed: int | None,
     threads: int | None,
@@ -37,6 +39,8 @@ def sample(
     quiet: bool,
 ) -> None:
     """Draw unbiased samples from the model in RUN: a picture, or an array, uint8 (n, H, W, C).
+
+    A colour outside the RGB cube goes to the nearest one inside, except with --exact.
 
     Of a model of tables: an array of integers (n, V).
     """
@@ -49,7 +53,10 @@ def sample(
     start_julia(opened.settings, threads)
     model = opened.load()
     seed = 0 if seed is None else seed
-    drawn = model.sample(count, seed=seed, biased_modes=biased_modes, progress=make_progress(quiet))
+    drawn = model.sample(count, seed=seed, exact=True, biased_modes=biased_modes, progress=make_progress(quiet))
+    share = model.share_outside_rgb(drawn)
+    if not exact:
+        drawn = model.inside(drawn)
     if picture:
         title = "biased: most probable patches of drawn z" if biased_modes else "samples"
         plot_samples(output, drawn, f"{opened.method}: {title}")
@@ -62,6 +69,8 @@ def sample(
             "n": count,
             "shape": drawn.shape,
             "seed": seed,
+            "exact": exact,
+            "share_outside_rgb": share,
             "output": output,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from pyjuice_lvd.data.color import COLORS, color_transform
 from pyjuice_lvd.errors import InputError
@@ -100,11 +103,76 @@ def test_the_mean_colour_of_independent_channels(name):
         distributions[0, channel, levels[channel]] = p[channel]
     distributions[1] = np.eye(256)[[230, 20, 140]]
     colors = np.stack(np.meshgrid(*levels, indexing="ij"), -1).astype(np.uint8)
-    expected = np.einsum("a,b,c,abcd->d", *p, transform.inverse(colors).astype(float))
-    found = transform.mean(distributions)
-    assert found.shape == (2, 3)
-    np.testing.assert_allclose(found[0], expected, atol=1e-9 if transform.lossless else 0.5)
-    np.testing.assert_allclose(found[1], transform.inverse(np.array([230, 20, 140], np.uint8)), atol=0.5)
+    exact = transform.inverse(colors)
+    for mean, shown in ((transform.exact_mean, exact), (transform.mean, transform.nearest(exact))):
+        expected = np.einsum("a,b,c,abcd->d", *p, shown.astype(float))
+        found = mean(distributions)
+        assert found.shape == (2, 3)
+        np.testing.assert_allclose(found[0], expected, atol=1e-9 if transform.lossless else 0.5)
+    one = transform.inverse(np.array([230, 20, 140], np.uint8))
+    np.testing.assert_allclose(transform.exact_mean(distributions)[1], one, atol=0.5)
+    np.testing.assert_allclose(transform.mean(distributions)[1], transform.nearest(one), atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("stored", "exact", "nearest"),
+    [
+        ((250, 128, 148), (240, 4, 240), (240, 255, 240)),  # t = 240, G = 260
+        ((3, 128, 118), (8, 254, 8), (8, 0, 8)),  # Cg = -10: t = 8, G = -2
+        ((255, 127, 129), (255, 0, 0), (255, 255, 255)),  # pure red: as good as a white that is too bright by 1
+        ((0, 126, 128), (255, 0, 1), (0, 0, 1)),  # Co = -2: B = 1, R = -1
+        ((10, 168, 128), (30, 10, 246), (30, 10, 0)),  # Co = 40: B = 10 - 20
+        ((254, 22, 131), (200, 0, 50), (200, 255, 255)),  # t = 253, G = 256, B = 253 + 53 = 306, R = 200
+        ((78, 42, 251), (230, 140, 60), (230, 140, 60)),  # an orange, Co = 170: Cg is 123, so it is meant
+        ((100, 148, 128), (110, 100, 90), (110, 100, 90)),  # inside
+    ],
+)
+def test_the_nearest_colour_by_hand(stored, exact, nearest):
+    transform = COLORS["ycocg"]
+    color = transform.inverse(np.array(stored, np.uint8))
+    assert tuple(color.tolist()) == exact
+    assert tuple(transform.nearest(color).tolist()) == nearest
+    assert transform.outside(color) == (exact != nearest)
+
+
+def test_the_nearest_colour_of_all():
+    """By definition: without wrap-around, then clamped, where Cg is in -32..31; all other colours as they are."""
+    colors = grid(np.arange(256, dtype=np.uint8))
+    transform = COLORS["ycocg"]
+    nearest = transform.nearest(colors)
+    assert (nearest.dtype, nearest.shape) == (np.uint8, colors.shape)
+    y, co, cg = (transform.forward(colors).astype(int) - [0, 128, 128]).T
+    t = y - cg // 2
+    b = t - co // 2
+    plain = np.stack([b + co, t + cg, b], axis=1)
+    near = (cg >= -32) & (cg < 32)
+    np.testing.assert_array_equal(nearest[near], plain[near].clip(0, 255))
+    np.testing.assert_array_equal(nearest[~near], colors[~near])
+    outside = transform.outside(colors)
+    np.testing.assert_array_equal(outside, near & (plain != plain.clip(0, 255)).any(axis=1))
+    np.testing.assert_array_equal(transform.nearest(nearest), nearest)
+    assert outside.mean() == pytest.approx(0.0651, abs=1e-4)
+    # Only saturated colours are taken to be of outside: green at least 80 levels from the mean of red and blue.
+    r, g, b = colors[outside].astype(int).T
+    assert np.abs(g - (r + b) / 2).min() >= 80
+
+
+def test_colours_of_real_images_hardly_change():
+    sheets = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+    if not sheets.exists():
+        pytest.skip(f"{sheets}: no such folder")
+    images = np.concatenate(
+        [np.asarray(Image.open(path).convert("RGB")) for path in sorted(sheets.glob("test_*.webp"))]
+    )
+    assert COLORS["ycocg"].outside(images).mean() < 0.0006
+
+
+def test_colours_of_photographs_hardly_change():
+    from sklearn.datasets import load_sample_images
+
+    china, flower = (COLORS["ycocg"].outside(image).mean() for image in load_sample_images().images)
+    assert china == 0
+    assert flower < 0.0004  # an orange dahlia: without the rule for Cg, 12 % of it would change
 
 
 @pytest.mark.parametrize("name", list(COLORS))

@@ -139,21 +139,62 @@ def test_channels_apart_where_nothing_mixes_them() -> None:
 
 
 def test_samples_have_the_right_frequencies(known: Enumerated) -> None:
-    drawn = known.model.sample(20_000, seed=3)
+    drawn = known.model.sample(20_000, seed=3, exact=True)
     assert (drawn.shape, drawn.dtype) == ((20_000, *known.model.image_shape), np.uint8)
     frequencies_fit(drawn, known, known.p)
     np.testing.assert_array_equal(known.model.sample(5, seed=4), known.model.sample(5, seed=4))
     assert (known.model.sample(50, seed=4) != known.model.sample(50, seed=5)).any()
     assert known.model.sample(0).shape == (0, *known.model.image_shape)
+    assert known.model.share_outside_rgb(known.model.sample(0, exact=True)) == 0
 
 
 def test_conditional_samples_have_the_right_frequencies(known: Enumerated) -> None:
     n, (images, masks) = 8000, questions(known, 5, 6)
-    drawn = known.model.inpaint(images, masks, n_samples=n, seed=7)
+    drawn = known.model.inpaint(images, masks, n_samples=n, seed=7, exact=True)
     assert (drawn.shape, drawn.dtype) == ((n, 5, *known.model.image_shape), np.uint8)
     for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
         np.testing.assert_array_equal(drawn[:, row][:, ~mask], np.tile(image[~mask], (n, 1, 1)))
         frequencies_fit(drawn[:, row], known, known.conditional(image, mask[..., None]))
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+@pytest.mark.parametrize("biased_modes", [False, True])
+def test_hidden_colours_outside_the_cube_go_to_the_nearest_inside(offsets: bool, biased_modes: bool) -> None:
+    if offsets:
+        residuals = [[0, 1, 64], [5, 133], [125, 131]]
+        known: Enumerated = EnumeratedOffsets(*offset_model((2, 1, 3), (1, 1), "ycocg", (64, 128, 256), residuals))
+    else:
+        levels = [[2, 200, 254], [100, 170], [110, 150]]
+        known = enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", levels, factorized=False), levels)
+    model, color = known.model, known.model.color
+    exact = model.sample(300, seed=3, exact=True, biased_modes=biased_modes)
+    outside = color.outside(exact)
+    drawn = model.sample(300, seed=3, biased_modes=biased_modes)
+    np.testing.assert_array_equal(drawn, color.nearest(exact))
+    np.testing.assert_array_equal(model.inside(exact), drawn)
+    assert model.share_outside_rgb(exact) == outside.mean() > 0
+    assert model.share_outside_rgb(drawn) == 0
+    # Known pixels stay as they are, although some are what a colour outside has wrapped around to.
+    wild = color.outside(known.images)
+    images = known.images[wild[:, 0, 0]][:4]
+    below = np.array([[False], [True]])
+    asked = {"n_samples": 200, "seed": 5, "biased_modes": biased_modes}
+    exact, drawn = model.inpaint(images, below, **asked, exact=True), model.inpaint(images, below, **asked)
+    for painted in (exact, drawn, model.inside(exact, below)):
+        np.testing.assert_array_equal(painted[:, :, 0], np.broadcast_to(images[:, 0], (200, 4, 1, 3)))
+    np.testing.assert_array_equal(drawn[:, :, 1], color.nearest(exact)[:, :, 1])
+    np.testing.assert_array_equal(model.inside(exact, below), drawn)
+    share = color.outside(exact)[:, :, 1].mean()
+    assert model.share_outside_rgb(exact, below) == model.share_outside_rgb(exact, np.stack([below] * 4)) == share
+    assert model.share_outside_rgb(exact) == pytest.approx((1 + share) / 2)
+    assert model.share_outside_rgb(exact, np.zeros((2, 1), bool)) == 0
+
+
+def test_draws_of_other_images_are_named(colour: Enumerated) -> None:
+    for drawn in (np.zeros((5, 1, 2, 3), np.uint8), np.zeros((5, 2, 1, 3)), np.zeros((2, 1, 3), np.uint8)):
+        for ask in (colour.model.inside, colour.model.share_outside_rgb):
+            with pytest.raises(InputError, match=r"drawn: found (uint8|float64) \(.*, wanted uint8 \(N, H, W, C\) or"):
+                ask(drawn)
 
 
 @pytest.mark.parametrize("known", JOINT, indirect=True)
@@ -181,15 +222,17 @@ def test_marginals_of_pixels(known: Enumerated) -> None:
 
 
 @pytest.mark.parametrize("known", [*JOINT, "offsets"], indirect=True)
-def test_the_posterior_mean(known: Enumerated) -> None:
-    """Exact for grey images, and where a pixel's channels are independent given z, as here, wrapped around or not."""
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_posterior_mean(known: Enumerated, exact: bool) -> None:
+    """Right for grey images, and where a pixel's channels are independent given z, as here, wrapped around or not."""
     images, masks = questions(known, 30, 10)
-    found = known.model.posterior_mean(images, masks)
+    found = known.model.posterior_mean(images, masks, exact=exact)
     assert (found.shape, found.dtype) == (images.shape, np.float64)
-    flat = known.images.reshape(len(known.p), -1).astype(float)
+    shown = known.images if exact else known.model.color.nearest(known.images)
+    flat = shown.reshape(len(known.p), -1).astype(float)
     for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
         expected = (known.conditional(image, mask[..., None]) @ flat).reshape(image.shape)
-        np.testing.assert_allclose(found[row], expected, atol=2e-3)
+        np.testing.assert_allclose(found[row][mask], expected[mask], atol=2e-3)
         np.testing.assert_array_equal(found[row][~mask], image[~mask])
 
 
@@ -200,7 +243,7 @@ def test_colours_that_depend_on_each_other_within_a_patch() -> None:
     found = known.model.posterior_mean(known.images[:1], np.ones((2, 1), bool))
     np.testing.assert_allclose(found[0].ravel(), known.p @ known.images.reshape(len(known.p), -1), atol=1e-3)
     wrapped = enumerated(joint_model((2, 1, 3), (1, 1), "ycocg", COLOURS, factorized=False), COLOURS)
-    found = wrapped.model.posterior_mean(wrapped.images[:1], np.ones((2, 1), bool))
+    found = wrapped.model.posterior_mean(wrapped.images[:1], np.ones((2, 1), bool), exact=True)
     assert np.abs(found[0].ravel() - wrapped.p @ wrapped.images.reshape(len(wrapped.p), -1)).max() < 40
 
 
@@ -247,9 +290,9 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
     for query, expected in zip(queries, whole, strict=True):
         np.testing.assert_allclose(query(), expected, rtol=1e-6, atol=1e-9)
     same, all_hidden = np.repeat(images[:1], 40, axis=0), np.ones(masks[0].shape, bool)
-    drawn = model.inpaint(same, all_hidden, n_samples=50)
+    drawn = model.inpaint(same, all_hidden, n_samples=50, exact=True)
     frequencies_fit(drawn.reshape(-1, *images.shape[1:]), known, known.p)
-    frequencies_fit(model.sample(2000), known, known.p)
+    frequencies_fit(model.sample(2000, exact=True), known, known.p)
 
 
 @pytest.mark.parametrize("known", JOINT, indirect=True)
@@ -265,13 +308,13 @@ def test_modes_are_the_most_probable_patches_of_the_drawn_heads(known: Enumerate
 
     nothing = np.zeros(known.patches.shape[2], np.uint8)
     for drawn in (
-        model.sample(300, biased_modes=True),
-        model.inpaint(known.images[:1], whole, n_samples=300, biased_modes=True)[:, 0],
+        model.sample(300, exact=True, biased_modes=True),
+        model.inpaint(known.images[:1], whole, n_samples=300, exact=True, biased_modes=True)[:, 0],
     ):
         tiles = to_patches(model.color.forward(drawn), model.patch).reshape(-1, len(nothing))
         assert {tile.tobytes() for tile in tiles} == modes(nothing, nothing == 0)
     images, masks = questions(known, 12, 13)
-    painted = model.inpaint(images, masks, n_samples=20, biased_modes=True)
+    painted = model.inpaint(images, masks, n_samples=20, exact=True, biased_modes=True)
     np.testing.assert_array_equal(painted[:, ~masks], np.tile(images[~masks], (20, 1, 1)))
     hidden = to_patches(np.broadcast_to(masks[..., None], images.shape), model.patch)
     tiles = to_patches(model.color.forward(images), model.patch)

@@ -42,6 +42,13 @@ def images() -> np.ndarray:
     return shades.astype(np.uint8)
 
 
+def white_or_yellow(pixels: int) -> Circuit:
+    """Of each pixel Y = 255, Cg = 0 and Co = 0 or -1: white, or B = 256, which wraps around to yellow."""
+    circuit = Circuit.fully_factorized(num_vars=3 * pixels, num_cats=256)
+    circuit.fit_em(np.tile([[255, 128, 128], [255, 127, 128]], pixels), epochs=1, step_size=1.0, pseudocount=0)
+    return circuit
+
+
 @pytest.fixture(scope="module")
 def folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs `joint`, `offsets`, `hclt`, `grey` and `table`, and data for each."""
@@ -61,6 +68,13 @@ def folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path
         if name == "grey":
             circuit.fit_em(images[..., 0].reshape(20, -1) // 16, epochs=1, step_size=1.0)
         make_run(folder / name, "hclt", CircuitModel(circuit, num_cats=256, image_shape=shape, color="ycocg"))
+    np.save(folder / "yellow.npy", np.full((20, HEIGHT, WIDTH, 3), [255, 255, 0], np.uint8))
+    whole, tile = white_or_yellow(HEIGHT * WIDTH), white_or_yellow(6)
+    patched = JointModel(
+        image_shape=(HEIGHT, WIDTH, 3), patch=(3, 2), color="ycocg", circuits=[tile] * 3, prior=prior, tied=True
+    )
+    make_run(folder / "yellow", "hclt", CircuitModel(whole, num_cats=256, image_shape=images.shape[1:], color="ycocg"))
+    make_run(folder / "yellow_patches", "lvd-pg", patched)
     make_run(folder / "table", "rat-spn", CircuitModel(Circuit.fully_factorized(num_vars=5, num_cats=4), num_cats=4))
     return folder
 
@@ -98,12 +112,14 @@ def test_samples_as_an_array_and_as_a_picture(lvd_juice: Any) -> None:
     began = time.monotonic()
     said = lvd_juice("sample", "joint", "-n", "5", "-o", "s.npy", "--seed", "3", "--json")
     assert 0 < said.pop("seconds") < time.monotonic() - began
+    model = JointModel.load("joint/model")
+    assert said.pop("share_outside_rgb") == model.share_outside_rgb(model.sample(5, seed=3, exact=True))
     assert said == {
         "method": "lvd-pg", "what": "samples", "n": 5, "shape": [5, HEIGHT, WIDTH, 3], "seed": 3, "output": "s.npy",
-        "protocol": {"color": "ycocg", "crop": None, "lossless": True},
+        "exact": False, "protocol": {"color": "ycocg", "crop": None, "lossless": True},
     }  # fmt: skip
     drawn = np.load("s.npy", allow_pickle=False)
-    np.testing.assert_array_equal(drawn, JointModel.load("joint/model").sample(5, seed=3))
+    np.testing.assert_array_equal(drawn, model.sample(5, seed=3))
     assert drawn.dtype == np.uint8
     lvd_juice("sample", "joint", "-n", "5", "-o", "s.PNG", "--seed", "3", "--quiet")
     shown = cells("s.PNG", HEIGHT, WIDTH, 12)
@@ -144,6 +160,49 @@ def test_inpainting_as_an_array_and_as_a_picture(lvd_juice: Any, images: np.ndar
     np.testing.assert_array_equal(shown[:, 2:5].swapaxes(0, 1), drawn)
     np.testing.assert_array_equal(shown[:, 5], np.rint(model.posterior_mean(chosen, hidden)))
     assert "biased" in lvd_juice(*question, "-o", "i.png", "--biased-modes", "--json")["what"]
+
+
+@pytest.mark.parametrize("name", ["yellow", "yellow_patches"])
+def test_colours_outside_the_cube(lvd_juice: Any, name: str) -> None:
+    """A white that is too blue by 1 wraps around to yellow, and is shown as white."""
+    white, yellow = np.array([255, 255, 255]), np.array([255, 255, 0])
+    said = lvd_juice("sample", name, "-n", "40", "-o", "w.npy", "--seed", "3", "--json")
+    as_drawn = lvd_juice("sample", name, "-n", "40", "-o", "e.npy", "--seed", "3", "--exact", "--json")
+    drawn, exact = np.load("w.npy"), np.load("e.npy")
+    outside = (exact == yellow).all(-1)
+    np.testing.assert_array_equal(exact, np.where(outside[..., None], yellow, white))
+    assert (drawn == white).all()
+    assert (said["exact"], as_drawn["exact"]) == (False, True)
+    assert said["share_outside_rgb"] == as_drawn["share_outside_rgb"] == outside.mean()
+    assert 0.4 < outside.mean() < 0.6
+    lvd_juice("sample", name, "-n", "4", "-o", "w.png")
+    assert (cells("w.png", HEIGHT, WIDTH, 12) == 255).all()
+
+    question = ("inpaint", name, "yellow.npy", "--mask", "right", "--images", "1")
+    said = lvd_juice(*question, "-n", "30", "-o", "w.npy", "--json")
+    as_drawn = lvd_juice(*question, "-n", "30", "-o", "e.npy", "--exact", "--json")
+    drawn, exact, half = np.load("w.npy"), np.load("e.npy"), WIDTH // 2
+    for painted in (drawn, exact):  # what is known stays, although it counts as outside
+        assert (painted[..., :half, :] == yellow).all()
+    assert (drawn[..., half:, :] == white).all()
+    outside = (exact[..., half:, :] == yellow).all(-1)
+    assert said["share_outside_rgb"] == as_drawn["share_outside_rgb"] == outside.mean()
+    assert 0.4 < outside.mean() < 0.6
+    lvd_juice(*question, "-n", "2", "-o", "w.png")
+    assert (cells("w.png", HEIGHT, WIDTH, 12)[0, 2:, :, half:] == white).all()  # two samples, and the mean
+    lvd_juice(*question, "-n", "2", "-o", "w.png", "--exact")
+    shown = cells("w.png", HEIGHT, WIDTH, 12)[0, 2:, :, half:].astype(int)
+    np.testing.assert_array_equal(np.unique(shown[:2].reshape(-1, 3), axis=0), [yellow, white])
+    assert np.abs(shown[2] - [255, 255, 128]).max() <= 1
+
+
+def test_no_share_where_none_can_be_told(lvd_juice: Any) -> None:
+    assert lvd_juice("sample", "table", "-o", "rows.npy", "--json")["share_outside_rgb"] is None
+    assert lvd_juice("sample", "grey", "-o", "g.npy", "--json")["share_outside_rgb"] == 0
+    lossy = CircuitModel(Circuit.fully_factorized(num_vars=3, num_cats=256), num_cats=256, image_shape=(1, 1, 3),
+                         color="ycc709")  # fmt: skip
+    assert lossy.share_outside_rgb(lossy.sample(9, exact=True)) is None
+    np.testing.assert_array_equal(lossy.sample(9, exact=True), lossy.sample(9))
 
 
 def test_shapes_under_offsets(lvd_juice: Any, images: np.ndarray) -> None:

@@ -24,26 +24,38 @@ _YCC709 = np.array(
 )
 _YCC709_INVERSE = np.linalg.inv(_YCC709)
 _YCC709_OFFSET = np.array([0.0, 128.0, 128.0])
-_BLOCK = 1 << 18  # pixels converted at once in float64: memory stays a few MB however many images there are
+_BLOCK = 1 << 18  # pixels converted at once in wider numbers: memory stays a few MB however many images there are
 
 
 @dataclass(frozen=True)
 class ColorTransform:
-    """One colour transform: two maps uint8 (..., C) -> uint8 (..., C).
+    """One colour transform: maps uint8 (..., C) -> uint8 (..., C), and means.
 
     If `lossless`, `forward` is one-to-one and `inverse` undoes it exactly: the bpd of the transformed channels is the
     bpd of the pixels. Otherwise `inverse` is approximate, and such a bpd compares with no lossless one.
 
+    `nearest` takes colours that `inverse` gave: where it has wrapped around a colour outside the RGB cube, it gives the
+    nearest one inside. Only `ycocg` wraps around, and `_ycocg_nearest` says what counts as outside; elsewhere, and for
+    any colour twice, `nearest` changes nothing.
+
     `mean` takes distributions of the transformed channels, float64 (..., C, 256), to the mean colour of the image,
-    float64 (..., C): for `rgb` and grey the channels' means; for `ycocg` the mean colour of independent channels, the
-    wrap-around of its arithmetic included; for `ycc709` the linear map of the means, clamped to 0..255.
+    float64 (..., C): for `rgb` and grey the channels' means; for `ycocg` the mean of `nearest` of the colours of
+    independent channels; for `ycc709` the linear map of the means, clamped to 0..255. `exact_mean` is the mean of what
+    `inverse` gives, the wrap-around of `ycocg` included.
     """
 
     name: str
     lossless: bool
     forward: Callable[[UInt8], UInt8]
     inverse: Callable[[UInt8], UInt8]
+    nearest: Callable[[UInt8], UInt8]
     mean: Callable[[Float64], Float64]
+    exact_mean: Callable[[Float64], Float64]
+
+    def outside(self, images: UInt8) -> npt.NDArray[np.bool_]:
+        """Which of the colours (..., C) that `inverse` gave are of outside the RGB cube: those `nearest` changes."""
+        changed: npt.NDArray[np.bool_] = (self.nearest(images) != images).any(axis=-1)
+        return changed
 
 
 def color_transform(name: str, channels: int) -> ColorTransform:
@@ -66,6 +78,8 @@ def _identity(images: UInt8) -> UInt8:
 _LEVELS = np.arange(256)
 _CHROMA = _LEVELS - 128  # what a stored chroma stands for
 _HALF = _CHROMA >> 1  # floor(x / 2)
+_NEAR = 32  # a colour outside the cube has its Cg in -32..31 (`_ycocg_nearest`)
+_NEAR_CG = (-_NEAR <= _CHROMA) & (_CHROMA < _NEAR)
 
 
 def _mean_levels(distributions: Float64) -> Float64:
@@ -114,27 +128,79 @@ def _ycocg_to_rgb(images: UInt8) -> UInt8:
     return out
 
 
-def _ycocg_mean(distributions: Float64) -> Float64:
-    """Mean colour where Y, Co and Cg are independent: each of R, G, B is a sum, mod 256, of a function of each of them.
+def _ycocg_nearest(images: UInt8) -> UInt8:
+    """Undo the lifting steps in whole numbers, without wrap-around, where Cg is in -32..31; clamp R, G, B to 0..255.
 
-    `_ycocg_to_rgb` has R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the
-    signed co, cg. The distribution of a sum of independent numbers mod 256 is a cyclic convolution.
+    A stored colour has two readings: the colour that wraps around to it, and what Y, Co and Cg say as they stand, which
+    may be outside the RGB cube. Where that is inside, the two are the same. Where it is outside, either a saturated
+    colour (R - B, or G less the mean of R and B, outside -128..127) is meant, or one close by the cube, such as a white
+    that is too bright by 1, which shares its triple with pure red. Cg tells: a wrapped Co moves it by 128, so that
+    those saturated colours that images have, whose G is near the mean of R and B, have Cg near -128; only pure ones
+    (red, yellow, green, cyan, blue, magenta) come close to 0. Colours outside that a model draws have it near 0, as
+    most colours have.
+    """
+    pixels = images.reshape(-1, 3)
+    out = np.empty_like(pixels)
+    for start in range(0, len(pixels), _BLOCK):
+        block = pixels[start : start + _BLOCK]
+        y, co, cg = np.moveaxis(_rgb_to_ycocg(block).astype(np.int16), -1, 0)
+        near = _NEAR_CG[cg][:, None]
+        co -= 128
+        cg -= 128
+        t = y - (cg >> 1)
+        b = t - (co >> 1)
+        out[start : start + _BLOCK] = np.where(near, np.stack([co + b, cg + t, b], axis=-1).clip(0, 255), block)
+    return out.reshape(images.shape)
+
+
+def _ycocg_mean(distributions: Float64) -> Float64:
+    """Mean of `_ycocg_nearest` of the colours where Y, Co and Cg are independent.
+
+    Cg alone says of which colours the channels are clamped, and of which they wrap around.
     """
     y, co, cg = (distributions[..., c, :] for c in range(3))
-    luma, less_co, less_cg = np.fft.rfft(y), _spectrum(co, -_HALF), _spectrum(cg, -_HALF)
-    spectra = (
-        luma * _spectrum(co, _CHROMA - _HALF) * less_cg,
-        luma * _spectrum(cg, _CHROMA - _HALF),
-        luma * less_co * less_cg,
-    )
-    return np.stack([_mean_levels(np.fft.irfft(spectrum, 256)) for spectrum in spectra], axis=-1)
+    return _mean_of_sums(y, co, [(cg * _NEAR_CG, _CLAMPED), (cg * ~_NEAR_CG, _WRAPPED)])
+
+
+def _ycocg_exact_mean(distributions: Float64) -> Float64:
+    """Mean colour where Y, Co and Cg are independent, wrap-around included."""
+    y, co, cg = (distributions[..., c, :] for c in range(3))
+    return _mean_of_sums(y, co, [(cg, _WRAPPED)])
+
+
+_SUMS = 512  # whole numbers -128..383, which hold all sums of `_mean_of_sums`, are told apart by their residues
+_RESIDUES = np.arange(_SUMS)
+
+
+def _averaging(levels: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
+    """What the spectrum of a distribution over `_RESIDUES` is multiplied by, its real part then summed: mean level."""
+    twice = np.where((_RESIDUES == 0) | (_RESIDUES == _SUMS // 2), 1, 2)[: _SUMS // 2 + 1]  # real: half a spectrum
+    weights: npt.NDArray[np.complex128] = np.fft.rfft(levels).conj() * twice / _SUMS
+    return weights
+
+
+_WRAPPED = _averaging(_RESIDUES % 256)
+_CLAMPED = _averaging(((_RESIDUES + 128) % _SUMS - 128).clip(0, 255))
+
+
+def _mean_of_sums(y: Float64, co: Float64, parts: list[tuple[Float64, npt.NDArray[np.complex128]]]) -> Float64:
+    """Mean R, G, B of independent Y, Co and Cg; `parts` share the distribution of Cg out, each with its averaging.
+
+    `_ycocg_to_rgb` has R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the
+    signed co, cg. The distribution of a sum of independent numbers is a convolution, here one mod 512.
+    """
+    luma = np.fft.rfft(y, _SUMS)
+    less_cg = sum(_spectrum(cg, -_HALF) * averaging for cg, averaging in parts)
+    more_cg = sum(_spectrum(cg, _CHROMA - _HALF) * averaging for cg, averaging in parts)
+    spectra = (luma * _spectrum(co, _CHROMA - _HALF) * less_cg, luma * more_cg, luma * _spectrum(co, -_HALF) * less_cg)
+    return np.stack([spectrum.real.sum(axis=-1) for spectrum in spectra], axis=-1)
 
 
 def _spectrum(distributions: Float64, values: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
-    """Fourier transform of the distribution of `values[level]` mod 256; no two levels of one parity share a value."""
-    moved = np.zeros(distributions.shape)
+    """Fourier transform of the distribution of `values[level]`; no two levels of one parity share a value."""
+    moved = np.zeros((*distributions.shape[:-1], _SUMS))
     for parity in (0, 1):
-        moved[..., values[parity::2] % 256] += distributions[..., parity::2]
+        moved[..., values[parity::2] % _SUMS] += distributions[..., parity::2]
     return np.fft.rfft(moved)
 
 
@@ -163,9 +229,31 @@ def _in_blocks(images: UInt8, function: Callable[[Float64], Float64]) -> UInt8:
 
 
 COLORS: dict[str, ColorTransform] = {
-    "ycocg": ColorTransform("ycocg", lossless=True, forward=_rgb_to_ycocg, inverse=_ycocg_to_rgb, mean=_ycocg_mean),
-    "rgb": ColorTransform("rgb", lossless=True, forward=_identity, inverse=_identity, mean=_mean_levels),
+    "ycocg": ColorTransform(
+        "ycocg",
+        lossless=True,
+        forward=_rgb_to_ycocg,
+        inverse=_ycocg_to_rgb,
+        nearest=_ycocg_nearest,
+        mean=_ycocg_mean,
+        exact_mean=_ycocg_exact_mean,
+    ),
+    "rgb": ColorTransform(
+        "rgb",
+        lossless=True,
+        forward=_identity,
+        inverse=_identity,
+        nearest=_identity,
+        mean=_mean_levels,
+        exact_mean=_mean_levels,
+    ),
     "ycc709": ColorTransform(
-        "ycc709", lossless=False, forward=_rgb_to_ycc709, inverse=_ycc709_to_rgb, mean=_ycc709_mean
+        "ycc709",
+        lossless=False,
+        forward=_rgb_to_ycc709,
+        inverse=_ycc709_to_rgb,
+        nearest=_identity,
+        mean=_ycc709_mean,
+        exact_mean=_ycc709_mean,
     ),
 }

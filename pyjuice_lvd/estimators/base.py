@@ -80,14 +80,26 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""
         return bits_per_dimension(self.score(X), self.model_.dims)
 
-    def sample(self, n: int = 1, *, random_state: RandomState = 0) -> Array:
-        """Draw exact samples: uint8 (n, H, W, C), or integers (n, V) of a table."""
+    def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Array:
+        """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table.
+
+        Of the colour transform `ycocg`, a colour outside the RGB cube goes to the nearest one inside; not so with
+        `exact`: the same draws, samples of the model as they are.
+        """
         self._check_fitted()
-        drawn: Array = self.model_.sample(n, seed=seed_of(random_state), progress=self._shown)
+        drawn: Array = self.model_.sample(n, seed=seed_of(random_state), exact=exact, progress=self._shown)
         return drawn
 
-    def inpaint(self, X: Array, mask: npt.ArrayLike, *, n_samples: int = 8, random_state: RandomState = 0) -> Array:
-        """Draw exact samples of what is hidden, given the rest.
+    def inpaint(
+        self,
+        X: Array,
+        mask: npt.ArrayLike,
+        *,
+        n_samples: int = 8,
+        random_state: RandomState = 0,
+        exact: bool = False,
+    ) -> Array:
+        """Draw samples of what is hidden, given the rest.
 
         Parameters
         ----------
@@ -99,6 +111,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             For each image or row.
         random_state : int, RandomState or None
             Seed of the sampling, as scikit-learn has it.
+        exact : bool
+            As for `sample`: leave colours outside the RGB cube as the model has them.
 
         Returns
         -------
@@ -113,7 +127,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """
         data, hidden = self._question(X, mask)
         drawn: Array = self.model_.inpaint(
-            data, hidden, n_samples=n_samples, seed=seed_of(random_state), progress=self._shown
+            data, hidden, n_samples=n_samples, seed=seed_of(random_state), exact=exact, progress=self._shown
         )
         return drawn
 
@@ -127,14 +141,14 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         found: npt.NDArray[np.float64] = self.model_.marginals(data, hidden, progress=self._shown)
         return found
 
-    def posterior_mean(self, X: Array, mask: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def posterior_mean(self, X: Array, mask: npt.ArrayLike, *, exact: bool = False) -> npt.NDArray[np.float64]:
         """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
 
-        With which colour transform it is exact, the model's own `posterior_mean` says. Known pixels are as in the
-        images. `X`, `mask`, errors: as for `inpaint`.
+        With which colour transform it is the exact mean of what `inpaint` draws, with the same `exact`, the model's own
+        `posterior_mean` says. Known pixels are as in the images. `X`, `mask`, errors: as for `inpaint`.
         """
         data, hidden = self._question(X, mask)
-        means: npt.NDArray[np.float64] = self.model_.posterior_mean(data, hidden, progress=self._shown)
+        means: npt.NDArray[np.float64] = self.model_.posterior_mean(data, hidden, exact=exact, progress=self._shown)
         return means
 
     def save(self, path: str | os.PathLike[str]) -> None:

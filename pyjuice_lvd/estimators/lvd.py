@@ -79,14 +79,18 @@ class LVDPG(DensityEstimator):
         self.n_features_in_ = self.model_.dims
         return self
 
-    def sample(self, n: int = 1, *, random_state: RandomState = 0, biased_modes: bool = False) -> npt.NDArray[np.uint8]:
-        """Draw exact samples: uint8 (n, H, W, C).
+    def sample(
+        self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False, biased_modes: bool = False
+    ) -> npt.NDArray[np.uint8]:
+        """Draw samples: uint8 (n, H, W, C).
 
-        With `biased_modes` they are no samples of the model: z is drawn, each patch is then the most probable one of
-        its head (`JointModel.sample`).
+        Of the colour transform `ycocg`, a colour outside the RGB cube goes to the nearest one inside; not so with
+        `exact`: the same draws, samples of the model as they are. With `biased_modes` they are no samples of the model:
+        z is drawn, each patch is then the most probable one of its head (`JointModel.sample`).
         """
         self._check_fitted()
-        return self.model_.sample(n, seed=seed_of(random_state), biased_modes=biased_modes, progress=self._shown)
+        seed = seed_of(random_state)
+        return self.model_.sample(n, seed=seed, exact=exact, biased_modes=biased_modes, progress=self._shown)
 
     def inpaint(
         self,
@@ -95,19 +99,19 @@ class LVDPG(DensityEstimator):
         *,
         n_samples: int = 8,
         random_state: RandomState = 0,
+        exact: bool = False,
         biased_modes: bool = False,
     ) -> npt.NDArray[np.uint8]:
-        """Draw exact samples of what is hidden, given the rest: uint8 (n_samples, N, H, W, C).
+        """Draw samples of what is hidden, given the rest: uint8 (n_samples, N, H, W, C).
 
         X : uint8 (N, H, W[, C]). mask : bool (H, W), (N, H, W) or (N, H, W, C), True where a pixel is hidden; with a
-        colour transform, which mixes channels, whole pixels only. Known pixels are as in X. With `biased_modes` they
-        are no samples of the model, as for `sample`. Raises InputError where X or the mask does not fit the model, or
-        p is 0 for what is known.
+        colour transform, which mixes channels, whole pixels only. Known pixels are as in X. `exact` and `biased_modes`
+        as for `sample`. Raises InputError where X or the mask does not fit the model, or p is 0 for what is known.
         """
         data, hidden = self._question(X, mask)
         seed = seed_of(random_state)
         return self.model_.inpaint(
-            data, hidden, n_samples=n_samples, seed=seed, biased_modes=biased_modes, progress=self._shown
+            data, hidden, n_samples=n_samples, seed=seed, exact=exact, biased_modes=biased_modes, progress=self._shown
         )
 
     def posterior(self, X: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:

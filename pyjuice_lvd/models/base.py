@@ -21,10 +21,15 @@ from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import make_folder
 from pyjuice_lvd.files.formats import read_table, write_json
 from pyjuice_lvd.progress import SILENT, Progress
+from pyjuice_lvd.shares import shares
 from pyjuice_lvd.units import bits_per_dimension
 
 Array = npt.NDArray[Any]
 ImageShape = tuple[int, int, int]
+
+
+_OUTSIDE_BYTES = 4
+"""What a drawn value takes while it is compared with the nearest inside the RGB cube."""
 
 
 class Part(NamedTuple):
@@ -102,9 +107,12 @@ class DensityModel(ABC):
 
     @abstractmethod
     def sample(
-        self, n: int, *, seed: int = 0, biased_modes: bool = False, progress: Progress = SILENT
+        self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> npt.NDArray[Any]:
-        """Draw exact samples: uint8 (n, H, W, C), of a lossy transform's nearest colours; or (n, V) of a table.
+        """Draw samples: uint8 (n, H, W, C), of a lossy transform's nearest colours; or (n, V) of a table.
+
+        Of `ycocg`, a colour outside the RGB cube goes to the nearest one inside (`inside`). With `exact` it does not:
+        they are the same draws, and samples of the model as they are.
 
         With `biased_modes`, which a model without `latents` refuses, they are NOT samples of the model: the latents are
         drawn as ever, but each patch is the most probable one of its head, found by max-product (`Circuit.mpe`). That
@@ -120,10 +128,11 @@ class DensityModel(ABC):
         *,
         n_samples: int = 8,
         seed: int = 0,
+        exact: bool = False,
         biased_modes: bool = False,
         progress: Progress = SILENT,
     ) -> Array:
-        """Draw exact samples of what is hidden, given the rest.
+        """Draw samples of what is hidden, given the rest.
 
         Parameters
         ----------
@@ -133,6 +142,8 @@ class DensityModel(ABC):
             For each image or row.
         seed : int
             Of the sampling.
+        exact : bool
+            As for `sample`: leave colours outside the RGB cube as the model has them.
         biased_modes : bool
             As for `sample`: the hidden pixels of a patch are its most probable ones. Not samples of the model.
         progress : Progress
@@ -161,15 +172,58 @@ class DensityModel(ABC):
 
     @abstractmethod
     def posterior_mean(
-        self, X: Array, mask: npt.ArrayLike, /, *, progress: Progress = SILENT
+        self, X: Array, mask: npt.ArrayLike, /, *, exact: bool = False, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
         """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
 
-        It is exact for grey images and for `rgb`. For `ycocg` the channels of a pixel count as independent of each
-        other, given what is known and the latents: no matter where none of their likely combinations wraps around in
-        the transform's arithmetic, an approximation elsewhere. `ycc709` is mapped as `ColorTransform.mean` says. Known
-        pixels are as in the images. `X`, `mask`, errors: as for `inpaint`; InputError for a model of tables, too.
+        It is exact for grey images and for `rgb`. For `ycocg` it is the mean of what `inpaint` draws, with the same
+        `exact`, but for this: the channels of a pixel count as independent of each other, given what is known and the
+        latents, which is no matter where all their likely combinations are inside the RGB cube, an approximation
+        elsewhere. `ycc709` is mapped as `ColorTransform.mean` says. Known pixels are as in the images. `X`, `mask`,
+        errors: as for `inpaint`; InputError for a model of tables, too.
         """
+
+    def inside(self, drawn: Array, mask: npt.ArrayLike | None = None, /) -> Array:
+        """Take colours of `exact` draws that are outside the RGB cube to the nearest inside, as `sample` does.
+
+        What counts as outside, `ColorTransform.nearest` and docs/queries.md say. `drawn`, uint8 (N, H, W, C) or
+        (n_samples, N, H, W, C), or rows of a table, which stay as they are; with `mask`, as for `inpaint`, so do known
+        pixels. Raises InputError where they do not fit the model.
+        """
+        if self.image_shape is None or self.color is None:
+            return drawn
+        self._check_drawn(drawn)
+        near = self.color.nearest(drawn)
+        return near if mask is None else np.where(self._drawn_hidden(drawn, mask), near, drawn)
+
+    def share_outside_rgb(self, drawn: Array, mask: npt.ArrayLike | None = None, /) -> float | None:
+        """Share of the pixels of `exact` draws, of those that `mask` hides, whose colour is outside the RGB cube.
+
+        `drawn`, `mask`, errors: as for `inside`. 0 where nothing wraps around, or no pixel is hidden; None for tables,
+        and for lossy transforms: what was outside is clamped already, and can no longer be told.
+        """
+        if self.image_shape is None or (self.color is not None and not self.color.lossless):
+            return None
+        self._check_drawn(drawn)
+        if self.color is None or not len(drawn):
+            return 0.0
+        hidden = np.broadcast_to(np.True_ if mask is None else self._drawn_hidden(drawn, mask), drawn.shape)[..., 0]
+        outside = 0
+        for part in shares(len(drawn), max(1, _OUTSIDE_BYTES * drawn[0].size)):
+            outside += int(np.count_nonzero(self.color.outside(drawn[part]) & hidden[part]))
+        return outside / max(1, int(np.count_nonzero(hidden)))
+
+    def _check_drawn(self, drawn: Array) -> None:
+        """Check that draws (N, H, W, C) or (n_samples, N, H, W, C) are of the model's images."""
+        if drawn.dtype != np.uint8 or drawn.ndim not in (4, 5) or drawn.shape[-3:] != self.image_shape:
+            raise InputError(
+                f"drawn: found {drawn.dtype} {drawn.shape}, wanted uint8 (N, H, W, C) or (n_samples, N, H, W, C), "
+                f"images of {self.image_shape} (height, width, channels)"
+            )
+
+    def _drawn_hidden(self, drawn: Array, mask: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Check the mask of draws, and spread it to their images' shape (N, H, W, C)."""
+        return as_image_mask(mask, drawn.shape[-4:], self.color)
 
     @abstractmethod
     def written_out(self) -> Circuit:

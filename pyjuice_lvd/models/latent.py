@@ -131,7 +131,7 @@ class LatentModel(DensityModel):
         return scores
 
     def sample(
-        self, n: int, *, seed: int = 0, biased_modes: bool = False, progress: Progress = SILENT
+        self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> npt.NDArray[np.uint8]:
         """Draw images: z from p(z), then every patch from p(x_i | z_i) (`DensityModel.sample`)."""
         n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
@@ -142,7 +142,7 @@ class LatentModel(DensityModel):
             for part in shares(n, _DRAW_BYTES * self.dims):
                 patches = np.zeros((part.stop - part.start, *self._grid), np.uint8)
                 self._complete(patches, np.ones(patches.shape, bool), z[part], rng, modes=biased_modes)
-                images[part] = self._images(patches)
+                images[part] = self._images(patches, exact)
                 stage.advance(part.stop - part.start)
         return images
 
@@ -154,6 +154,7 @@ class LatentModel(DensityModel):
         *,
         n_samples: int = 8,
         seed: int = 0,
+        exact: bool = False,
         biased_modes: bool = False,
         progress: Progress = SILENT,
     ) -> npt.NDArray[np.uint8]:
@@ -173,7 +174,7 @@ class LatentModel(DensityModel):
                     patches = known[image]
                     self._complete(patches, masks[image], z[part], rng, modes=biased_modes)
                     image += rows.start
-                    drawn[draw, image] = np.where(hidden[image], self._images(patches), images[image])
+                    drawn[draw, image] = np.where(hidden[image], self._images(patches, exact), images[image])
                     stage.advance(part.stop - part.start)
         return drawn
 
@@ -196,16 +197,22 @@ class LatentModel(DensityModel):
         return out
 
     def posterior_mean(
-        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike, /, *, progress: Progress = SILENT
+        self,
+        images: npt.NDArray[np.uint8],
+        mask: npt.ArrayLike,
+        /,
+        *,
+        exact: bool = False,
+        progress: Progress = SILENT,
     ) -> npt.NDArray[np.float64]:
         """Give the means of hidden pixels, mixed over the exact posterior of z (`DensityModel.posterior_mean`)."""
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)
-        variables = self._grid[1]
+        variables, mean = self._grid[1], self.color.exact_mean if exact else self.color.mean
 
         def mean_colors(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             pixels = marginals.reshape(len(marginals), -1, self.image_shape[2], LEVELS)
-            return self.color.mean(pixels).reshape(len(marginals), -1)
+            return mean(pixels).reshape(len(marginals), -1)
 
         for rows, found in self._mixed(images, hidden, variables, mean_colors, "posterior mean", progress):
             out[rows] = np.where(hidden[rows], from_patches(found, self.image_shape, self.patch), images[rows])
@@ -253,8 +260,10 @@ class LatentModel(DensityModel):
             return images, np.broadcast_to(np.False_, images.shape)
         return images, self._hidden(mask, images)
 
-    def _images(self, patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        return self.color.inverse(from_patches(patches, self.image_shape, self.patch))
+    def _images(self, patches: npt.NDArray[np.uint8], exact: bool) -> npt.NDArray[np.uint8]:
+        """Put drawn patches together to images (`DensityModel.sample` says what `exact` is)."""
+        images = self.color.inverse(from_patches(patches, self.image_shape, self.patch))
+        return images if exact else self.inside(images)
 
     def _evidence(self, images: npt.NDArray[np.uint8], hidden: Hidden, rows: slice) -> Evidence:
         """Turn what is known of some images into evidence of z; refuse an image of which it has probability 0."""

@@ -94,10 +94,12 @@ class CircuitModel(DensityModel):
         hidden = None if mask is None else self._hidden_rows(mask, X)
         return self.circuit.log_likelihood(self._rows(X), mask=hidden, progress=progress)
 
-    def sample(self, n: int, *, seed: int = 0, biased_modes: bool = False, progress: Progress = SILENT) -> Array:
+    def sample(
+        self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
+    ) -> Array:
         """Draw images, or rows (`DensityModel.sample`)."""
         _check_modes(biased_modes)
-        return self._pixels(self.circuit.sample(n, seed=seed, progress=progress))
+        return self._pixels(self.circuit.sample(n, seed=seed, progress=progress), exact)
 
     def inpaint(
         self,
@@ -107,6 +109,7 @@ class CircuitModel(DensityModel):
         *,
         n_samples: int = 8,
         seed: int = 0,
+        exact: bool = False,
         biased_modes: bool = False,
         progress: Progress = SILENT,
     ) -> Array:
@@ -117,8 +120,10 @@ class CircuitModel(DensityModel):
         hidden = self._hidden_rows(mask, X)
         check_result("n_samples", n_samples, n_samples * X.size)
         drawn = self.circuit.sample(n_samples, X=self._rows(X), mask=hidden, seed=seed, progress=progress)
-        # A lossy transform does not give the known pixels back.
-        return drawn if self.image_shape is None else np.where(hidden.reshape(X.shape), self._pixels(drawn), X)
+        if self.image_shape is None:
+            return drawn
+        # Neither a lossy transform nor `inside` gives the known pixels back.
+        return np.where(hidden.reshape(X.shape), self._pixels(drawn, exact), X)
 
     def marginals(
         self, X: npt.ArrayLike, mask: npt.ArrayLike, /, *, progress: Progress = SILENT
@@ -132,7 +137,7 @@ class CircuitModel(DensityModel):
         return found
 
     def posterior_mean(
-        self, X: npt.ArrayLike, mask: npt.ArrayLike, /, *, progress: Progress = SILENT
+        self, X: npt.ArrayLike, mask: npt.ArrayLike, /, *, exact: bool = False, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
         """Give the means of hidden pixels (`DensityModel.posterior_mean`)."""
         if self.image_shape is None:
@@ -142,7 +147,10 @@ class CircuitModel(DensityModel):
         means = X.astype(np.float64)
         for part, marginals in self._marginals(X, hidden, progress):
             found = marginals.reshape(-1, *self.image_shape, self.num_cats)
-            found = found @ np.arange(self.num_cats) if self.color is None else self.color.mean(found)
+            if self.color is None:
+                found = found @ np.arange(self.num_cats)
+            else:
+                found = self.color.exact_mean(found) if exact else self.color.mean(found)
             means[part] = np.where(hidden[part].reshape(found.shape), found, X[part])
         return means
 
@@ -171,12 +179,13 @@ class CircuitModel(DensityModel):
         """Turn checked images or rows into rows of the circuit's variables."""
         return self.modelled(X).reshape(len(X), self.dims)
 
-    def _pixels(self, rows: Table) -> Array:
-        """Turn rows (..., dims) into images (..., H, W, C)."""
+    def _pixels(self, rows: Table, exact: bool) -> Array:
+        """Turn drawn rows (..., dims) into images (..., H, W, C); `DensityModel.sample` says what `exact` is."""
         if self.image_shape is None:
             return rows
         images = rows.reshape(*rows.shape[:-1], *self.image_shape)
-        return images if self.color is None else self.color.inverse(images)
+        images = images if self.color is None else self.color.inverse(images)
+        return images if exact else self.inside(images)
 
     def _hidden_rows(self, mask: npt.ArrayLike, X: Array) -> Mask:
         """Check the mask of checked images or rows, and spread it to bool (n, dims)."""
