@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -79,12 +80,10 @@ def inpaint(
     start_julia(opened.settings, threads)
     model = opened.load()
     images, seed = test[chosen], 0 if seed is None else seed
-    drawn = model.inpaint(
-        images, hidden, n_samples=count, seed=seed, exact=True, biased_modes=biased_modes, progress=progress
-    )
-    share = model.share_outside_rgb(drawn, hidden)
-    if not exact:
-        drawn = model.inside(drawn, hidden)
+    ask: dict[str, Any] = {"n_samples": count, "seed": seed, "biased_modes": biased_modes, "progress": progress}
+    drawn = as_drawn = model.inpaint(images, hidden, exact=exact, **ask)
+    if model.wraps_around:
+        as_drawn = model.inpaint(images, hidden, exact=not exact, **ask)
     if picture:
         means = model.posterior_mean(images, hidden, exact=exact, progress=progress)
         plot_inpainting(output, images, hidden, drawn, means, "biased" if biased_modes else "sample")
@@ -102,7 +101,7 @@ def inpaint(
             "shape": drawn.shape,
             "seed": seed,
             "exact": exact,
-            "share_outside_rgb": share,
+            "share_outside_rgb": model.share_outside_rgb(as_drawn, drawn, hidden),
             "output": output,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,

@@ -53,10 +53,10 @@ def sample(
     start_julia(opened.settings, threads)
     model = opened.load()
     seed = 0 if seed is None else seed
-    drawn = model.sample(count, seed=seed, exact=True, biased_modes=biased_modes, progress=make_progress(quiet))
-    share = model.share_outside_rgb(drawn)
-    if not exact:
-        drawn = model.inside(drawn)
+    progress = make_progress(quiet)
+    drawn = as_drawn = model.sample(count, seed=seed, exact=exact, biased_modes=biased_modes, progress=progress)
+    if model.wraps_around:
+        as_drawn = model.sample(count, seed=seed, exact=not exact, biased_modes=biased_modes, progress=progress)
     if picture:
         title = "biased: most probable patches of drawn z" if biased_modes else "samples"
         plot_samples(output, drawn, f"{opened.method}: {title}")
@@ -70,7 +70,7 @@ def sample(
             "shape": drawn.shape,
             "seed": seed,
             "exact": exact,
-            "share_outside_rgb": share,
+            "share_outside_rgb": model.share_outside_rgb(as_drawn, drawn),
             "output": output,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,

@@ -145,7 +145,7 @@ def test_samples_have_the_right_frequencies(known: Enumerated) -> None:
     np.testing.assert_array_equal(known.model.sample(5, seed=4), known.model.sample(5, seed=4))
     assert (known.model.sample(50, seed=4) != known.model.sample(50, seed=5)).any()
     assert known.model.sample(0).shape == (0, *known.model.image_shape)
-    assert known.model.share_outside_rgb(known.model.sample(0, exact=True)) == 0
+    assert known.model.share_outside_rgb(known.model.sample(0, exact=True), known.model.sample(0)) == 0
 
 
 def test_conditional_samples_have_the_right_frequencies(known: Enumerated) -> None:
@@ -171,30 +171,28 @@ def test_hidden_colours_outside_the_cube_go_to_the_nearest_inside(offsets: bool,
     outside = color.outside(exact)
     drawn = model.sample(300, seed=3, biased_modes=biased_modes)
     np.testing.assert_array_equal(drawn, color.nearest(exact))
-    np.testing.assert_array_equal(model.inside(exact), drawn)
-    assert model.share_outside_rgb(exact) == outside.mean() > 0
-    assert model.share_outside_rgb(drawn) == 0
+    assert model.share_outside_rgb(exact, drawn) == outside.mean() > 0
+    assert model.share_outside_rgb(drawn, drawn) == 0
     # Known pixels stay as they are, although some are what a colour outside has wrapped around to.
     wild = color.outside(known.images)
     images = known.images[wild[:, 0, 0]][:4]
     below = np.array([[False], [True]])
     asked = {"n_samples": 200, "seed": 5, "biased_modes": biased_modes}
     exact, drawn = model.inpaint(images, below, **asked, exact=True), model.inpaint(images, below, **asked)
-    for painted in (exact, drawn, model.inside(exact, below)):
+    for painted in (exact, drawn):
         np.testing.assert_array_equal(painted[:, :, 0], np.broadcast_to(images[:, 0], (200, 4, 1, 3)))
     np.testing.assert_array_equal(drawn[:, :, 1], color.nearest(exact)[:, :, 1])
-    np.testing.assert_array_equal(model.inside(exact, below), drawn)
     share = color.outside(exact)[:, :, 1].mean()
-    assert model.share_outside_rgb(exact, below) == model.share_outside_rgb(exact, np.stack([below] * 4)) == share
-    assert model.share_outside_rgb(exact) == pytest.approx((1 + share) / 2)
-    assert model.share_outside_rgb(exact, np.zeros((2, 1), bool)) == 0
+    for mask in (below, np.stack([below] * 4)):
+        assert model.share_outside_rgb(exact, drawn, mask) == share
+    assert model.share_outside_rgb(exact, drawn) == pytest.approx(share / 2)
+    assert model.share_outside_rgb(exact, drawn, np.zeros((2, 1), bool)) == 0
 
 
 def test_draws_of_other_images_are_named(colour: Enumerated) -> None:
     for drawn in (np.zeros((5, 1, 2, 3), np.uint8), np.zeros((5, 2, 1, 3)), np.zeros((2, 1, 3), np.uint8)):
-        for ask in (colour.model.inside, colour.model.share_outside_rgb):
-            with pytest.raises(InputError, match=r"drawn: found (uint8|float64) \(.*, wanted uint8 \(N, H, W, C\) or"):
-                ask(drawn)
+        with pytest.raises(InputError, match=r"drawn: found (uint8|float64) \(.*, wanted both uint8 \(N, H, W, C\) or"):
+            colour.model.share_outside_rgb(drawn, drawn)
 
 
 @pytest.mark.parametrize("known", JOINT, indirect=True)

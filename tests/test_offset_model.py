@@ -54,7 +54,7 @@ def test_channels_are_hidden_apart(rgb: EnumeratedOffsets) -> None:
     images, hidden = asked(rgb, 12, 1)
     expected = [rgb.p[rgb.agree(x, m)].sum() for x, m in zip(images, hidden, strict=True)]
     np.testing.assert_allclose(np.exp(rgb.model.score_samples(images, mask=hidden)), expected, rtol=1e-4)
-    marginals, means = rgb.model.marginals(images, hidden), rgb.model.posterior_mean(images, hidden)
+    marginals, means = rgb.model.marginals(images, hidden), rgb.model.posterior_mean(images, hidden, exact=True)
     np.testing.assert_allclose(marginals.sum(-1), 1, rtol=1e-6)
     for row, (image, mask) in enumerate(zip(images, hidden, strict=True)):
         p = rgb.conditional(image, mask)
@@ -67,7 +67,7 @@ def test_channels_are_hidden_apart(rgb: EnumeratedOffsets) -> None:
 
 def test_channels_are_drawn_given_others(rgb: EnumeratedOffsets) -> None:
     n, (images, hidden) = 3000, asked(rgb, 6, 2)
-    drawn = rgb.model.inpaint(images, hidden, n_samples=n, seed=3)
+    drawn = rgb.model.inpaint(images, hidden, n_samples=n, seed=3, exact=True)
     for row, (image, mask) in enumerate(zip(images, hidden, strict=True)):
         np.testing.assert_array_equal(drawn[:, row][:, ~mask], np.tile(image[~mask], (n, 1)))
         frequencies_fit(drawn[:, row], rgb, rgb.conditional(image, mask))
@@ -99,20 +99,55 @@ def test_offsets_are_worth_asking_for(grey: EnumeratedOffsets) -> None:
     assert (found.max(axis=2) > 1 - 1e-6).any()
 
 
+def test_what_wraps_around_a_state_s_offsets_is_read_as_the_end() -> None:
+    """Bright and dark states, each with a residual that takes it beyond its end; and one whose offsets are anywhere."""
+    channel = Circuit.fully_factorized(num_vars=1, num_cats=256)
+    channel.parameters()[1][:] = np.where(np.isin(np.arange(256), [20, 236]), 0.25, 0) + 0.5 * (np.arange(256) == 0)
+    shift = np.zeros((32, 3), np.float32)
+    shift[31, 0] = shift[0, 1] = 1
+    shift[:, 2] = 1 / 32
+    prior = Circuit.fully_factorized(num_vars=2, num_cats=3)
+    model = OffsetModel(
+        image_shape=(1, 2, 1), patch=(1, 1), color="ycocg", steps=[8], shapes=[[channel]], join=np.ones((1, 3)),
+        shifts=[shift], prior=prior,
+    )  # fmt: skip
+
+    def of(state: int) -> tuple[np.ndarray, ...]:
+        chosen = np.eye(3, dtype=np.float32)[state]
+        prior.parameters()[1].reshape(2, 3)[:] = chosen
+        drawn = [model.sample(500, seed=1, exact=exact)[:, 0, :, 0] for exact in (True, False)]
+        hidden = [model.posterior_mean(np.zeros((1, 1, 2, 1), np.uint8), np.ones((1, 2), bool), exact=e)
+                  for e in (True, False)]  # fmt: skip
+        for images, mean in zip(drawn, hidden, strict=True):
+            np.testing.assert_allclose(images.mean(), mean.mean(), atol=8)
+        return drawn[0], drawn[1], hidden[0], hidden[1]
+
+    for state, offset, beyond, end in ((0, 248, 12, 255), (1, 0, 236, 0)):
+        exact, read, wrapped, mean = of(state)
+        assert set(np.unique(exact)) == {offset, beyond, (2 * offset - beyond) % 256}
+        np.testing.assert_array_equal(read, np.where(exact == beyond, end, exact))
+        np.testing.assert_allclose(mean - wrapped, 0.25 * (end - beyond), atol=1e-4)
+    exact, read, wrapped, mean = of(2)
+    np.testing.assert_array_equal(read, exact)
+    np.testing.assert_allclose(mean, wrapped)
+    assert model.wraps_around
+
+
 def test_bounded_memory_does_not_show(rgb: EnumeratedOffsets, monkeypatch: pytest.MonkeyPatch) -> None:
     images, hidden = asked(rgb, 12, 5)
 
     def answers() -> list[np.ndarray]:
         model = rgb.model
         posteriors = [model.posterior(images, mask=hidden), *model.offset_posterior(images, mask=hidden)]
-        return [*posteriors, model.marginals(images, hidden), model.posterior_mean(images, hidden)]
+        return [*posteriors, model.marginals(images, hidden), model.posterior_mean(images, hidden, exact=True)]
 
     whole = answers()
     monkeypatch.setattr("pyjuice_lvd.shares.ROOM", 4000)
     monkeypatch.setattr("pyjuice_lvd.models.offset_queries._MARGINALS_BYTES", 60_000)
     for found, expected in zip(answers(), whole, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
-    drawn = rgb.model.inpaint(np.repeat(images[5:6], 20, axis=0), np.repeat(hidden[5:6], 20, axis=0), n_samples=50)
+    many = np.repeat(images[5:6], 20, axis=0), np.repeat(hidden[5:6], 20, axis=0)
+    drawn = rgb.model.inpaint(*many, n_samples=50, exact=True)
     frequencies_fit(drawn.reshape(-1, *images.shape[1:]), rgb, rgb.conditional(images[5], hidden[5]))
 
 

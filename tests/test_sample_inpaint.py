@@ -113,7 +113,9 @@ def test_samples_as_an_array_and_as_a_picture(lvd_juice: Any) -> None:
     said = lvd_juice("sample", "joint", "-n", "5", "-o", "s.npy", "--seed", "3", "--json")
     assert 0 < said.pop("seconds") < time.monotonic() - began
     model = JointModel.load("joint/model")
-    assert said.pop("share_outside_rgb") == model.share_outside_rgb(model.sample(5, seed=3, exact=True))
+    assert said.pop("share_outside_rgb") == model.share_outside_rgb(
+        model.sample(5, seed=3, exact=True), model.sample(5, seed=3)
+    )
     assert said == {
         "method": "lvd-pg", "what": "samples", "n": 5, "shape": [5, HEIGHT, WIDTH, 3], "seed": 3, "output": "s.npy",
         "exact": False, "protocol": {"color": "ycocg", "crop": None, "lossless": True},
@@ -201,7 +203,7 @@ def test_no_share_where_none_can_be_told(lvd_juice: Any) -> None:
     assert lvd_juice("sample", "grey", "-o", "g.npy", "--json")["share_outside_rgb"] == 0
     lossy = CircuitModel(Circuit.fully_factorized(num_vars=3, num_cats=256), num_cats=256, image_shape=(1, 1, 3),
                          color="ycc709")  # fmt: skip
-    assert lossy.share_outside_rgb(lossy.sample(9, exact=True)) is None
+    assert lossy.share_outside_rgb(lossy.sample(9, exact=True), lossy.sample(9)) is None
     np.testing.assert_array_equal(lossy.sample(9, exact=True), lossy.sample(9))
 
 

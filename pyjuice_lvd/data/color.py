@@ -52,6 +52,11 @@ class ColorTransform:
     mean: Callable[[Float64], Float64]
     exact_mean: Callable[[Float64], Float64]
 
+    @property
+    def wraps_around(self) -> bool:
+        """Whether there are colours outside the RGB cube, for `nearest` to change."""
+        return self.nearest is not _identity
+
     def outside(self, images: UInt8) -> npt.NDArray[np.bool_]:
         """Which of the colours (..., C) that `inverse` gave are of outside the RGB cube: those `nearest` changes."""
         changed: npt.NDArray[np.bool_] = (self.nearest(images) != images).any(axis=-1)

@@ -91,7 +91,11 @@ def lines(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int,
     forgets. Kinds start as clusters of what is `seen` (N, P, F) along a line; EM on labels and hidden kinds goes on.
     """
     rows, columns = grid
-    variables, states, seen = np.arange(rows * columns), labels.reshape(-1, *grid), seen.reshape(-1, *grid, seen.shape[2])
+    variables, states, seen = (
+        np.arange(rows * columns),
+        labels.reshape(-1, *grid),
+        seen.reshape(-1, *grid, seen.shape[2]),
+    )
     made, numbers = [], 0
     for places, values, features in (
         (variables.reshape(grid), states, seen),

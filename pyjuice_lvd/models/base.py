@@ -111,7 +111,7 @@ class DensityModel(ABC):
     ) -> npt.NDArray[Any]:
         """Draw samples: uint8 (n, H, W, C), of a lossy transform's nearest colours; or (n, V) of a table.
 
-        Of `ycocg`, a colour outside the RGB cube goes to the nearest one inside (`inside`). With `exact` it does not:
+        A colour outside the RGB cube goes to the nearest one inside (docs/queries.md). With `exact` it does not:
         they are the same draws, and samples of the model as they are.
 
         With `biased_modes`, which a model without `latents` refuses, they are NOT samples of the model: the latents are
@@ -183,47 +183,32 @@ class DensityModel(ABC):
         errors: as for `inpaint`; InputError for a model of tables, too.
         """
 
-    def inside(self, drawn: Array, mask: npt.ArrayLike | None = None, /) -> Array:
-        """Take colours of `exact` draws that are outside the RGB cube to the nearest inside, as `sample` does.
+    @property
+    def wraps_around(self) -> bool:
+        """Whether draws count modulo 256, so that those of `exact` can differ from the others."""
+        return self.color is not None and self.color.wraps_around
 
-        What counts as outside, `ColorTransform.nearest` and docs/queries.md say. `drawn`, uint8 (N, H, W, C) or
-        (n_samples, N, H, W, C), or rows of a table, which stay as they are; with `mask`, as for `inpaint`, so do known
-        pixels. Raises InputError where they do not fit the model.
-        """
-        if self.image_shape is None or self.color is None:
-            return drawn
-        self._check_drawn(drawn)
-        near = self.color.nearest(drawn)
-        return near if mask is None else np.where(self._drawn_hidden(drawn, mask), near, drawn)
+    def share_outside_rgb(self, exact: Array, inside: Array, mask: npt.ArrayLike | None = None, /) -> float | None:
+        """Share of the pixels of draws, of those that `mask` hides, whose colour is outside the RGB cube.
 
-    def share_outside_rgb(self, drawn: Array, mask: npt.ArrayLike | None = None, /) -> float | None:
-        """Share of the pixels of `exact` draws, of those that `mask` hides, whose colour is outside the RGB cube.
-
-        `drawn`, `mask`, errors: as for `inside`. 0 where nothing wraps around, or no pixel is hidden; None for tables,
-        and for lossy transforms: what was outside is clamped already, and can no longer be told.
+        `exact`: draws, uint8 (N, H, W, C) or (n_samples, N, H, W, C), with `exact=True`; `inside`: those without.
+        `mask`: as for `inpaint`. 0 where nothing wraps around, or no pixel is hidden; None for tables, and for lossy
+        transforms: what was outside is clamped already, and can no longer be told. InputError where they do not fit.
         """
         if self.image_shape is None or (self.color is not None and not self.color.lossless):
             return None
-        self._check_drawn(drawn)
-        if self.color is None or not len(drawn):
-            return 0.0
-        hidden = np.broadcast_to(np.True_ if mask is None else self._drawn_hidden(drawn, mask), drawn.shape)[..., 0]
-        outside = 0
-        for part in shares(len(drawn), max(1, _OUTSIDE_BYTES * drawn[0].size)):
-            outside += int(np.count_nonzero(self.color.outside(drawn[part]) & hidden[part]))
-        return outside / max(1, int(np.count_nonzero(hidden)))
-
-    def _check_drawn(self, drawn: Array) -> None:
-        """Check that draws (N, H, W, C) or (n_samples, N, H, W, C) are of the model's images."""
-        if drawn.dtype != np.uint8 or drawn.ndim not in (4, 5) or drawn.shape[-3:] != self.image_shape:
+        right = exact.ndim in (4, 5) and exact.shape[-3:] == self.image_shape and inside.shape == exact.shape
+        if not right or exact.dtype != np.uint8 or inside.dtype != np.uint8:
             raise InputError(
-                f"drawn: found {drawn.dtype} {drawn.shape}, wanted uint8 (N, H, W, C) or (n_samples, N, H, W, C), "
-                f"images of {self.image_shape} (height, width, channels)"
+                f"drawn: found {exact.dtype} {exact.shape} and {inside.dtype} {inside.shape}, wanted both uint8 "
+                f"(N, H, W, C) or (n_samples, N, H, W, C), images of {self.image_shape} (height, width, channels)"
             )
-
-    def _drawn_hidden(self, drawn: Array, mask: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Check the mask of draws, and spread it to their images' shape (N, H, W, C)."""
-        return as_image_mask(mask, drawn.shape[-4:], self.color)
+        every = np.ones(exact.shape[-4:], bool) if mask is None else as_image_mask(mask, exact.shape[-4:], self.color)
+        hidden = np.asarray(np.broadcast_to(every, exact.shape).any(axis=-1))
+        outside, many = 0, max(1, int(np.count_nonzero(hidden)))
+        for part in shares(len(exact), max(1, _OUTSIDE_BYTES * exact[:1].size)):
+            outside += int(np.count_nonzero((exact[part] != inside[part]).any(axis=-1) & hidden[part]))
+        return outside / many
 
     @abstractmethod
     def written_out(self) -> Circuit:

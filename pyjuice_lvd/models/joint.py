@@ -168,10 +168,11 @@ class JointModel(LatentModel):
         rng: np.random.Generator,
         *,
         modes: bool,
+        exact: bool,
     ) -> None:
         complete(self.groups(), patches, hidden, z, rng, modes=modes)
 
-    def _mixing(self, size: int, summary: Summary) -> Mixing:
+    def _mixing(self, size: int, summary: Summary, *, exact: bool) -> Mixing:
         return lambda patches, hidden, posterior: mixed(self.groups(), patches, hidden, posterior, size, summary)
 
     def written_out(self) -> Circuit:

@@ -96,6 +96,7 @@ class LatentModel(DensityModel):
         rng: np.random.Generator,
         *,
         modes: bool,
+        exact: bool,
     ) -> None:
         """Fill what is hidden of patches (n, P, V), in place, given the values z (n, P) of the latents.
 
@@ -103,8 +104,11 @@ class LatentModel(DensityModel):
         """
 
     @abstractmethod
-    def _mixing(self, size: int, summary: Summary) -> Mixing:
-        """Give what averages a summary of hidden values, (m, V, LEVELS) to (m, size), over all that is not known."""
+    def _mixing(self, size: int, summary: Summary, *, exact: bool) -> Mixing:
+        """Give what averages a summary of hidden values, (m, V, LEVELS) to (m, size), over all that is not known.
+
+        Without `exact`, values are read as `_complete` does.
+        """
 
     def _check_positions(self) -> int:
         """Check that the prior is over the images' positions; returns the variables of a patch."""
@@ -141,7 +145,7 @@ class LatentModel(DensityModel):
             z = self.prior.sample(n, seed=drawn_seed(rng))
             for part in shares(n, _DRAW_BYTES * self.dims):
                 patches = np.zeros((part.stop - part.start, *self._grid), np.uint8)
-                self._complete(patches, np.ones(patches.shape, bool), z[part], rng, modes=biased_modes)
+                self._complete(patches, np.ones(patches.shape, bool), z[part], rng, modes=biased_modes, exact=exact)
                 images[part] = self._images(patches, exact)
                 stage.advance(part.stop - part.start)
         return images
@@ -172,7 +176,7 @@ class LatentModel(DensityModel):
                 for part in shares(len(z), _DRAW_BYTES * self.dims):
                     draw, image = np.divmod(np.arange(part.start, part.stop), len(known))
                     patches = known[image]
-                    self._complete(patches, masks[image], z[part], rng, modes=biased_modes)
+                    self._complete(patches, masks[image], z[part], rng, modes=biased_modes, exact=exact)
                     image += rows.start
                     drawn[draw, image] = np.where(hidden[image], self._images(patches, exact), images[image])
                     stage.advance(part.stop - part.start)
@@ -190,7 +194,9 @@ class LatentModel(DensityModel):
         def every_level(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             return marginals.reshape(len(marginals), -1)
 
-        for rows, found in self._mixed(images, hidden, self._grid[1] * LEVELS, every_level, "marginals", progress):
+        for rows, found in self._mixed(
+            images, hidden, self._grid[1] * LEVELS, every_level, "marginals", progress, exact=True
+        ):
             whole = from_patches(found, (height, width, channels * LEVELS), self.patch).reshape(out[rows].shape)
             stored = self.color.forward(images[rows])[..., None] == np.arange(LEVELS)
             out[rows] = np.where(hidden[rows][..., None], whole, stored)
@@ -214,7 +220,7 @@ class LatentModel(DensityModel):
             pixels = marginals.reshape(len(marginals), -1, self.image_shape[2], LEVELS)
             return mean(pixels).reshape(len(marginals), -1)
 
-        for rows, found in self._mixed(images, hidden, variables, mean_colors, "posterior mean", progress):
+        for rows, found in self._mixed(images, hidden, variables, mean_colors, "posterior mean", progress, exact=exact):
             out[rows] = np.where(hidden[rows], from_patches(found, self.image_shape, self.patch), images[rows])
         return out
 
@@ -263,7 +269,7 @@ class LatentModel(DensityModel):
     def _images(self, patches: npt.NDArray[np.uint8], exact: bool) -> npt.NDArray[np.uint8]:
         """Put drawn patches together to images (`DensityModel.sample` says what `exact` is)."""
         images = self.color.inverse(from_patches(patches, self.image_shape, self.patch))
-        return images if exact else self.inside(images)
+        return images if exact else self.color.nearest(images)
 
     def _evidence(self, images: npt.NDArray[np.uint8], hidden: Hidden, rows: slice) -> Evidence:
         """Turn what is known of some images into evidence of z; refuse an image of which it has probability 0."""
@@ -277,10 +283,18 @@ class LatentModel(DensityModel):
         return evidence
 
     def _mixed(
-        self, images: npt.NDArray[np.uint8], hidden: Hidden, size: int, summary: Summary, name: str, progress: Progress
+        self,
+        images: npt.NDArray[np.uint8],
+        hidden: Hidden,
+        size: int,
+        summary: Summary,
+        name: str,
+        progress: Progress,
+        *,
+        exact: bool,
     ) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
         """Give the means of a summary of the hidden patches' marginals, share by share."""
-        positions, mix = self._grid[0], self._mixing(size, summary)
+        positions, mix = self._grid[0], self._mixing(size, summary, exact=exact)
         with progress.stage(name, total=len(images), unit="images") as stage:
             for rows in shares(len(images), 8 * positions * (4 * self.prior.engine.categories + 3 * size)):
                 posterior = self.prior.posterior_marginals(self._evidence(images, hidden, rows))

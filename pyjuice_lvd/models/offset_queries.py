@@ -23,6 +23,12 @@ Ints = npt.NDArray[np.int64]
 _MARGINALS_BYTES = 2**25
 """How much of the marginals of single joins, or offsets, is in memory at once."""
 
+_WRAPPED = 64
+"""Values as near as this to their state's mean offset may have wrapped around: residuals are hardly ever larger."""
+
+_TOGETHER = 0.5
+"""The least length of the mean of offsets as points of the unit circle: 0 where they are all over it, 1 where equal."""
+
 _LEAST_SHARE = 1e-7
 """Joins, and their offsets, below this posterior probability are left out of mixtures: float32 rounds as much."""
 
@@ -86,16 +92,24 @@ class Emissions:
         return np.ascontiguousarray(patches), mask, np.ascontiguousarray(weights, np.float32), self.handle()
 
     def complete(
-        self, patches: UInt8, hidden: Mask, h: npt.NDArray[np.integer], rng: np.random.Generator, *, modes: bool
+        self,
+        patches: UInt8,
+        hidden: Mask,
+        h: npt.NDArray[np.integer],
+        rng: np.random.Generator,
+        *,
+        modes: bool,
+        exact: bool,
     ) -> None:
         """Fill what is hidden of patches (n, P, V), in place, given the states `h` (n, P).
 
         A join and an offset of each channel are drawn given h and what is known of the patch, then the hidden values
-        less the offset from the join's heads: samples, or, with `modes`, the most probable ones (`Circuit.mpe`).
+        less the offset from the join's heads: samples, or, with `modes`, the most probable ones (`Circuit.mpe`). All
+        but `exact` ones are then taken as `reading` has them.
         """
         unknown = hidden.any(axis=2)
-        rows, masks = patches[unknown], hidden[unknown]
-        join, offset = self._drawn(rows, masks, h[unknown].astype(np.int64), rng)
+        rows, masks, states = patches[unknown], hidden[unknown], h[unknown].astype(np.int64)
+        join, offset = self._drawn(rows, masks, states, rng)
         channels = len(self.steps)
         for circuits, joins in zip(self.shapes, self.joins, strict=True):
             here = (join >= joins.start) & (join < joins.stop)
@@ -106,7 +120,32 @@ class Emissions:
                     head = join[own] - joins.start
                     found = filled(circuit, residual, masks[own, c::channels], head, rng, modes=modes)
                     rows[own, c::channels] = found + offset[own, c, None]
+        if not exact:
+            for c in range(channels):
+                here = rows[:, c::channels]
+                here[:] = np.where(masks[:, c::channels], self.reading[c][states[:, None], here], here)
         patches[unknown] = rows
+
+    @cached_property
+    def reading(self) -> list[UInt8]:
+        """What values stand for in a patch of a state, for each channel (S, LEVELS), where they wrapped around.
+
+        A residual that takes a bright patch beyond 255 makes it black, modulo 256, and the other way round. In a state,
+        values are read as those nearest to its mean offset, on the circle: where that is beyond 0..255, but nearer than
+        `_WRAPPED` to that offset, they stand for that end. All others stand for themselves, as do all in a state whose
+        offsets are spread too wide to have a mean.
+        """
+        found, levels = [], np.arange(LEVELS)
+        for step, shift in zip(self.steps, self.shifts, strict=True):
+            turns = np.exp(2j * np.pi * step * np.arange(len(shift)) / LEVELS)
+            mean = shift.T.astype(np.float64) @ turns
+            centre = np.round(np.angle(mean) * LEVELS / (2 * np.pi)) % LEVELS
+            beside = (levels - centre[:, None] + LEVELS // 2) % LEVELS - LEVELS // 2
+            near = centre[:, None] + beside
+            wrapped = (near < 0) | (near >= LEVELS)
+            wrapped &= (np.abs(beside) < _WRAPPED) & (np.abs(mean) > _TOGETHER)[:, None] & (step < LEVELS)
+            found.append(np.where(wrapped, np.clip(near, 0, LEVELS - 1), levels).astype(np.uint8))
+        return found
 
     def _drawn(self, rows: UInt8, hidden: Mask, h: Ints, rng: np.random.Generator) -> tuple[Ints, UInt8]:
         """Draw the join (m,), and the offset (m, C) of each channel, of rows given their states and what is known."""
@@ -140,11 +179,12 @@ class Mixer:
     """Averages a summary of the hidden values' marginals over all that is not known: `models.latent.Mixing`.
 
     The summary is taken of the marginals given the join and what is known of the patch, or, of a patch of which nothing
-    is known, given its state: of these there is one table, made when it is first needed.
+    is known, given its state: of these there is one table, made when it is first needed. All but `exact` ones are of
+    values as `Emissions.reading` has them, of a patch of which something is known in its most probable state.
     """
 
-    def __init__(self, emissions: Emissions, size: int, summary: Summary) -> None:
-        self.emissions, self.size, self.summary = emissions, size, summary
+    def __init__(self, emissions: Emissions, size: int, summary: Summary, *, exact: bool) -> None:
+        self.emissions, self.size, self.summary, self.exact = emissions, size, summary, exact
 
     def __call__(self, patches: UInt8, hidden: Mask, posterior: Float64) -> Float64:
         """Give the means (n, P, size) for patches (n, P, V) and the posterior (n, P, S); 0 where nothing is hidden."""
@@ -184,8 +224,20 @@ class Mixer:
                 for d, weight in enumerate(shift[:, part]):
                     marginals[:, :, c] += weight[:, None, None] * np.roll(mean, step * d, axis=2)
             marginals /= marginals.sum(axis=3, keepdims=True)
-            found[part] = self.summary(marginals.reshape(len(marginals), -1, LEVELS))
+            marginals = marginals.reshape(len(marginals), -1, LEVELS)
+            found[part] = self.summary(self._read(marginals, np.arange(part.start, part.stop)))
         return found
+
+    def _read(self, marginals: Float64, state: Ints) -> Float64:
+        """Move what marginals (m, V, LEVELS) have of values that stand for an end, in the rows' states (m,), there."""
+        if not self.exact:
+            for c, reading in enumerate(self.emissions.reading):
+                stands_for, own = reading[state][:, None], marginals[:, c :: len(self.emissions.steps)]
+                for end in (0, LEVELS - 1):
+                    moved = (stands_for == end) & (np.arange(LEVELS) != end)
+                    own[:, :, end] += (own * moved).sum(axis=2)
+                    own[np.broadcast_to(moved, own.shape)] = 0
+        return marginals
 
     def _partly(self, rows: UInt8, hidden: Mask, weight: Float64) -> Float64:
         """Give the means (m, size) for rows (m, V) of which something is known, with the posterior (m, S)."""
@@ -199,6 +251,7 @@ class Mixer:
                 marginals = self._given_joins(
                     rows[part][own], hidden[part][own], of, [offset[own, :, of] for offset in offsets]
                 )
+                marginals = self._read(marginals, weight[part][own].argmax(axis=1))
                 _add(means[part], own, share[own, of, None] * self.summary(marginals))
         return means
 

@@ -158,6 +158,11 @@ class OffsetModel(LatentModel):
         return self.prior.num_params - tied + circuits + tables
 
     @property
+    def wraps_around(self) -> bool:
+        """Whether draws count modulo 256: where there are offsets, whatever the colours."""
+        return super().wraps_around or any(step < LEVELS for step in self.steps)
+
+    @property
     def learning(self) -> list[Circuit]:
         """The prior, then the shapes' circuits."""
         return [self.prior, *(circuit for channels in self.shapes for circuit in channels)]
@@ -244,11 +249,12 @@ class OffsetModel(LatentModel):
         rng: np.random.Generator,
         *,
         modes: bool,
+        exact: bool,
     ) -> None:
-        self.emissions.complete(patches, hidden, z, rng, modes=modes)
+        self.emissions.complete(patches, hidden, z, rng, modes=modes, exact=exact)
 
-    def _mixing(self, size: int, summary: Summary) -> Mixing:
-        return Mixer(self.emissions, size, summary)
+    def _mixing(self, size: int, summary: Summary, *, exact: bool) -> Mixing:
+        return Mixer(self.emissions, size, summary, exact=exact)
 
     def written_out(self) -> Circuit:
         """p(x) as one circuit, with copies of the channel circuits for each position and offset (`written_out.py`)."""

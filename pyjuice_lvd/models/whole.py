@@ -122,7 +122,7 @@ class CircuitModel(DensityModel):
         drawn = self.circuit.sample(n_samples, X=self._rows(X), mask=hidden, seed=seed, progress=progress)
         if self.image_shape is None:
             return drawn
-        # Neither a lossy transform nor `inside` gives the known pixels back.
+        # Neither a lossy transform nor `nearest` gives the known pixels back.
         return np.where(hidden.reshape(X.shape), self._pixels(drawn, exact), X)
 
     def marginals(
@@ -185,7 +185,7 @@ class CircuitModel(DensityModel):
             return rows
         images = rows.reshape(*rows.shape[:-1], *self.image_shape)
         images = images if self.color is None else self.color.inverse(images)
-        return images if exact else self.inside(images)
+        return images if exact or self.color is None else self.color.nearest(images)
 
     def _hidden_rows(self, mask: npt.ArrayLike, X: Array) -> Mask:
         """Check the mask of checked images or rows, and spread it to bool (n, dims)."""
