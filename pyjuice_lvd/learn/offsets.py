@@ -31,7 +31,7 @@ _TREE_PSEUDOCOUNT = 0.1
 _PERTURBATION = 0.4
 _BESIDE = 0.1
 """Weight of the residuals beside the anchor, in the clusters that heads start as, next to the anchor's own."""
-_SLOPE, _CONTRAST = 0.5, 16.0
+_SLOPE, _CONTRAST = 0.25, 8.0
 """Weights of a patch's slopes, and of its contrast's logarithm, beside its mean, in the clusters that states are."""
 _STATES_SEE = 200
 """K-means finds the states from so many patches for each."""

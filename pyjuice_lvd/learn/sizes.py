@@ -10,7 +10,7 @@ from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
-from pyjuice_lvd.settings import BASELINES, Settings
+from pyjuice_lvd.settings import BASELINES, OffsetSettings, Settings
 
 _BYTES = 24
 """What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
@@ -132,8 +132,16 @@ def _with_offsets(shape: tuple[int, ...], settings: Settings) -> int:
     own, (positions, pixels) = settings.offsets, _patches(shape, settings)
     circuit = _hclt(pixels // shape[3], settings.circuit.latents, 256) + settings.circuit.latents * own.joins
     circuits = settings.clusters.outer * shape[3] * circuit
-    trees = 2 if own.trees == "combs" else 1
-    return circuits + own.states * (settings.clusters.outer * own.joins + 2 * positions * trees * own.states)
+    trees = 2 * own.kinds if own.trees == "lines" else 2 if own.trees == "combs" else 1
+    batch = own.batch_size * positions * min(own.candidates or settings.clusters.outer, settings.clusters.outer)
+    rows = batch * sum(_rows(own, shape[3])) * (pixels // shape[3] // 4 + own.joins + 5)  # kept of a batch
+    tables = own.states * (settings.clusters.outer * own.joins + 2 * positions * trees * own.states)
+    return circuits + tables + 4 * rows // _BYTES
+
+
+def _rows(own: OffsetSettings, channels: int) -> list[int]:
+    """Count the offsets of each channel under which a patch's anchor is in its window."""
+    return [min(256 // step, 1 + 2 * window // step) for step, window in zip(*own.of_channels(channels), strict=True)]
 
 
 def _hclt(num_vars: int, latents: int, num_cats: int) -> int:
@@ -175,6 +183,8 @@ def _others(settings: Settings) -> list[str]:
         "refining.latents",
         "offsets.states",
         "offsets.joins",
+        "offsets.kinds",
+        "offsets.batch_size",
         *teacher,
     ]
 
