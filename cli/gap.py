@@ -16,6 +16,8 @@ from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.formats import json_text, read_arrays, write_json
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_gap
 from pyjuice_lvd.report.tables import GAP_TITLES, facts, figure, gap_impossible, gap_rows, lay_out, table
@@ -53,10 +55,9 @@ def gap(
     opened = Run.open(run)
     directory, settings = opened.directory, opened.settings
     picture = directory / names.GAP_PICTURE if output is None else output
-    if not opened.kind.latents:
+    kind = opened.kind
+    if not issubclass(kind, JointModel | OffsetModel):
         raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
-    if settings.offsets.steps:
-        raise InputError(f"{run}: a run with offsets, for which there is no gap yet; wanted one without")
     for file in (picture, directory / names.GAP):
         check_writable(file)
     test = opened.test_data(data, progress)
@@ -64,11 +65,10 @@ def gap(
     prepare(settings, threads=threads, device=device)
 
     from pyjuice_lvd.evaluate.gap import Bounds, measure_gap  # PyTorch: not for --help, nor before the data are checked
-    from pyjuice_lvd.models.joint import JointModel
     from pyjuice_lvd.teacher import Teacher
 
     folder = directory / names.MODEL
-    model = JointModel.load(folder)
+    model = kind.load(folder)
     teacher = Teacher.load(folder / names.TEACHER, device=device or settings.device)
     bounds = Bounds.kept(folder)
     # Older versions left mirror images out where they learned the centres.
@@ -104,7 +104,7 @@ def _learn_bounds(
     if digest_of(splits.train) != digest:
         raise InputError(f"{data}: found other training images than the run was fitted on; {wanted}")
     outer = None
-    if not settings.refining.rounds:
+    if not (settings.refining.rounds or settings.offsets.steps):
         outer = read_arrays(folder / names.LABELS)[0]["outer"]
     return Bounds.learn(
         teacher, outer, splits.train, splits.valid, seed=settings.seed, folder=folder, progress=progress

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import offset_parts
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.clustering import kmeans
@@ -15,6 +16,7 @@ from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.gap import Bounds, Gap, assign, measure_gap
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import PlainProgress, Stage
 from pyjuice_lvd.teacher import Teacher, TeacherSettings, mixture
 
@@ -148,6 +150,28 @@ def test_refined_clusters_are_the_circuits_choice(teacher: Teacher, tmp_path: Pa
     expected = scores.max(axis=2).sum(axis=1) + model.prior.log_likelihood(scores.argmax(axis=2))
     np.testing.assert_allclose(measured.lvd_objective, expected, rtol=1e-6)
     assert (measured.lvd_objective < measured.log_likelihood).all()
+
+
+def test_a_model_with_offsets_names_its_own_labels(teacher: Teacher, tmp_path: Path) -> None:
+    parts = offset_parts((32,), cats=256, variables=4, positions=4)
+    model = OffsetModel(
+        image_shape=(4, 4, 1), patch=(2, 2), color="ycocg", steps=parts.steps, shapes=parts.shapes, join=parts.join,
+        shifts=parts.shifts, prior=parts.prior,
+    )  # fmt: skip
+    bounds, images = Bounds.learn(teacher, None, made_images(200, 0), made_images(50, 2)), made_images(12, 3)
+    measured = measure_gap(model, teacher, bounds, images)
+    h, join, offset = model.labels(images)
+    patches, shape_of = to_patches(images, (2, 2)), np.array([0, 0, 1])
+    expected = parts.prior.log_likelihood(h)
+    for n, i in np.ndindex(12, 4):
+        (circuit,), head = parts.shapes[shape_of[join[n, i]]], [0, 1, 0][join[n, i]]
+        residual = (patches[n, i].astype(int) - 32 * offset[n, i]) % 256
+        p = parts.join[join[n, i], h[n, i]].astype(float) * parts.shifts[0][offset[n, i, 0], h[n, i]]
+        expected[n] += np.log(p) + circuit.log_likelihood(residual[None], head=head)[0]
+    np.testing.assert_allclose(measured.lvd_objective, expected, rtol=1e-6)
+    np.testing.assert_array_equal(measured.log_likelihood, model.score_samples(images))
+    assert (measured.lvd_objective < measured.log_likelihood).all()
+    np.testing.assert_array_equal(measured.reconstruction, teacher.reconstruction_nats(images))
 
 
 def test_the_prior_over_codes_learns_their_dependencies(teacher: Teacher, bounds: Bounds) -> None:

@@ -12,6 +12,7 @@ from pyjuice_lvd import LVD, Circuit
 from pyjuice_lvd.cli.main import cli
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.formats import read_arrays
 from pyjuice_lvd.learn.field import comb, field
 from pyjuice_lvd.learn.offsets import Patches, shape_circuits, starting_model
 from pyjuice_lvd.models.joint_em import fit_end_to_end
@@ -192,6 +193,15 @@ def test_the_command_line(channels: int, tmp_path: Path, monkeypatch: pytest.Mon
         "emissions.safetensors", "model.json", "pieces.json", "prior.safetensors", "teacher.safetensors",
     ]  # fmt: skip
     assert ran("eval", run, data)["bpd"] == pytest.approx(fitted["bpd"], abs=1e-9)
+    gap = ran("gap", run, data)
+    assert gap["lvd_objective"] < gap["pc_log_likelihood"]
+    assert gap["pc_log_likelihood_bpd"] == pytest.approx(fitted["bpd"], rel=1e-9)
+    assert gap["gaps"]["lvd_objective_to_pc_log_likelihood"]["std_error"] > 0
+    assert gap["teacher_elbo"] == pytest.approx(sum(gap["teacher_elbo_parts"].values()))
+    assert read_arrays(run / "model" / "outer-centres.safetensors")[0] == {}
+    assert (run / "gap.png").exists()
+    assert {**ran("gap", run, data), "seconds": 0} == {**gap, "seconds": 0}  # by what the first one kept
+    assert "gap.png" in ran("report", run)["pictures"]
     model = load_model(run / "model")
     assert model.num_params == fitted["params"]
     images = shades(5, channels, 3)

@@ -16,6 +16,7 @@ from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.load import load_model
+from pyjuice_lvd.models.offset_queries import OffsetLabels
 from pyjuice_lvd.models.offsets import OffsetModel
 
 
@@ -131,6 +132,104 @@ def test_what_wraps_around_a_state_s_offsets_is_read_as_the_end() -> None:
     np.testing.assert_array_equal(read, exact)
     np.testing.assert_allclose(mean, wrapped)
     assert model.wraps_around
+
+
+def test_one_labelled_image_is_one_term_of_the_enumeration(known: EnumeratedOffsets) -> None:
+    """Of random labels, and of those that the model names: join and offsets are the best given their state."""
+    model, (images, _) = known.model, asked(known, 40, 7)
+    order = {stored.tobytes(): index for index, stored in enumerate(known.stored)}
+    tiles = known.tiles[[order[stored.tobytes()] for stored in model.color.forward(images)]]  # (40, 2)
+    rng = np.random.default_rng(8)
+
+    def joint(h: np.ndarray, join: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        given = known.emitted[tiles, h, join, *np.moveaxis(offset, 2, 0)]
+        return known.pz[h[:, 0], h[:, 1]] * given.prod(axis=1)
+
+    named = model.labels(images)
+    counts = [len(shift) for shift in model.shifts]
+    drawn = OffsetLabels(*(rng.integers(0, n, (40, 2)) for n in (3, 3)), rng.integers(0, counts, (40, 2, len(counts))))
+    for labels in (named, drawn):
+        with np.errstate(divide="ignore"):
+            expected = np.log(joint(*labels))
+        np.testing.assert_allclose(model.log_joint(images, labels), expected, rtol=1e-5)
+    assert (joint(*drawn) == 0).any()
+    each = known.emitted.reshape(*known.emitted.shape[:2], -1)[tiles, named.h]
+    own = known.emitted[tiles, named.h, named.join, *np.moveaxis(named.offset, 2, 0)]
+    np.testing.assert_allclose(own, each.max(axis=2), rtol=1e-5)
+    # The states are close to the most probable ones: max-product approximates where the prior has latents of its own.
+    probable = known.joint[[order[stored.tobytes()] for stored in model.color.forward(images)]]  # (40, S, S)
+    chosen = probable[np.arange(40), named.h[:, 0], named.h[:, 1]]
+    assert (chosen >= 0.999 * probable.max((1, 2))).mean() > 0.8
+    assert named.h.dtype == named.join.dtype == named.offset.dtype == np.int64
+
+
+def test_terms_of_all_labels_add_up(grey: EnumeratedOffsets) -> None:
+    images, _ = asked(grey, 3, 9)
+    every = np.indices((3, 3, 4)).reshape(3, -1).T  # h, j, d of a patch
+    pairs = np.stack([every[n] for n in np.indices((36, 36)).reshape(2, -1)], axis=1)  # (1296, 2, 3)
+    labels = OffsetLabels(pairs[..., 0], pairs[..., 1], pairs[..., 2:])
+    for image, expected in zip(images, grey.model.score_samples(images), strict=True):
+        terms = grey.model.log_joint(np.repeat(image[None], len(pairs), axis=0), labels)
+        assert np.log(np.exp(terms).sum()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_labelled_image_is_never_more_probable_than_the_image(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = offset_parts((32, 128, 256), cats=256, variables=4, states=5, positions=6, seed=seed)
+    model = OffsetModel(
+        image_shape=(4, 6, 3), patch=(2, 2), color="ycocg", steps=parts.steps, shapes=parts.shapes, join=parts.join,
+        shifts=parts.shifts, prior=parts.prior,
+    )  # fmt: skip
+    images = np.concatenate(
+        [model.sample(20, seed=seed), np.random.default_rng(seed).integers(0, 256, (20, 4, 6, 3), np.uint8)]
+    )
+    labels, scores = model.labels(images), model.score_samples(images)
+    objective = model.log_joint(images, labels)
+    assert (objective < scores).all()
+    # It is no matter of course: the labels are worth more than others.
+    turned = OffsetLabels(*(np.roll(part, 1, axis=0) for part in labels))
+    assert (objective - model.log_joint(images, turned)).mean() > 1
+    monkeypatch.setattr("pyjuice_lvd.shares.ROOM", 30_000)
+    for found, expected in zip(model.labels(images), labels, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(model.log_joint(images, labels), objective, rtol=1e-9)
+
+
+def test_certain_labels_are_all_of_the_probability(rgb: EnumeratedOffsets, grey: EnumeratedOffsets) -> None:
+    for known in (rgb, grey):
+        images = known.images[known.p > 0]
+        scores = known.model.score_samples(images)
+        objective = known.model.log_joint(images, known.model.labels(images))
+        assert (objective <= scores + 1e-6 * np.abs(scores)).all()
+        assert np.isfinite(objective).all()
+
+
+def test_images_of_probability_0_have_labels_of_probability_0(
+    grey: EnumeratedOffsets, recwarn: pytest.WarningsRecorder
+) -> None:
+    images = np.concatenate([grey.images[grey.p > 0][:2], np.full((2, 2, 2, 1), 3, np.uint8)])
+    images[3, 0] = images[0, 0]  # one patch of two is possible
+    for some in (images, images[2:]):
+        labels, scores = grey.model.labels(some), grey.model.score_samples(some)
+        objective = grey.model.log_joint(some, labels)
+        np.testing.assert_array_equal(np.isfinite(objective), np.isfinite(scores))
+        assert not any(part[~np.isfinite(scores)].any() for part in labels)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_labels_that_do_not_fit_are_refused(rgb: EnumeratedOffsets) -> None:
+    images = rgb.images[:4]
+    labels = rgb.model.labels(images)
+    for change, message in (
+        ({"h": labels.h[:3]}, r"labels: h: found int64 \(3, 2\), wanted integers \(4, 2\)"),
+        ({"h": labels.h + 3}, r"labels: h: found 3\.\.\d, wanted 0\.\.2"),
+        ({"join": labels.join / 2}, r"labels: join: found float64 \(4, 2\), wanted integers"),
+        ({"join": labels.join - 3}, r"labels: join: found -3\.\.-\d, wanted 0\.\.2"),
+        ({"offset": labels.offset[..., 0]}, r"labels: offset: found \(4, 2\), wanted \(4, 2, 3\)"),
+        ({"offset": labels.offset + np.array([0, 1, 0])}, r"labels: offset of channel 1: found 1\.\.1, wanted 0\.\.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            rgb.model.log_joint(images, labels._replace(**change))
 
 
 def test_bounded_memory_does_not_show(rgb: EnumeratedOffsets, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from pyjuice_lvd.evaluate.merit import std_error
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.teacher import Teacher
 from pyjuice_lvd.units import bits_per_dimension
@@ -41,7 +42,8 @@ class Bounds:
     """What the two bounds need beside teacher and circuits, learned once from the images that these learned from.
 
     `code_prior`: p(c), over the positions, with the teacher's codes as categories. `centres`: float32 (N1, D), the mean
-    feature of each outer cluster; None where refining moved patches to other clusters. `about`: how the prior was
+    feature of each outer cluster; None where the circuits alone say the labels: with offsets, or where refining moved
+    patches to other clusters. `about`: how the prior was
     learned, in plain numbers. `mirror_images`: whether the centres are those of mirror images, too.
     """
 
@@ -70,7 +72,8 @@ class Bounds:
             A fitted one.
         outer : int32 (N, P) or None
             The outer clusters that the circuits were learned with, of the training images' patches; (2 N, P) where they
-            learned from mirror images too, whose clusters follow. None if they are not the features' own, but refined.
+            learned from mirror images too, whose clusters follow. None if they are not the features' own, but refined,
+            and with offsets.
         train, valid : uint8 (N, H, W, C), (N', H, W, C)
             The images that teacher and circuits learned from.
         seed : int
@@ -228,11 +231,11 @@ class Gap:
 
 
 def measure_gap(
-    model: JointModel, teacher: Teacher, bounds: Bounds, images: Images, *, progress: Progress = SILENT
+    model: JointModel | OffsetModel, teacher: Teacher, bounds: Bounds, images: Images, *, progress: Progress = SILENT
 ) -> Gap:
     """Measure teacher and circuits on the same images, uint8 (N, H, W, C), and the same pixels of them.
 
-    Images of probability 0 are left out, and counted.
+    Labels are those of `assign`, or of `OffsetModel.labels`. Images of probability 0 are left out, and counted.
 
     Raises
     ------
@@ -249,12 +252,18 @@ def measure_gap(
             "wanted a teacher of the same"
         )
     images = model.checked(images, "images")
-    labels = assign(model, teacher, bounds.centres, images, progress=progress)
+    if isinstance(model, OffsetModel):
+        lvd_objective = model.log_joint(images, model.labels(images, progress=progress), progress=progress)
+        log_likelihood = model.score_samples(images, progress=progress)
+    else:
+        labels = assign(model, teacher, bounds.centres, images, progress=progress)
+        lvd_objective = labels.given.sum(axis=1) + model.prior.log_likelihood(labels.z)
+        log_likelihood = labels.log_likelihood
     return Gap(
         reconstruction=teacher.reconstruction_nats(images),
         codes=bounds.code_prior.log_likelihood(teacher.codes(images).astype(np.int32)),
-        lvd_objective=labels.given.sum(axis=1) + model.prior.log_likelihood(labels.z),
-        log_likelihood=labels.log_likelihood,
+        lvd_objective=lvd_objective,
+        log_likelihood=log_likelihood,
         dims=model.dims,
     ).possible()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,14 @@ _TOGETHER = 0.5
 
 _LEAST_SHARE = 1e-7
 """Joins, and their offsets, below this posterior probability are left out of mixtures: float32 rounds as much."""
+
+
+class OffsetLabels(NamedTuple):
+    """One value of all latents of images: int64 states h (N, P), joins j (N, P), and offsets d (N, P, C) in steps."""
+
+    h: Ints
+    join: Ints
+    offset: Ints
 
 
 @dataclass(frozen=True)
@@ -80,16 +89,46 @@ class Emissions:
         julia.call("emission_shares!", joins, *self._asked(patches, hidden, weights))
         return joins
 
-    def shares(self, patches: UInt8, hidden: Mask, weights: Float64) -> tuple[Float32, list[Float32]]:
+    def shares(self, patches: UInt8, hidden: Mask, weights: Float32 | Float64) -> tuple[Float32, list[Float32]]:
         """As `join_shares`, and sum_h weights[h] p(j, d_c = d | h, what is known), float32 (n, D_c, J), of channels."""
         joins = np.zeros((len(patches), len(self.join)), np.float32)
         offsets = [np.zeros((len(patches), len(shift), len(self.join)), np.float32) for shift in self.shifts]
         julia.call("emission_shares!", joins, *self._asked(patches, hidden, weights), *offsets)
         return joins, offsets
 
-    def _asked(self, patches: UInt8, hidden: Mask, weights: Float64) -> tuple[object, ...]:
+    def _asked(self, patches: UInt8, hidden: Mask, weights: Float32 | Float64) -> tuple[object, ...]:
         mask = np.ascontiguousarray(hidden) if hidden.any() else None
         return np.ascontiguousarray(patches), mask, np.ascontiguousarray(weights, np.float32), self.handle()
+
+    def most_probable(self, patches: UInt8, h: Ints) -> tuple[Ints, Ints]:
+        """Give the join (n,) and the offsets (n, C) of the largest p(j, d | h, x) of patches (n, V), given h (n,).
+
+        Exact, but for shares that are alike in float32: given h and j, the channels are independent. 0 where x is
+        impossible under h.
+        """
+        states = np.eye(self.join.shape[1], dtype=np.float32)
+        joins, offsets = self.shares(patches, np.zeros(patches.shape, bool), states[h])
+        most = joins.astype(np.float64)
+        for of in offsets:
+            most *= np.divide(of.max(axis=1), joins, out=np.zeros_like(joins), where=joins > 0)
+        join = most.argmax(axis=1)
+        each = np.arange(len(join))
+        return join, np.stack([of[each, :, join].argmax(axis=1) for of in offsets], axis=1)
+
+    def log_joint(self, patches: UInt8, h: Ints, join: Ints, offset: Ints) -> Float64:
+        """log p(x, j, d | h) of patches (n, V), with states and joins (n,) and offsets (n, C): (n,), in nats."""
+        channels = len(self.steps)
+        tables = [self.join[join, h], *(shift[offset[:, c], h] for c, shift in enumerate(self.shifts))]
+        with np.errstate(divide="ignore"):
+            found: Float64 = np.log(np.stack(tables).astype(np.float64)).sum(axis=0)
+        for circuits, joins in zip(self.shapes, self.joins, strict=True):
+            own = np.flatnonzero((join >= joins.start) & (join < joins.stop))
+            head = join[own] - joins.start
+            for c, circuit in enumerate(circuits):
+                moved = (self.steps[c] * offset[own, c] % LEVELS).astype(np.uint8)
+                scores = circuit.log_likelihood(patches[own, c::channels] - moved[:, None], head="all")
+                found[own] += scores[np.arange(len(own)), head]
+        return found
 
     def complete(
         self,

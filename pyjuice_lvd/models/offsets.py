@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import plain_array
-from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.patches import to_patches
@@ -21,7 +21,7 @@ from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.models.base import ImageShape, Part
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
 from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing, Schedule
-from pyjuice_lvd.models.offset_queries import Emissions, Float32, Mixer
+from pyjuice_lvd.models.offset_queries import Emissions, Float32, Mixer, OffsetLabels
 from pyjuice_lvd.models.written_out import num_params_with_offsets, written_out_with_offsets
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
@@ -225,6 +225,68 @@ class OffsetModel(LatentModel):
                 out[rows] = _scaled(offset.sum(axis=2, dtype=np.float64)).reshape(out[rows].shape)
         return found
 
+    def labels(self, images: npt.NDArray[np.uint8], *, progress: Progress = SILENT) -> OffsetLabels:
+        """Label images, uint8 (N, H, W[, C]), with probable values of all latents.
+
+        The states of an image are the most probable ones given it, by max-product on the prior (`Circuit.mpe`); the
+        join and the offsets of a patch are the most probable given its state, exactly. All are 0 for an image of
+        probability 0.
+
+        Raises InputError where the images do not fit the model.
+        """
+        images, _ = self._checked(images)
+        shape, channels = (len(images), self.prior.num_vars), len(self.steps)
+        found = OffsetLabels(np.zeros(shape, int), np.zeros(shape, int), np.zeros((*shape, channels), int))
+        size = self.prior.num_vars * (12 * self.prior.engine.categories + 2 * self.emissions.share_bytes)
+        with progress.stage("labels", total=len(images), unit="images") as stage:
+            for rows in shares(len(images), size):
+                scores = self.patch_scores(images[rows])
+                possible = np.isfinite(self.prior.log_likelihood(Evidence(scores.copy())))
+                h = self.prior.mpe(Evidence(scores[possible])).astype(int)
+                patches = self.patches(images[rows])[possible].reshape(-1, self._grid[1])
+                join, offset = self.emissions.most_probable(patches, h.ravel())
+                for part, values in zip(found, (h, join, offset), strict=True):
+                    part[rows][possible] = values.reshape(*h.shape, *part.shape[2:])
+                stage.advance(rows.stop - rows.start)
+        return found
+
+    def log_joint(
+        self, images: npt.NDArray[np.uint8], labels: OffsetLabels, *, progress: Progress = SILENT
+    ) -> npt.NDArray[np.float64]:
+        """log p(x, h, j, d) of images, uint8 (N, H, W[, C]), with these values of all latents.
+
+        A lower bound of log p(x): one term of its sum.
+
+        Returns float64 (N,), in nats; -inf where it is 0. Raises InputError where the images or the labels do not fit
+        the model.
+        """
+        images, _ = self._checked(images)
+        h, join, offset = self._checked_labels(labels, len(images))
+        found = np.empty(len(images))
+        with progress.stage("labelled", total=len(images), unit="images") as stage:
+            for rows in shares(len(images), self.prior.num_vars * (4 * self._grid[1] + 16 * len(self.join))):
+                patches = self.patches(images[rows]).reshape(-1, self._grid[1])
+                given = self.emissions.log_joint(
+                    patches, h[rows].ravel(), join[rows].ravel(), offset[rows].reshape(len(patches), -1)
+                )
+                given = given.reshape(-1, self.prior.num_vars).sum(axis=1)
+                found[rows] = self.prior.log_likelihood(h[rows]) + given
+                stage.advance(rows.stop - rows.start)
+        return found
+
+    def _checked_labels(self, labels: OffsetLabels, n: int) -> OffsetLabels:
+        """Check labels of n images."""
+        shape = n, self.prior.num_vars
+        offset = plain_array("labels: offset", labels.offset)
+        if offset.shape != (*shape, len(self.steps)):
+            raise InputError(f"labels: offset: found {offset.shape}, wanted {(*shape, len(self.steps))}")
+        offsets = [
+            _numbers(f"labels: offset of channel {c}", offset[:, :, c], shape, len(shift))
+            for c, shift in enumerate(self.shifts)
+        ]
+        h = _numbers("labels: h", labels.h, shape, self.prior.engine.categories)
+        return OffsetLabels(h, _numbers("labels: join", labels.join, shape, len(self.join)), np.stack(offsets, axis=2))
+
     def _posteriors(
         self, images: npt.NDArray[np.uint8], hidden: Mask, size: int, progress: Progress
     ) -> Iterator[tuple[slice, npt.NDArray[np.uint8], Mask, npt.NDArray[np.float64]]]:
@@ -334,6 +396,17 @@ def _probabilities(name: str, table: npt.ArrayLike, shape: tuple[int, int]) -> F
     found: Float32 = np.require(array, np.float32, ["C", "A", "W"])
     if not ((found >= 0).all() and np.allclose(found.sum(axis=0, dtype=np.float64), 1, rtol=0, atol=_TOLERANCE)):
         raise InputError(f"{name}: found a column that is no distribution, wanted numbers of at least 0 that sum to 1")
+    return found
+
+
+def _numbers(name: str, values: npt.ArrayLike, shape: tuple[int, int], below: int) -> npt.NDArray[np.int64]:
+    """Check that values are integers of 0 to `below` - 1, of this shape."""
+    array = plain_array(name, values)
+    if array.shape != shape or array.dtype.kind not in "iu":
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers {shape}")
+    if array.size and not (array.min() >= 0 and array.max() < below):
+        raise InputError(f"{name}: found {array.min()}..{array.max()}, wanted 0..{below - 1}")
+    found: npt.NDArray[np.int64] = array.astype(np.int64)
     return found
 
 
