@@ -72,7 +72,10 @@ def main() -> None:
         def error(guess: Any, hidden: Any = hidden, truth: Any = truth) -> float:
             return float(np.sqrt(((guess[:, hidden] - truth) ** 2).mean()))
 
-        own: dict[str, Any] = {"rmse": {name: error(g) for name, g in without_a_model(images, hidden, train)}, "nats": {}}
+        own: dict[str, Any] = {
+            "rmse": {name: error(g) for name, g in without_a_model(images, hidden, train)},
+            "nats": {},
+        }
         for name, model in models.items():
             known, alone = (model.score_samples(images, mask=m) for m in (hidden, ~hidden))
             said = whole[name] - known - alone

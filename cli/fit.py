@@ -195,7 +195,7 @@ def _distill(
     nats = teacher.reconstruction_nats(splits.test)
     plot_reconstructions(directory / names.RECONSTRUCTIONS, splits.test, teacher)
     plot_training(directory / names.TRAINING, directory.metrics())
-    if settings.method == "lvd-pg":
+    if settings.method == "lvd-pg" and not settings.offsets.steps:
         plot_growth(directory / names.GROWTH, directory.metrics())
     return model, {
         "teacher": {

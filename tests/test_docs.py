@@ -142,7 +142,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "images.npy", images[:550])
     np.savez(folder / "photos.npz", train=images[:60], valid=images[60:70], test=images[70:80])
     np.savez(folder / "digits.npz", train=images[:60, :, :8, 0] // 15, test=images[60:70, :, :8, 0] // 15)
-    lvd_juice(["fit", str(folder / "photos.npz"), "-o", str(folder / "RUN"), "--preset", "tiny"])
+    lvd_juice(["fit", str(folder / "photos.npz"), "-o", str(folder / "RUN"), "--preset", "tiny", "--method", "lvd-pg",
+               "--set", "offsets.steps=[]"])  # fmt: skip
     return folder
 
 

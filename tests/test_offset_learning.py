@@ -13,12 +13,13 @@ from pyjuice_lvd.cli.main import cli
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays
-from pyjuice_lvd.learn.field import comb, field
+from pyjuice_lvd.learn.field import comb, field, starting_prior
 from pyjuice_lvd.learn.offsets import Patches, shape_circuits, starting_model
 from pyjuice_lvd.models.joint_em import fit_end_to_end
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.settings import OffsetSettings, Settings, resolve
+from pyjuice_lvd.settings.choices import TREES
 
 SMALL = [
     "teacher.patch=[2,2]", "teacher.epochs=1", "teacher.channels=8", "teacher.blocks=0", "teacher.codes=8",
@@ -172,6 +173,41 @@ def test_candidates_bound_what_is_learned(started: tuple[OffsetModel, np.ndarray
         fit_end_to_end(model, images, images, epochs=1, step_size=(0.1, 0.1), candidates=np.full((60, 6, 1), 2))
 
 
+@pytest.mark.parametrize("trees", TREES)
+def test_every_prior_is_one(trees: str) -> None:
+    """Normalised, and its tied parameters are equal; with few labels, too."""
+    rng = np.random.default_rng(0)
+    labels, seen = rng.integers(0, 2, (30, 6)), rng.random((30, 6, 3)).astype(np.float32)
+    settings = resolve(
+        assignments=["offsets.steps=[8]", f'offsets.trees="{trees}"', "offsets.kinds=3", "prior.epochs=2"]
+    )
+    prior, ties = starting_prior(labels, seen, (2, 3), 2, settings)
+    every = np.array(list(np.ndindex(*[2] * 6)))
+    assert np.exp(prior.log_likelihood(every)).sum() == pytest.approx(1, abs=1e-5)
+    assert (ties is None) == (trees == "chow-liu")
+    if ties is not None:
+        assert ties.shape == (prior.num_edges,)
+        weights = prior.parameters()[0]
+        for number in range(1, ties.max() + 1):
+            assert len(np.unique(weights[ties == number])) <= 1
+
+
+def test_a_line_s_far_ends_know_of_each_other() -> None:
+    """Rows of zeros with the same 1 or 2 at either end: a chain forgets which on the way, a line's kind does not."""
+    rng = np.random.default_rng(1)
+    labels = np.zeros((400, 3, 5), int)
+    labels[:, :, 0] = labels[:, :, 4] = rng.integers(1, 3, (400, 3))
+    seen = np.repeat(labels.reshape(400, 15, 1), 2, axis=2).astype(np.float32)
+    found = {
+        trees: starting_prior(
+            labels.reshape(400, 15), seen, (3, 5), 3,
+            resolve(assignments=["offsets.steps=[8]", f'offsets.trees="{trees}"', "offsets.kinds=2"]),
+        ).prior.log_likelihood(labels.reshape(400, 15)).mean()
+        for trees in ("combs", "lines")
+    }  # fmt: skip
+    assert found["lines"] > found["combs"] + 1.5  # of 3 log 2 = 2.08 that three rows' ends have in common
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_command_line(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(
@@ -193,6 +229,7 @@ def test_the_command_line(channels: int, tmp_path: Path, monkeypatch: pytest.Mon
         "emissions.safetensors", "model.json", "pieces.json", "prior.safetensors", "teacher.safetensors",
     ]  # fmt: skip
     assert ran("eval", run, data)["bpd"] == pytest.approx(fitted["bpd"], abs=1e-9)
+    assert not (run / "growth.png").exists()
     gap = ran("gap", run, data)
     assert gap["lvd_objective"] < gap["pc_log_likelihood"]
     assert gap["pc_log_likelihood_bpd"] == pytest.approx(fitted["bpd"], rel=1e-9)

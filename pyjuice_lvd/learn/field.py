@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.settings import Settings
 
 Labels = npt.NDArray[np.integer]
 Float32 = npt.NDArray[np.float32]
@@ -25,10 +26,10 @@ _ROUNDS = 10
 
 
 class Field(NamedTuple):
-    """p(h), a circuit over the positions, and which of its edges are tied (`OffsetModel`)."""
+    """p(h), a circuit over the positions, and which of its edges are tied (`OffsetModel`), if any."""
 
     prior: Circuit
-    ties: npt.NDArray[np.int32]
+    ties: npt.NDArray[np.int32] | None
 
 
 class Tree(NamedTuple):
@@ -36,6 +37,22 @@ class Tree(NamedTuple):
 
     parent: npt.NDArray[np.int64]
     direction: npt.NDArray[np.int64]
+
+
+def starting_prior(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int, settings: Settings) -> Field:
+    """Start p(h) at labels (N, P) as `offsets.trees` says; `seen` (N, P, F) of the positions tells kinds of lines."""
+    own, prior, seed = settings.offsets, settings.prior, settings.seed
+    if own.trees == "lines":
+        return lines(labels, seen, grid, num_states, own.kinds, seed)
+    if own.trees == "chow-liu":
+        circuit = Circuit.hclt(labels, num_latents=prior.latents, num_cats=num_states, seed=seed)
+        circuit.fit_em(
+            labels, epochs=prior.epochs, batch_size=prior.batch_size, step_size=prior.step_size,
+            pseudocount=prior.pseudocount, seed=seed,
+        )  # fmt: skip
+        return Field(circuit, None)
+    along = ("rows", "columns") if own.trees == "combs" else (own.trees,)
+    return field(labels, grid, num_states, [comb(*grid, along=each) for each in along])
 
 
 def comb(rows: int, columns: int, *, along: str) -> Tree:

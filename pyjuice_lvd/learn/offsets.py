@@ -15,7 +15,7 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states, rows_for_states
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.patches import position_grid
-from pyjuice_lvd.learn.field import comb, field, lines
+from pyjuice_lvd.learn.field import starting_prior
 from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -89,7 +89,7 @@ def starting_model(
 ) -> OffsetModel:
     """Make the model that EM starts from, of patches and the shapes that they are labelled with, int32 (N, P).
 
-    p(j | h) and p_c(d | h) are counts of the labels, p(h) of those of neighbours (`field`).
+    p(j | h) and p_c(d | h) are counts of the labels, p(h) of those of neighbours (`starting_prior`).
     """
     own, seed, grid = settings.offsets, settings.seed, position_grid(*image_shape[:2], settings.teacher.patch)
     windows = own.of_channels(len(patches.steps))[1]
@@ -108,11 +108,7 @@ def starting_model(
             first += channels[0].num_heads
             stage.advance(len(members))
     num_states = int(states.max()) + 1
-    if own.trees == "lines":
-        prior, ties = lines(states, patches.means, grid, num_states, own.kinds, seed)
-    else:
-        trees = [comb(*grid, along=along) for along in (("rows", "columns") if own.trees == "combs" else (own.trees,))]
-        prior, ties = field(states, grid, num_states, trees)
+    prior, ties = starting_prior(states, patches.means, grid, num_states, settings)
     offsets = patches.offsets.reshape(-1, len(patches.steps))
     return OffsetModel(
         image_shape=image_shape, patch=settings.teacher.patch, color=settings.data.color, steps=patches.steps,

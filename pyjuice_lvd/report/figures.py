@@ -47,7 +47,7 @@ def _strip(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a run's metrics: the teacher's loss, the patch circuits and EM on p(x)."""
+    """Draw a run's metrics: the teacher's loss, the patch circuits, or shapes, and EM on p(x)."""
     figure = _figure(10, 3.2)
     left, middle, right = figure.subplots(1, 3)
     teacher = [record for record in metrics if record["stage"] == "teacher" and "epoch" in record]
@@ -59,8 +59,13 @@ def plot_training(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
         for record in metrics
         if record["stage"] == "patch circuit" and record["log_likelihood"] is not None  # not finite
     }
-    middle.bar(list(patches), list(patches.values()))
-    middle.set(title="patch circuits", xlabel="outer cluster", ylabel="mean log p(x | z) of a patch, nats")
+    if patches:
+        middle.bar(list(patches), list(patches.values()))
+        middle.set(title="patch circuits", xlabel="outer cluster", ylabel="mean log p(x | z) of a patch, nats")
+    else:  # with offsets shapes are what refining makes of the clusters, and learn end to end
+        rounds = [{**record, "round": record["round"] + 1} for record in metrics if record["stage"] == "outer clusters"]
+        _line(middle, rounds, "round", {"small circuits": "log_likelihood"})
+        middle.set(title="shapes", xlabel="round", ylabel="mean log-likelihood of a patch's residuals, nats")
 
     prior, whole = (
         [record for record in metrics if record["stage"] == stage and "epoch" in record]

@@ -74,6 +74,8 @@ def resolve(
 def without_use(assignments: Iterable[str], settings: Settings) -> list[str]:
     """Name those of the assignments, in order, whose section the method has no use for, or not with these offsets."""
     used = set(SECTIONS[settings.method]) - set(WITHOUT_OFFSETS if settings.offsets.steps else ["offsets"])
+    if settings.offsets.steps and settings.offsets.trees == "chow-liu":
+        used.add("prior")
     sections = {name for own in SECTIONS.values() for name in own} - used
     return [text for text in assignments if sections & set(_assignment(text))]
 

@@ -221,7 +221,8 @@ class FinetuningSettings(Section, table="finetuning"):
 class OffsetSettings(Section, table="offsets"):
     """`[offsets]`: patches are shapes under offsets, below states of the positions (docs/offsets.md).
 
-    Where there are steps, `clusters.outer` is the number of shapes; `growing`, `prior` and `finetuning` are not used.
+    Where there are steps, `clusters.outer` is the number of shapes; `growing` and `finetuning` are not used, nor is
+    `prior`, but for a Chow-Liu tree.
     """
 
     steps: Offsets = ()
@@ -234,7 +235,8 @@ class OffsetSettings(Section, table="offsets"):
     states: Count = 64
     """Values of the hidden state of a position."""
     trees: Annotated[str, among(*TREES)] = TREES[0]
-    """Of p(h): a mixture of `lines` of both directions, or of both `combs`, or one comb, of `rows` or of `columns`."""
+    """Of p(h): a mixture of `lines` of both directions, or of both `combs`; one comb, of `rows` or of `columns`; or a
+    hidden Chow-Liu tree, `chow-liu`, learned from labels as `[prior]` says."""
     kinds: Count = 8
     """Hidden kinds of lines, each with transitions of its own."""
     epochs: Count = 6
