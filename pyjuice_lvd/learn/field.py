@@ -107,16 +107,12 @@ def lines(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int,
     Markov chain from line to line. A line's far ends thus know of each other through its kind, where a chain alone
     forgets. Kinds start as clusters of what is `seen` (N, P, F) along a line; EM on labels and hidden kinds goes on.
     """
-    rows, columns = grid
-    variables, states, seen = (
-        np.arange(rows * columns),
-        labels.reshape(-1, *grid),
-        seen.reshape(-1, *grid, seen.shape[2]),
-    )
+    variables = np.arange(labels.shape[1]).reshape(grid)
+    states, seen = labels.reshape(-1, *grid), seen.reshape(-1, *grid, seen.shape[2])
     made, numbers = [], 0
     for places, values, features in (
-        (variables.reshape(grid), states, seen),
-        (variables.reshape(grid).T, states.swapaxes(1, 2), seen.swapaxes(1, 2)),
+        (variables, states, seen),
+        (variables.T, states.swapaxes(1, 2), seen.swapaxes(1, 2)),
     ):
         learned = _kinds(np.ascontiguousarray(values), features, num_states, kinds, seed)
         circuit, ties = julia.call("tied_lines_of", np.ascontiguousarray(places, np.int64), *learned)
@@ -140,7 +136,8 @@ def _kinds(
     """Learn kinds of lines from labels (N, R, L) and what is seen (N, R, L, F).
 
     Returns p(kind of the first line) (G,), p(kind | that of the line before) (G, G), p(state of a line's first
-    position | kind) (G, S), p(state | that before, kind) (G, S, S).
+    position | kind) (G, S), all float64, and p(state | that before, kind), float32 (G, S, S): EM on a hidden Markov
+    model whose observations are lines (Baum and Welch), Markov chains themselves.
     """
     halves = np.array_split(seen, 2, axis=2) if seen.shape[2] > 1 else [seen]
     about = np.concatenate([*(half.mean(axis=2) for half in halves), seen.std(axis=2)], axis=2)

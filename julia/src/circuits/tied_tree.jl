@@ -1,4 +1,5 @@
-# Markov trees over the positions of a grid whose transitions are tied, by direction or by the kind of their line: many states, few parameters.
+# Markov trees over the positions of a grid whose transitions are tied, by direction or by the kind of their line: many states, few
+# parameters.
 
 """
     tied_tree(parent, class, root, transitions) -> (circuit, ties)
@@ -68,7 +69,8 @@ function tied_lines(lines::AbstractMatrix{<:Integer}, root::AbstractVector{<:Rea
     (L, R), (S, G) = size(lines), size(starts)
     sort(vec(lines)) == 1:L * R || throw(ArgumentError("lines: wanted each of the variables 1..$(L * R) once"))
     length(root) == G && size(next) == (G, G) && size(transitions) == (S, S, G) ||
-        throw(ArgumentError("root, next, transitions: found $(length(root)), $(size(next)), $(size(transitions)), wanted tables of $G kinds and $S values"))
+        throw(ArgumentError("root, next, transitions: found $(length(root)), $(size(next)), $(size(transitions)), " *
+                            "wanted tables of $G kinds and $S values"))
     size_of = lines_size(L, R, S, G)
     check_room(named(; variables=L * R, values=S, kinds=G), size_of...)
     b, of_sums = Builder(L * R, size_of...), Int32[]

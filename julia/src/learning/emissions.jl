@@ -121,8 +121,7 @@ function ChannelRows(em::Emissions, k::Int, c::Int, patches::AbstractMatrix{T}, 
     first = ones(Int, N + 1)
     Threads.@threads for n in 1:N
         free[n] = mask !== nothing && all(v -> mask[v, n], variables)
-        free[n] || (first[n + 1] = count(d -> fits(n, d), 0:C ÷ step - 1))
-        free[n] && (first[n + 1] = 0)
+        first[n + 1] = free[n] ? 0 : count(d -> fits(n, d), 0:C ÷ step - 1)
     end
     cumsum!(first, first)
     rows = first[N + 1] - 1
@@ -163,7 +162,7 @@ function rescale!(rows::ChannelRows, n::Int, top::Float64)
     end
 end
 
-"Both are within 0..C - 1."
+"`x - shift` modulo `C`; both are within 0..C - 1."
 @inline function residual(x, shift, C)
     r = Int(x) - Int(shift)
     return ifelse(r < 0, r + C, r)

@@ -67,7 +67,7 @@ mutable struct OffsetEMJob{T<:Integer,E<:Engine} <: PatchJob{T}
     position::Int
     total::Float64
     scores::Array{Float32,3}    # log p(x_i | h), (states, positions, samples) of the batch
-    rows::Vector{Vector{ShapeRows{ChannelRows{Matrix{T}}}}} # of the batch under each shape: until its E-step its circuits stay as they are
+    rows::Vector{Vector{ShapeRows{ChannelRows{Matrix{T}}}}} # of the batch under each shape, whose circuits stay as they are until its E-step
     tables::OffsetTables
     counts::Vector{TableCounts} # of each thread
 end
@@ -105,6 +105,7 @@ end
 function prior_flows!(job::OffsetEMJob, b::JointBatch)
     em, P, N = job.emissions, size(b.patches, 2), size(b.patches, 3)
     scores = Array{Float32,3}(undef, num_states(em), P, N)
+    foreach(empty!, job.rows)
     emission_scores!(scores, em, b.patches, nothing, b.tried; seen=(k, rows) -> push!(job.rows[k], rows))
     job.scores = copy(scores)  # evidence is taken over
     b.posterior = zeros(Float32, num_states(em), P, N)
