@@ -16,18 +16,11 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from common import start, write_comparison
+from common import measure_variants, start, write_comparison
 
-from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
-from pyjuice_lvd.files import names
-from pyjuice_lvd.learn.pipeline import distill
-from pyjuice_lvd.settings import resolve
 
 METHODS = ("lvd", "lvd-pg")
 
@@ -43,33 +36,9 @@ def variants(options: argparse.Namespace) -> dict[str, tuple[str, list[str]]]:
 
 def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Learn from one teacher in all ways; returns the figures of each."""
-    found: dict[str, Any] = {"seed": seed}
-    with TemporaryDirectory() as folder:
-        for number, (name, (method, own)) in enumerate(variants(options).items()):
-            settings = resolve(options.preset, None, own, method=method, seed=seed)
-            splits = load_data(options.data, **settings.loading)
-            train = splits.train
-            if options.images and options.images < len(train):
-                train = train[np.sort(np.random.default_rng(seed).permutation(len(train))[: options.images])]
-            started, place = time.monotonic(), Path(folder) / str(number)
-            place.mkdir()
-            if number:
-                (Path(folder) / str(number - 1) / names.TEACHER).rename(place / names.TEACHER)
-            model = distill(train, splits.valid, settings, folder=place).model
-            scores = model.score_samples(splits.test)
-            found[name] = {
-                **figures_of_merit(scores, model.dims),
-                "train_bpd": model.bpd(train[:: max(1, len(train) // 1000)]),
-                "params": model.num_params,
-                "heads": model.num_latent_values,
-                "seconds": round(time.monotonic() - started, 1),
-                "settings": settings.to_dict(),
-            }
-            print(f"seed {seed}, {name}: bpd {found[name]['bpd']:.4f}", file=sys.stderr, flush=True)
-        found["bpd_factorized"] = factorized_bpd(*(model.modelled(x) for x in (train, splits.valid, splits.test)))
-        found["protocol"] = model.protocol(settings.data.crop)
-        found["train"] = len(train)
-    baseline, *others = variants(options)
+    ways = variants(options)
+    found = measure_variants(options.data, options.preset, ways, images=options.images, seed=seed)
+    baseline, *others = ways
     found["gain"] = {name: found[baseline]["bpd"] - found[name]["bpd"] for name in others}
     return found
 

@@ -1,6 +1,6 @@
 # EM on models with offsets against expected counts by enumeration; tied parameters.
 
-using LVDJuice: apply!, circuit, edges, num_channels, num_states, table_step!, tie!, tied_lines, tied_tree
+using LVDJuice: apply!, circuit, edges, num_channels, num_states, step_of, table_step!, tie!, tied_lines, tied_tree
 
 "Expected counts of all parts of a model on patches (variables, positions, samples), by enumeration; tried: (1, positions, samples) or nothing."
 function enumerated_counts(prior, em, patches, tried)
@@ -85,6 +85,13 @@ end
         push!(means, advance!(job)[3])
     end
     @test all(diff(means) .> -1e-6) && means[end] > means[1] + 0.1
+    steps = OffsetEMJob(prior, em, patches; epochs=2, batch_size=16, step_size=(0.5, 0.1))
+    taken = Float64[]
+    while steps.epoch < 2
+        push!(taken, step_of(steps))
+        advance!(steps, -1)  # one batch
+    end
+    @test length(taken) == 6 && taken[1] == 0.5 && taken[end] ≈ 0.1 && all(diff(taken) .< 0)
     narrow = OffsetEMJob(prior, em, patches; epochs=1, batch_size=16, step_size=(0.1, 0.1))
     @test isfinite(advance!(narrow)[3]) && narrow.epoch == 1
 end

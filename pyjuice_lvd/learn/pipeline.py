@@ -211,7 +211,11 @@ def _end_to_end(
     work: _Work,
 ) -> None:
     """Learn all of p(x) by EM, in place."""
-    started, steps = time.monotonic(), np.linspace(*own.step_size, own.epochs)
+    started = time.monotonic()
+    if isinstance(own, OffsetSettings):  # from batch to batch
+        steps = np.linspace(*own.step_size, own.epochs + 1)[1:]
+    else:
+        steps = np.linspace(*own.step_size, own.epochs)
 
     def record_epoch(history: History) -> None:
         work.record({"stage": "end to end", **_epoch(history, steps, len(history) - 1)})
@@ -292,7 +296,7 @@ def _with_prior(circuits: list[Circuit], labels: Labels, train: Images, valid: I
 
 
 def _epoch(history: History, steps: npt.NDArray[np.float64], epoch: int) -> dict[str, float]:
-    """What is recorded of an epoch of EM on p(x), from 0: log-likelihoods are means in nats."""
+    """What is recorded of an epoch of EM on p(x), from 0: its last step size, and mean log-likelihoods in nats."""
     return {
         "epoch": epoch + 1,
         "step_size": float(steps[epoch]),

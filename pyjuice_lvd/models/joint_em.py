@@ -137,7 +137,7 @@ def fit_end_to_end(
         truncated likelihood, a lower bound of p(x) (truncated variational EM; Luecke and Eggert, JMLR 2010): the
         returned history is of that bound, but not its `.valid`.
     step_size : (float, float)
-        In the first and the last epoch; linear in between.
+        In the first and the last epoch; linear in between. With offsets, in the first and the last batch of all epochs.
     pseudocount, prior_pseudocount : float
         Of the patch circuits and of the prior, in each step.
     patience : int

@@ -246,6 +246,7 @@ class OffsetSettings(Section, table="offsets"):
     candidates: CountOrNone = 3
     """Shapes that a patch is tried under in training, those that refining found most probable; 0: all."""
     step_size: Steps = (0.5, 0.05)
+    """EM's step size in the first and in the last batch of all epochs; linear in between."""
     pseudocount: Pseudocount = 0.01
     """Of the shapes' circuits."""
     prior_pseudocount: Pseudocount = 1.0

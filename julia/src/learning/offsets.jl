@@ -90,6 +90,16 @@ function OffsetEMJob(prior::Circuit, em::Emissions, patches::Array{T,3}; candida
                        zeros(Float32, 0, 0, 0), [ShapeRows{ChannelRows{Matrix{T}}}[] for _ in em.shapes], OffsetTables(em), TableCounts[])
 end
 
+"""
+From the first step size, of the first batch, to the second, of the last, linearly in between: large models have few epochs, and what a
+large step leaves behind is the noise of its last few batches.
+"""
+function step_of(job::OffsetEMJob)
+    N = size(job.patches, 3)
+    share = (N * job.epoch + job.position) / max(N * job.epochs - job.batch_size, 1)
+    return job.step_size[1] + (job.step_size[2] - job.step_size[1]) * min(share, 1.0)
+end
+
 "As for [`EMJob`](@ref), of the part of the model whose turn it is: the prior, then shape after shape, then the tables."
 function expect!(job::OffsetEMJob)
     job.batch === nothing && begin_batch!(job)
