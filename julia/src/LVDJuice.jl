@@ -60,6 +60,7 @@ include("queries/support.jl")
 include("learning/joint.jl")
 include("learning/emissions.jl")
 include("learning/offsets.jl")
+include("learning/field.jl")
 include("circuits/prune.jl")
 include("circuits/grow.jl")
 

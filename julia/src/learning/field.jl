@@ -1,0 +1,428 @@
+# p(h) over a grid of patches where the hidden value of a position is a state and the offset of each channel, h = (s, d), so that neighbours
+# know of each other's brightness and colour to the step:
+#
+#     p(h) = 1/2 sum over two combs of  p(s_1) prod_c p_c(d_1c | s_1)  prod over edges i -> j of  p(s_j | s_i) prod_c p_c(d_jc | d_ic, g(s_i), g(s_j))
+#
+# States come in groups g, and offsets go on from offsets as the two groups say. The values of h are S D_1 D_2 D_3, 2 million with 64 states
+# and 32 offsets, but a patch leaves few of a channel's offsets possible, and a message goes through an edge channel by channel.
+
+"""
+    Field(rows, columns, group, first, first_offsets, next, next_offsets)
+
+`group`: of each state, from 1, in ascending order. `first`: p(s) of the position that both combs begin at, the first; `first_offsets[c]`:
+p_c(d | s), (states, offsets). `next[a]`: p(s' | s), (states, states'), of direction a: 1 to the right, 2 down; `next_offsets[a][c]`:
+p_c(d' | d, g, g'), (offsets, offsets', groups, groups').
+"""
+struct Field
+    rows::Int
+    columns::Int
+    group::Vector{Int}
+    members::Vector{UnitRange{Int}}
+    first::Vector{Float64}
+    first_offsets::Vector{Matrix{Float64}}
+    next::Vector{Matrix{Float64}}
+    next_offsets::Vector{Vector{Array{Float64,4}}}
+end
+
+function Field(rows::Integer, columns::Integer, group::AbstractVector{<:Integer}, first, first_offsets, next, next_offsets)
+    S, Q = length(group), maximum(group)
+    issorted(group) && unique(group) == 1:Q || throw(ArgumentError("group: found $group, wanted 1, 2, ... in ascending order"))
+    length(first) == S || throw(ArgumentError("first: found $(length(first)) states, wanted $S"))
+    D = [size(offsets, 2) for offsets in first_offsets]
+    all(offsets -> size(offsets, 1) == S, first_offsets) || throw(ArgumentError("first_offsets: wanted $S states"))
+    length(next) == length(next_offsets) == 2 || throw(ArgumentError("next: wanted two directions"))
+    all(==((S, S)) ∘ size, next) || throw(ArgumentError("next: found $(size.(next)), wanted ($S, $S)"))
+    all(size.(offsets) == [(d, d, Q, Q) for d in D] for offsets in next_offsets) ||
+        throw(ArgumentError("next_offsets: found $([size.(o) for o in next_offsets]), wanted (D, D, $Q, $Q) with D = $D"))
+    members = [searchsortedfirst(group, q):searchsortedlast(group, q) for q in 1:Q]
+    return Field(Int(rows), Int(columns), collect(Int, group), members, first, first_offsets, next, next_offsets)
+end
+
+num_states(f::Field) = length(f.group)
+num_positions(f::Field) = f.rows * f.columns
+num_offsets(f::Field) = [size(offsets, 2) for offsets in f.first_offsets]
+
+"""
+    combs(field) -> two pairs (parent, direction)
+
+Of each position, row after row: where its edge comes from, 0 for the first, and the edge's direction. The first comb's teeth run along the rows,
+the second's along the columns. A position comes after its parent.
+"""
+combs(f::Field) = [comb(f, true), comb(f, false)]
+
+function comb(f::Field, along_rows::Bool)
+    parent, direction = zeros(Int, num_positions(f)), zeros(Int, num_positions(f))
+    for r in 1:f.rows, c in 1:f.columns
+        r == c == 1 && continue
+        i, right = (r - 1) * f.columns + c, along_rows ? c > 1 : r == 1
+        parent[i], direction[i] = right ? (i - 1, 1) : (i - f.columns, 2)
+    end
+    return parent, direction
+end
+
+"""
+What a position's patch says of its (s, d): `values[s, box]` exp(`scale`) is p(x_i | s, d) of the boxes, all combinations of the offsets
+`places[c]` (from 1) of each channel, the first channel's fastest; it is impossible under other offsets. No values: nothing is known.
+"""
+struct Spot
+    places::Vector{Vector{Int}}
+    values::Matrix{Float64}
+    scale::Float64
+end
+
+isfree(spot::Spot) = isempty(spot.values)
+num_boxes(spot::Spot) = prod(length, spot.places)
+
+free_spot(f::Field) = Spot([collect(1:d) for d in num_offsets(f)], zeros(0, 0), 0.0)
+
+"Room for messages, for one thread: buffers that grow."
+struct MessageRoom
+    buffers::Vector{Vector{Float64}}
+    tables::Vector{Matrix{Float64}}
+end
+
+MessageRoom(f::Field) = MessageRoom([Float64[] for _ in 1:4], [zeros(d, d) for d in num_offsets(f)])
+
+function buffer(room::MessageRoom, which::Int, sizes::Int...)
+    v = room.buffers[which]
+    length(v) < prod(sizes) && resize!(v, prod(sizes))
+    return reshape(view(v, 1:prod(sizes)), sizes...)
+end
+
+"""
+Sums `in`, (m, boxes of `from`), over the offsets of an edge between groups: out[., d] = sum over d' of table[d, d'] in[., d'], channel by
+channel, but for the channel `but`, whose places stay those of `from`. `tables[c]`: (offsets to, offsets from), at these places. The result
+is in one of the room's first two buffers; which one is the buffer of `in` must not be.
+"""
+function through_offsets!(room::MessageRoom, tables, in, from, to, but::Int=0)
+    m, sizes = size(in, 1), length.(from)
+    which, data = 1, in
+    left = m
+    for c in eachindex(sizes)
+        right = prod(sizes[c + 1:end])
+        if c != but
+            out = buffer(room, which, left * length(to[c]) * right)
+            through_channel!(out, tables[c], reshape(data, :), left, length(from[c]), length(to[c]), right)
+            data, which = out, 3 - which
+            left *= length(to[c])
+        else
+            left *= length(from[c])
+        end
+    end
+    return reshape(data, m, :)
+end
+
+function through_channel!(out, table, in, left, n, m, right)
+    fill!(out, 0.0)
+    @inbounds for r in 0:right - 1, i in 1:n, o in 1:m
+        p = table[o, i]
+        from, to = left * (i - 1 + n * r), left * (o - 1 + m * r)
+        @simd for l in 1:left
+            out[to + l] = muladd(p, in[from + l], out[to + l])
+        end
+    end
+end
+
+"The tables of an edge of direction `a` from group q to group q2 at the places of both ends, (of `to`, of `from`); `back`: against the edge, as messages to the parent go."
+function edge_tables!(room::MessageRoom, f::Field, a, q, q2, from, to; back::Bool)
+    for c in eachindex(from)
+        whole, table = f.next_offsets[a][c], room.tables[c]
+        @inbounds for (i, d) in enumerate(from[c]), (o, d2) in enumerate(to[c])
+            table[o, i] = back ? whole[d2, d, q, q2] : whole[d, d2, q, q2]
+        end
+    end
+    return room.tables
+end
+
+"""
+The message of a child with `below`, (states, its boxes), to its parent: sum over s', d' of p(s' | s) prod_c p_c(d'_c | d_c) below[s', d'], into
+`out`, (states, the parent's boxes).
+"""
+function message_up!(out, room::MessageRoom, f::Field, a::Int, below, child, parent)
+    fill!(out, 0.0)
+    for (q2, own) in enumerate(f.members)
+        part = buffer(room, 3, length(own), size(below, 2))
+        copyto!(part, view(below, own, :))
+        for (q, above) in enumerate(f.members)
+            tables = edge_tables!(room, f, a, q, q2, child, parent; back=true)
+            found = through_offsets!(room, tables, part, child, parent)
+            add_product!(out, above, view(f.next[a], above, own), found)
+        end
+    end
+    return out
+end
+
+"As `message_up!`, the other way: sum over s, d of above[s, d] p(s' | s) prod_c p_c(d'_c | d_c), into `out`, (states, the child's boxes)."
+function message_down!(out, room::MessageRoom, f::Field, a::Int, above, parent, child)
+    fill!(out, 0.0)
+    for (q, own) in enumerate(f.members)
+        part = buffer(room, 3, length(own), size(above, 2))
+        copyto!(part, view(above, own, :))
+        for (q2, below) in enumerate(f.members)
+            tables = edge_tables!(room, f, a, q, q2, parent, child; back=false)
+            found = through_offsets!(room, tables, part, parent, child)
+            add_product!(out, below, transpose(view(f.next[a], own, below)), found)
+        end
+    end
+    return out
+end
+
+"out[rows, :] += weights * in, the states of a group."
+function add_product!(out, rows, weights, in)
+    m = size(in, 1)
+    @inbounds for n in axes(in, 2), i in 1:m
+        p = in[i, n]
+        for (o, row) in enumerate(rows)
+            out[row, n] = muladd(weights[o, i], p, out[row, n])
+        end
+    end
+end
+
+"""
+Messages of one comb on one image: `below[i]`, (states, boxes), is what position i and all below it say of its (s, d), nothing where that is 1;
+`up[i]` is its message to its parent. `total` is log p(x), the spots' scales included.
+"""
+struct Upward
+    below::Vector{Union{Nothing,Matrix{Float64}}}
+    up::Vector{Union{Nothing,Matrix{Float64}}}
+    total::Float64
+end
+
+function upward(room::MessageRoom, f::Field, comb, spots::AbstractVector{Spot})
+    parent, direction = comb
+    below = Union{Nothing,Matrix{Float64}}[isfree(spot) ? nothing : copy(spot.values) for spot in spots]
+    up = Vector{Union{Nothing,Matrix{Float64}}}(nothing, length(spots))
+    total = sum(spot.scale for spot in spots)
+    for i in length(spots):-1:1
+        below[i] === nothing && continue
+        total += normalise!(below[i])
+        i == 1 && break
+        above = spots[parent[i]]
+        up[i] = message_up!(zeros(num_states(f), num_boxes(above)), room, f, direction[i], below[i], spots[i].places, above.places)
+        below[parent[i]] === nothing ? (below[parent[i]] = copy(up[i])) : (below[parent[i]] .*= up[i])
+    end
+    root = first_values(f, spots[1].places)
+    return Upward(below, up, below[1] === nothing ? 0.0 : total + log(sum(root .* below[1])))
+end
+
+"Divides by the largest value; returns its logarithm."
+function normalise!(values)
+    top = maximum(values)
+    top > 0 || return -Inf
+    values ./= top
+    return log(top)
+end
+
+"p(s, d) of the first position, (states, boxes)."
+function first_values(f::Field, places)
+    values = repeat(f.first, 1, prod(length, places))
+    for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(f.first_offsets)
+        values[:, box] .*= view(offsets, :, places[c][index[c]])
+    end
+    return values
+end
+
+"""
+    field_log_likelihoods(field, spots) -> log p(x) under each comb
+
+`spots`: one for each position of an image.
+"""
+function field_log_likelihoods(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
+    return [upward(room, f, comb, spots).total for comb in combs(f)]
+end
+
+"What EM counts of a field's parameters."
+struct FieldCounts
+    first::Vector{Float64}
+    first_offsets::Vector{Matrix{Float64}}
+    next::Vector{Matrix{Float64}}
+    next_offsets::Vector{Vector{Array{Float64,4}}}
+end
+
+FieldCounts(f::Field) =
+    FieldCounts(zero(f.first), zero.(f.first_offsets), zero.(f.next), [zero.(offsets) for offsets in f.next_offsets])
+
+"""
+    field_posteriors!(posteriors, counts, field, spots, room) -> log p(x)
+
+`posteriors[i]`, (states, boxes), becomes p(s_i, d_i | x), over both combs; the expected counts of the parameters are added to `counts`, if
+there are any.
+"""
+function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
+    trees = combs(f)
+    found = [upward(room, f, comb, spots) for comb in trees]
+    top = maximum(each.total for each in found)
+    weights = [exp(each.total - top) for each in found]
+    total = top + log(sum(weights)) - log(2)
+    foreach(p -> fill!(p, 0.0), posteriors)
+    for (comb, each, weight) in zip(trees, found, weights ./ sum(weights))
+        weight > 1e-12 && downward!(posteriors, counts, room, f, comb, spots, each, weight)
+    end
+    return total
+end
+
+times(a, ::Nothing) = copy(a)
+times(a, b) = a .* b
+
+function downward!(posteriors, counts, room, f, comb, spots, up::Upward, weight)
+    parent, direction = comb
+    above = Vector{Matrix{Float64}}(undef, length(spots))  # p(h_i, what is not below i), to scale
+    for i in eachindex(spots)
+        if i == 1
+            above[1] = first_values(f, spots[1].places)
+        else
+            own = times(above[parent[i]], up.below[parent[i]])
+            up.up[i] === nothing || divide!(own, up.up[i])
+            normalise!(own)
+            above[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
+                                     spots[i].places)
+            normalise!(above[i])
+            counts === nothing || count_edge!(counts, room, f, direction[i], own, up.below[i], spots[parent[i]], spots[i], up.up[i], weight)
+        end
+        share = times(above[i], up.below[i])
+        total = sum(share)
+        posteriors[i] .+= (weight / total) .* share
+        if i == 1 && counts !== nothing
+            count_first!(counts, f, share, spots[1].places, weight / total)
+        end
+    end
+end
+
+function divide!(a, b)
+    @inbounds for i in eachindex(a, b)
+        a[i] = b[i] > 0 ? a[i] / b[i] : 0.0
+    end
+end
+
+function count_first!(counts, f, share, places, weight)
+    counts.first .+= weight .* vec(sum(share, dims=2))
+    for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(counts.first_offsets)
+        offsets[:, places[c][index[c]]] .+= weight .* view(share, :, box)
+    end
+end
+
+"Adds the expected counts of one edge, from a parent with `own`, what all but this child says of it, to a child with `below`."
+function count_edge!(counts, room, f, a, own, below, parent, child, up, weight)
+    known = below === nothing ? ones(num_states(f), num_boxes(child)) : below
+    total = up === nothing ? sum(own) : sum(own .* up)
+    total > 0 || return
+    scale = weight / total
+    for (q2, states2) in enumerate(f.members)
+        part = buffer(room, 3, length(states2), num_boxes(child))
+        copyto!(part, view(known, states2, :))
+        for (q, states) in enumerate(f.members)
+            tables = edge_tables!(room, f, a, q, q2, child.places, parent.places; back=true)
+            pair = view(f.next[a], states, states2)
+            through = through_offsets!(room, tables, part, child.places, parent.places)
+            sums = view(counts.next[a], states, states2)
+            @inbounds for n in axes(through, 2), (j, _) in enumerate(states2), (i, s) in enumerate(states)
+                sums[i, j] += scale * own[s, n] * pair[i, j] * through[j, n]
+            end
+            from = buffer(room, 4, length(states2), num_boxes(parent))  # own, through p(s' | s)
+            fill!(from, 0.0)
+            add_product!(from, 1:length(states2), transpose(pair), view(own, states, :))
+            for c in eachindex(parent.places)
+                others = through_offsets!(room, tables, part, child.places, parent.places, c)
+                count_channel!(view(counts.next_offsets[a][c], :, :, q, q2), tables[c], from, others, c, parent.places, child.places, scale)
+            end
+        end
+    end
+end
+
+"counts[d, d'] += table[d, d'] sum over all else of from[., d, .] others[., d', .]; both have the parent's places but for channel c of `others`."
+function count_channel!(counts, table, from, others, c, parent, child, scale)
+    left, right = size(from, 1) * prod(length.(parent[1:c - 1])), prod(length.(parent[c + 1:end]))
+    n, n2 = length(parent[c]), length(child[c])
+    a, b = reshape(from, :), reshape(others, :)
+    @inbounds for j in 1:n2, i in 1:n
+        total = 0.0
+        for r in 0:right - 1
+            x, y = left * (i - 1 + n * r), left * (j - 1 + n2 * r)
+            @simd for l in 1:left
+                total = muladd(a[x + l], b[y + l], total)
+            end
+        end
+        counts[parent[c][i], child[c][j]] += scale * table[i, j] * total
+    end
+end
+
+"One EM step of all parameters of a field: of each distribution as [`table_step!`](@ref) takes it."
+function field_step!(f::Field, counts::FieldCounts, step, pseudocount)
+    S, Q = num_states(f), length(f.members)
+    distribution_step!(f.first, counts.first, step, pseudocount)
+    for (offsets, own) in zip(f.first_offsets, counts.first_offsets), s in 1:S
+        distribution_step!(view(offsets, s, :), view(own, s, :), step, pseudocount)
+    end
+    for a in 1:2
+        for s in 1:S
+            distribution_step!(view(f.next[a], s, :), view(counts.next[a], s, :), step, pseudocount)
+        end
+        for (offsets, own) in zip(f.next_offsets[a], counts.next_offsets[a]), q2 in 1:Q, q in 1:Q, d in axes(offsets, 1)
+            distribution_step!(view(offsets, d, :, q, q2), view(own, d, :, q, q2), step, pseudocount)
+        end
+    end
+end
+
+function distribution_step!(p, counts, step, pseudocount)
+    total = sum(counts) + pseudocount
+    has_flow(total) || return
+    for k in eachindex(p)
+        p[k] = (1 - step) * p[k] + step * (counts[k] + pseudocount / length(p)) / total
+    end
+end
+
+"""
+    sample_field(field, spots, rng) -> (states, offsets)
+
+One draw from p(s, d | x): the state, and the offset of each channel from 1, (channels, positions), of each position.
+"""
+function sample_field(f::Field, spots::AbstractVector{Spot}, rng, found=upward_both(f, spots))
+    trees = combs(f)
+    top = maximum(each.total for each in found)
+    which = draw([exp(each.total - top) for each in found], rng)
+    (parent, direction), up = trees[which], found[which]
+    P, C = num_positions(f), length(f.first_offsets)
+    states, offsets = zeros(Int, P), zeros(Int, C, P)
+    for i in 1:P
+        places, below = spots[i].places, up.below[i]
+        if i == 1
+            weights = times(first_values(f, places), below)
+        elseif below === nothing
+            s, a = states[parent[i]], direction[i]
+            states[i] = draw(view(f.next[a], s, :), rng)
+            for c in 1:C
+                offsets[c, i] = draw(view(f.next_offsets[a][c], offsets[c, parent[i]], :, f.group[s], f.group[states[i]]), rng)
+            end
+            continue
+        else
+            weights = next_values(f, direction[i], states[parent[i]], view(offsets, :, parent[i]), places) .* below
+        end
+        chosen = CartesianIndices(weights)[draw(vec(weights), rng)]
+        states[i] = chosen[1]
+        index = CartesianIndices(Tuple(length.(places)))[chosen[2]]
+        offsets[:, i] = [places[c][index[c]] for c in 1:C]
+    end
+    return states, offsets
+end
+
+upward_both(f::Field, spots, room=MessageRoom(f)) = [upward(room, f, comb, spots) for comb in combs(f)]
+
+"p(s', d' | s, d), (states, boxes), of a child in direction `a`."
+function next_values(f::Field, a, s, d, places)
+    values = repeat(f.next[a][s, :], 1, prod(length, places))
+    for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(f.next_offsets[a])
+        for s2 in axes(values, 1)
+            values[s2, box] *= offsets[d[c], places[c][index[c]], f.group[s], f.group[s2]]
+        end
+    end
+    return values
+end
+
+function draw(weights, rng)
+    left = uniform!(rng) * sum(weights)
+    for k in eachindex(weights)
+        left -= weights[k]
+        left < 0 && return k
+    end
+    return findlast(>(0), weights)
+end
