@@ -61,6 +61,7 @@ include("learning/joint.jl")
 include("learning/emissions.jl")
 include("learning/offsets.jl")
 include("learning/field.jl")
+include("learning/field_em.jl")
 include("circuits/prune.jl")
 include("circuits/grow.jl")
 

@@ -1,6 +1,6 @@
 # A field of states and offsets against sums over all of its values, one by one.
 
-using LVDJuice: Field, FieldCounts, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_step!, free_spot, sample_field
+using LVDJuice: Field, FieldCounts, FieldEMJob, apply!, circuit, num_channels, num_states, table_step!, field_scores!, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_step!, free_spot, sample_field
 
 "A random field of 2 x 2 positions, S states in Q groups, D offsets of each channel."
 function random_field(group, D; seed=1, rows=2, columns=2)
@@ -91,5 +91,89 @@ end
             field_step!(f, counts, 1.0, 0.0)
         end
         @test all(diff(totals) .> -1e-9) && totals[end] > totals[1] + 0.1
+    end
+end
+
+"p(j | s) prod_c p(x_c - step d_c | j), (joins, offsets, ..., states), of one patch under the shapes `tried`, from 0."
+function join_terms(em, x, mask=fill(false, length(x)), tried=0:length(em.shapes) - 1)
+    C, S, D = num_channels(em), num_states(em), [em.categories ÷ step for step in em.steps]
+    terms = zeros(size(em.join, 2), D..., S)
+    for (k, own) in enumerate(em.joins), d in Iterators.product(map(n -> 0:n - 1, D)...)
+        k - 1 in tried || continue
+        p = ones(length(own))
+        for c in 1:C
+            v = c:C:length(x)
+            row = reshape([mod(x[i] - em.steps[c] * d[c], em.categories) for i in v], :, 1)
+            p .*= exp.(vec(log_likelihood(em.shapes[k][c], Masked(row, Array(reshape(mask[v], :, 1))))))
+        end
+        terms[own, (d .+ 1)..., :] .= p .* permutedims(em.join[:, own])
+    end
+    return terms
+end
+
+function enumerated_spot(terms)
+    D = size(terms)[2:end - 1]
+    return Spot([collect(1:d) for d in D], permutedims(reshape(sum(terms, dims=1), prod(D), :)), 0.0)
+end
+
+@testset "patches below a field, against enumeration" begin
+    rng = MersenneTwister(71)
+    some = rand(rng, UInt16(0):UInt16(1), 1, 2, 12)
+    for (step, pseudocount, own, tried, steps) in ((1.0, 0.0, 0.0, nothing, [4]), (0.3, 0.2, 0.7, nothing, [2, 8]), (0.3, 0.2, 0.7, some, [4, 2]))
+        em, C = random_emissions(length(steps); steps=steps), length(steps)
+        f = random_field([1, 1, 2], [8 ÷ step for step in steps]; rows=1, columns=2)
+        patches = rand(rng, UInt8.(0:7), 2C, 2, 12)
+        terms = [join_terms(em, patches[:, i, n], fill(false, 2C), tried === nothing ? (0:1) : tried[:, i, n]) for i in 1:2, n in 1:12]
+        spots = enumerated_spot.(terms)
+        if tried === nothing
+            scores = zeros(12)
+            field_scores!(scores, f, em, patches)
+            @test scores ≈ [log(sum(exp.(field_log_likelihoods(f, spots[:, n]))) / 2) for n in 1:12] rtol = 1e-6
+            mask = rand(rng, size(patches)...) .< 0.4
+            mask[:, 1, 1] .= true
+            mask[1:C:end, 2, 2] .= true
+            known = enumerated_spot.([join_terms(em, patches[:, i, n], mask[:, i, n]) for i in 1:2, n in 1:12])
+            field_scores!(scores, f, em, patches, Array(mask))
+            @test scores ≈ [log(sum(exp.(field_log_likelihoods(f, known[:, n]))) / 2) for n in 1:12] rtol = 1e-5
+        end
+        counts, join, total = FieldCounts(f), zeros(size(em.join)), 0.0
+        rows = [[(Vector{Int}[], Int[], Float64[]) for _ in 1:C] for _ in em.shapes]
+        for n in 1:12
+            posteriors = [zeros(size(spot.values)) for spot in spots[:, n]]
+            total += field_posteriors!(posteriors, counts, f, spots[:, n])
+            for i in 1:2
+                ratio = permutedims(posteriors[i] ./ spots[i, n].values)
+                t = terms[i, n] .* reshape(ratio, 1, size(terms[i, n])[2:end]...)
+                join .+= dropdims(sum(t, dims=2:C + 1), dims=Tuple(2:C + 1))'
+                for c in 1:C
+                    rest = Tuple(a for a in 2:C + 2 if a != c + 1)
+                    shares = dropdims(sum(t, dims=rest), dims=rest)
+                    for (k, heads) in enumerate(em.joins), (r, j) in enumerate(heads), d in axes(shares, 2)
+                        push!(rows[k][c][1], [mod(x - em.steps[c] * (d - 1), 8) for x in patches[c:C:2C, i, n]])
+                        push!(rows[k][c][2], r)
+                        push!(rows[k][c][3], shares[j, d])
+                    end
+                end
+            end
+        end
+        wanted_field, wanted_join = deepcopy(f), copy(em.join)
+        field_step!(wanted_field, counts, step, own)
+        table_step!(wanted_join, join, step, own)
+        wanted = [deepcopy(circuit(e)) for shape in em.shapes for e in shape]
+        for (c, (X, heads, weights)) in zip(wanted, Iterators.flatten(rows))
+            flowing = LVDJuice.FlowJob(Plan(c), reduce(hcat, X), heads; weights=Float32.(weights))
+            advance!(flowing)
+            apply!(flowing.engine, flowing.counts, step, pseudocount)
+        end
+        job = FieldEMJob(f, em, patches; candidates=tried, epochs=1, batch_size=12, step_size=(step, step), pseudocount=pseudocount, field_pseudocount=own)
+        @test advance!(job)[3] ≈ total / 12 rtol = 1e-5
+        @test close_to(em.join, wanted_join; rtol=1e-3)
+        @test all(close_to(getfield(f, name), getfield(wanted_field, name); rtol=1e-3) for name in (:first,))
+        @test all(close_to(a, b; rtol=1e-3) for (a, b) in zip([f.first_offsets; f.next], [wanted_field.first_offsets; wanted_field.next]))
+        @test all(close_to(a, b; rtol=1e-3) for a_b in zip(f.next_offsets, wanted_field.next_offsets) for (a, b) in zip(a_b...))
+        for (e, c) in zip((e for shape in em.shapes for e in shape), wanted)
+            @test close_to(circuit(e).weight, c.weight; rtol=1e-3)
+            @test close_to(circuit(e).leaf, c.leaf; rtol=1e-3)
+        end
     end
 end

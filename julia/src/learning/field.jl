@@ -13,15 +13,15 @@
 p_c(d | s), (states, offsets). `next[a]`: p(s' | s), (states, states'), of direction a: 1 to the right, 2 down; `next_offsets[a][c]`:
 p_c(d' | d, g, g'), (offsets, offsets', groups, groups').
 """
-struct Field
+struct Field{T<:AbstractFloat}
     rows::Int
     columns::Int
     group::Vector{Int}
     members::Vector{UnitRange{Int}}
-    first::Vector{Float64}
-    first_offsets::Vector{Matrix{Float64}}
-    next::Vector{Matrix{Float64}}
-    next_offsets::Vector{Vector{Array{Float64,4}}}
+    first::Vector{T}
+    first_offsets::Vector{Matrix{T}}
+    next::Vector{Matrix{T}}
+    next_offsets::Vector{Vector{Array{T,4}}}
 end
 
 function Field(rows::Integer, columns::Integer, group::AbstractVector{<:Integer}, first, first_offsets, next, next_offsets)
@@ -215,7 +215,7 @@ end
 
 "p(s, d) of the first position, (states, boxes)."
 function first_values(f::Field, places)
-    values = repeat(f.first, 1, prod(length, places))
+    values = repeat(Float64.(f.first), 1, prod(length, places))
     for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(f.first_offsets)
         values[:, box] .*= view(offsets, :, places[c][index[c]])
     end
@@ -240,7 +240,24 @@ struct FieldCounts
 end
 
 FieldCounts(f::Field) =
-    FieldCounts(zero(f.first), zero.(f.first_offsets), zero.(f.next), [zero.(offsets) for offsets in f.next_offsets])
+    FieldCounts(zeros(size(f.first)), [zeros(size(o)) for o in f.first_offsets], [zeros(size(p)) for p in f.next],
+                [[zeros(size(o)) for o in offsets] for offsets in f.next_offsets])
+
+function clear!(counts::FieldCounts)
+    fill!(counts.first, 0.0)
+    foreach(a -> fill!(a, 0.0), counts.first_offsets)
+    foreach(a -> fill!(a, 0.0), counts.next)
+    foreach(offsets -> foreach(a -> fill!(a, 0.0), offsets), counts.next_offsets)
+end
+
+"Adds the counts of `more`, another thread's."
+function add!(counts::FieldCounts, more::FieldCounts)
+    counts.first .+= more.first
+    foreach((a, b) -> a .+= b, counts.first_offsets, more.first_offsets)
+    foreach((a, b) -> a .+= b, counts.next, more.next)
+    foreach((a, b) -> foreach((x, y) -> x .+= y, a, b), counts.next_offsets, more.next_offsets)
+    return counts
+end
 
 """
     field_posteriors!(posteriors, counts, field, spots, room) -> log p(x)
@@ -409,7 +426,7 @@ upward_both(f::Field, spots, room=MessageRoom(f)) = [upward(room, f, comb, spots
 
 "p(s', d' | s, d), (states, boxes), of a child in direction `a`."
 function next_values(f::Field, a, s, d, places)
-    values = repeat(f.next[a][s, :], 1, prod(length, places))
+    values = repeat(Float64.(f.next[a][s, :]), 1, prod(length, places))
     for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(f.next_offsets[a])
         for s2 in axes(values, 1)
             values[s2, box] *= offsets[d[c], places[c][index[c]], f.group[s], f.group[s2]]

@@ -94,11 +94,13 @@ end
 From the first step size, of the first batch, to the second, of the last, linearly in between: large models have few epochs, and what a
 large step leaves behind is the noise of its last few batches.
 """
-function step_of(job::OffsetEMJob)
+function step_by_batches(job::PatchJob)
     N = size(job.patches, 3)
     share = (N * job.epoch + job.position) / max(N * job.epochs - job.batch_size, 1)
     return job.step_size[1] + (job.step_size[2] - job.step_size[1]) * min(share, 1.0)
 end
+
+step_of(job::OffsetEMJob) = step_by_batches(job)
 
 "As for [`EMJob`](@ref), of the part of the model whose turn it is: the prior, then shape after shape, then the tables."
 function expect!(job::OffsetEMJob)

@@ -1,0 +1,295 @@
+# Patches below a field of states and offsets: p(x | h) = sum_j p(j | s) prod_c p_kc(x_c - step_c d_c | r), j = (k, r), h = (s, d); and EM on
+# p(x) = sum_h p(h) prod_i p(x_i | h_i), of the field, p(j | s) and all circuits.
+
+"""
+Shapes without a table of offsets, which are the field's: `join[s, j]` is p(j | s), and `joins[k]` are the heads of shape k.
+"""
+struct Shapes{E<:Engine}
+    emissions::Emissions{E}
+    most::Vector{Float64}       # log of each join's largest p(j | s)
+end
+
+Shapes(em::Emissions) = Shapes(em, [log(Float64(maximum(view(em.join, :, j)))) for j in axes(em.join, 2)])
+
+"""
+What the joins make of one patch under its offsets: `joins`, of the shapes' segments `(k, n, joins)`, n the patch's number in the rows of
+shape k; `channels[c]`, (joins, places), p(x_c - step d | join), where the first channel has the scale.
+"""
+struct PatchTerms
+    segments::Vector{Tuple{Int,Int,UnitRange{Int}}}
+    joins::Vector{Int}
+    channels::Vector{Matrix{Float64}}
+end
+
+# Joins, and offsets, that make less than exp(-CUT) of a patch's largest term are left out of it: less than float32 rounds when scores are
+# exact, a tenth of a thousandth in EM.
+const CUT_EXACT, CUT_EM = 30.0, 12.0
+
+"The terms and the spot of a patch with `rows`, of each shape, and its number in them, `own`: (shape, number)."
+function patch_terms(shapes::Shapes, rows, own, cut::Float64)
+    em = shapes.emissions
+    C, D = num_channels(em), [em.categories ÷ step for step in em.steps]
+    known = [!rows[k][1].free[n] || any(c -> !rows[k][c].free[n], 1:C) for (k, n) in own]
+    any(known) || return PatchTerms([], [], []), Spot([collect(1:d) for d in D], zeros(0, 0), 0.0)
+    bounds, best = [zeros(0) for _ in own], -Inf
+    for (i, (k, n)) in enumerate(own)
+        all(channel -> possible(channel, n), rows[k]) || continue
+        bounds[i] = [scale_of(rows[k], n) + shapes.most[j] for j in em.joins[k]]
+        for channel in rows[k]
+            channel.free[n] || add_largest!(bounds[i], channel, n)
+        end
+        best = max(best, maximum(bounds[i]))
+    end
+    segments, joins = Tuple{Int,Int,UnitRange{Int}}[], Int[]
+    heads, largest = Int[], Float64[]
+    for (i, (k, n)) in enumerate(own)
+        from = length(joins) + 1
+        for (head, bound) in enumerate(bounds[i])
+            bound > best - cut || continue
+            push!(joins, em.joins[k][head])
+            push!(heads, head)
+            push!(largest, bound)
+        end
+        from > length(joins) || push!(segments, (k, n, from:length(joins)))
+    end
+    isempty(joins) && return PatchTerms([], [], []), Spot([[1] for _ in D], zeros(num_states(em), 1), 0.0)
+    places = [possible_places(rows, segments, heads, largest, c, D[c], best - cut) for c in 1:C]
+    channels = [channel_terms(rows, segments, heads, c, D[c], places[c]) for c in 1:C]
+    for (k, n, own_joins) in segments
+        channels[1][own_joins, :] .*= exp(scale_of(rows[k], n) - best)
+    end
+    terms = PatchTerms(segments, joins, channels)
+    boxes = box_terms!(zeros(length(joins), prod(length, places)), terms)
+    return terms, Spot(places, Float64.(em.join[:, joins]) * boxes, best)
+end
+
+function add_largest!(bounds, channel::ChannelRows, n)
+    @inbounds for head in eachindex(bounds)
+        most = 0.0
+        for row in rows_of(channel, n)
+            most = max(most, value(channel, head, row))
+        end
+        bounds[head] += log(most)
+    end
+end
+
+"The offsets, from 1, under which a join may make more than exp(`least`)."
+function possible_places(rows, segments, heads, largest, c, D, least)
+    found = fill(false, D)
+    for (k, n, joins) in segments
+        channel = rows[k][c]
+        channel.free[n] && return collect(1:D)
+        for j in joins
+            most = maximum(row -> value(channel, heads[j], row), rows_of(channel, n))
+            for row in rows_of(channel, n)
+                found[channel.offset[row] + 1] |= value(channel, heads[j], row) >= most * exp(least - largest[j])
+            end
+        end
+    end
+    return findall(found)
+end
+
+function channel_terms(rows, segments, heads, c, D, places)
+    found, place = zeros(length(heads), length(places)), zeros(Int, D)
+    place[places] = 1:length(places)
+    for (k, n, joins) in segments
+        channel = rows[k][c]
+        channel.free[n] && (found[joins, :] .= 1.0)
+        for row in rows_of(channel, n), j in joins
+            at = place[channel.offset[row] + 1]
+            at > 0 && (found[j, at] = value(channel, heads[j], row))
+        end
+    end
+    return found
+end
+
+"prod_c p(x_c - step d_c | join) into `out`, (joins, boxes)."
+function box_terms!(out, terms::PatchTerms)
+    C = length(terms.channels)
+    for (box, index) in enumerate(CartesianIndices(Tuple(size(channel, 2) for channel in terms.channels)))
+        @inbounds for j in axes(out, 1)
+            p = terms.channels[1][j, index[1]]
+            for c in 2:C
+                p *= terms.channels[c][j, index[c]]
+            end
+            out[j, box] = p
+        end
+    end
+    return out
+end
+
+"The rows of all shapes of some patches, (variables, patches), and of each patch its shapes and its numbers in their rows."
+function rows_by_shape(em::Emissions, x, mask, tried)
+    own = [Tuple{Int,Int}[] for _ in axes(x, 2)]
+    rows = map(eachindex(em.shapes)) do k
+        of = tried === nothing ? collect(axes(x, 2)) : findall(n -> k - 1 in view(tried, :, n), axes(x, 2))
+        foreach(((i, n),) -> push!(own[n], (k, i)), enumerate(of))
+        found = isempty(of) ? ChannelRows[] : shape_rows(em, k, x[:, of], mask === nothing ? nothing : mask[:, of])
+        pause()
+        found
+    end
+    return rows, own
+end
+
+# Images that are done together: their rows, terms and messages are what memory holds.
+const FIELD_IMAGES_AT_ONCE = 16
+
+"Terms and spots, (positions, images), of some images' patches (variables, positions, images)."
+function image_spots(shapes::Shapes, patches, mask, tried, cut)
+    V, P, N = size(patches)
+    flat(a) = a === nothing ? nothing : reshape(a, size(a, 1), P * N)
+    rows, own = rows_by_shape(shapes.emissions, reshape(patches, V, P * N), flat(mask), flat(tried))
+    terms, spots = Matrix{PatchTerms}(undef, P, N), Matrix{Spot}(undef, P, N)
+    threads = Threads.nthreads()
+    Threads.@threads for t in 1:threads
+        for n in t:threads:P * N
+            terms[n], spots[n] = patch_terms(shapes, rows, own[n], cut)
+        end
+    end
+    return rows, terms, spots
+end
+
+"""
+    field_scores!(out, field, emissions, patches, mask = nothing)
+
+log p(x) of images in nats, or of what `mask` does not hide, into `out`, Float64. `patches`: integers `(variables, positions, images)`.
+"""
+function field_scores!(out::Vector{Float64}, f::Field, em::Emissions, patches::Array{<:Integer,3}, mask=nothing)
+    shapes, threads = Shapes(em), Threads.nthreads()
+    for range in pieces(1:size(patches, 3), FIELD_IMAGES_AT_ONCE * threads)
+        _, _, spots = image_spots(shapes, patches[:, :, range], mask === nothing ? nothing : mask[:, :, range], nothing, CUT_EXACT)
+        Threads.@threads for t in 1:threads
+            room = MessageRoom(f)
+            for n in t:threads:length(range)
+                totals = field_log_likelihoods(f, view(spots, :, n), room)
+                out[range[n]] = log_add(totals...) - log(2)
+            end
+        end
+        pause()
+    end
+    return nothing
+end
+
+"""
+    FieldEMJob(field, emissions, patches; candidates = nothing, epochs = 10, batch_size = 256, step_size = (0.1, 0.01),
+               pseudocount = 0.1, field_pseudocount = 0.1, seed = 0)
+
+Mini-batch EM on log p(x) of shapes below a field, in place; arguments are those of [`OffsetEMJob`](@ref).
+"""
+mutable struct FieldEMJob{T<:Integer,E<:Engine,F<:Field} <: PatchJob{T}
+    field::F
+    emissions::Emissions{E}
+    patches::Array{T,3}
+    candidates::Union{Nothing,Array{UInt16,3}}
+    epochs::Int
+    batch_size::Int
+    step_size::Tuple{Float64,Float64}
+    pseudocount::Float64
+    field_pseudocount::Float64
+    seed::Int
+    order::Vector{Int32}
+    shuffled::Int
+    batch::Union{Nothing,JointBatch{T}}
+    epoch::Int
+    position::Int
+    total::Float64
+    counts::Vector{FieldCounts}         # of each thread
+    joins::Vector{Matrix{Float64}}
+    counted::Vector{Bool}               # of each shape
+end
+
+function FieldEMJob(f::Field, em::Emissions, patches::Array{T,3}; candidates::Union{Nothing,Array{UInt16,3}}=nothing, epochs::Integer=10,
+                    batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, field_pseudocount::Real=0.1,
+                    seed::Integer=0) where {T<:Integer}
+    _, P, N = size(patches)
+    N >= 1 || throw(ArgumentError("patches: found no samples"))
+    P == num_positions(f) || throw(ArgumentError("patches: found $P positions, the field has $(num_positions(f))"))
+    check_schedule(epochs, batch_size, step_size)
+    check_pseudocount(pseudocount)
+    check_pseudocount(field_pseudocount, "field_pseudocount")
+    check_candidates(candidates, P, N)
+    threads = Threads.nthreads()
+    return FieldEMJob(f, em, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
+                      Float64(field_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0, 0, 0.0, [FieldCounts(f) for _ in 1:threads],
+                      [zeros(size(em.join)) for _ in 1:threads], fill(false, length(em.shapes)))
+end
+
+step_of(job::FieldEMJob) = step_by_batches(job)
+
+function expect!(job::FieldEMJob)
+    job.batch === nothing && begin_batch!(job)
+    b, em, f, threads = job.batch, job.emissions, job.field, Threads.nthreads()
+    shapes = Shapes(em)
+    for counts in job.counts
+        clear!(counts)
+    end
+    foreach(joins -> fill!(joins, 0.0), job.joins)
+    fill!(job.counted, false)
+    for range in pieces(1:size(b.patches, 3), FIELD_IMAGES_AT_ONCE * threads)
+        rows, terms, spots = image_spots(shapes, b.patches[:, :, range], nothing, b.tried === nothing ? nothing : b.tried[:, :, range], CUT_EM)
+        weights = [[zeros(Float32, size(channel.values)) for channel in channels] for channels in rows]
+        totals = zeros(threads)
+        Threads.@threads for t in 1:threads
+            room = MessageRoom(f)
+            for n in t:threads:length(range)
+                posteriors = [zeros(num_states(f), num_boxes(spot)) for spot in view(spots, :, n)]
+                totals[t] += field_posteriors!(posteriors, job.counts[t], f, view(spots, :, n), room)
+                for (i, posterior) in enumerate(posteriors)
+                    take_terms!(weights, job.joins[t], em, rows, terms[i, n], spots[i, n], posterior)
+                end
+            end
+        end
+        b.total += sum(totals)
+        pause()
+        for (k, channels) in enumerate(rows), (c, channel) in enumerate(channels)
+            job.counted[k] |= circuit_flows!(em.shapes[k][c], channel.data, weights[k][c])
+        end
+    end
+    return nothing
+end
+
+"Spreads a patch's posterior, (states, boxes), over its joins, and over their rows in the circuits."
+function take_terms!(weights, joins, em, rows, terms::PatchTerms, spot::Spot, posterior)
+    isempty(terms.joins) && return
+    divide!(posterior, spot.values)
+    boxes = box_terms!(zeros(length(terms.joins), num_boxes(spot)), terms)
+    own = Float64.(em.join[:, terms.joins])
+    counts = own .* (posterior * transpose(boxes))
+    for (i, j) in enumerate(terms.joins), s in axes(joins, 1)
+        joins[s, j] += counts[s, i]
+    end
+    boxes .*= transpose(own) * posterior
+    sizes = Tuple(length.(spot.places))
+    shares = reshape(boxes, size(boxes, 1), sizes...)
+    for c in eachindex(sizes)
+        by_place = reshape(sum(shares, dims=Tuple(other + 1 for other in eachindex(sizes) if other != c)), :, sizes[c])
+        place = zeros(Int, em.categories ÷ em.steps[c])
+        place[spot.places[c]] = 1:sizes[c]
+        for (k, n, segment) in terms.segments, row in rows_of(rows[k][c], n)
+            at = place[rows[k][c].offset[row] + 1]
+            at > 0 || continue
+            for j in segment
+                weights[k][c][terms.joins[j] - first(em.joins[k]) + 1, row] = min(by_place[j, at], 1.0)
+            end
+        end
+    end
+end
+
+function maximise!(job::FieldEMJob)
+    em, step = job.emissions, step_of(job)
+    field_step!(job.field, reduce(add!, job.counts), step, job.field_pseudocount)
+    table_step!(em.join, sum(job.joins), step, job.field_pseudocount)
+    for (k, shape) in enumerate(em.shapes)
+        if job.counted[k]
+            for (e, allowed) in zip(shape, em.allowed[k])
+                apply!(e, step, job.pseudocount)
+                limit_inputs!(circuit(e), allowed)
+            end
+        end
+        foreach(release!, shape)
+    end
+    job.position = job.batch.last
+    job.total += job.batch.total
+    job.batch = nothing
+    return nothing
+end
