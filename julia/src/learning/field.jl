@@ -75,50 +75,74 @@ num_boxes(spot::Spot) = prod(length, spot.places)
 
 free_spot(f::Field) = Spot([collect(1:d) for d in num_offsets(f)], zeros(0, 0), 0.0)
 
-"Room for messages, for one thread: buffers that grow."
-struct MessageRoom
-    buffers::Vector{Vector{Float64}}
+"""
+Room for messages, for one thread: buffers that grow, tables of offsets at the places of an edge's ends, and the field's p(s' | s) between
+groups, `next[a][q, q2]`, (states, states').
+"""
+mutable struct MessageRoom
+    part::Vector{Float64}
+    one::Vector{Float64}
+    other::Vector{Float64}
+    from::Vector{Float64}
+    sums::Vector{Float64}
     tables::Vector{Matrix{Float64}}
+    next::Vector{Matrix{Matrix{Float64}}}
+    back::Vector{Matrix{Matrix{Float64}}}
 end
 
-MessageRoom(f::Field) = MessageRoom([Float64[] for _ in 1:4], [zeros(d, d) for d in num_offsets(f)])
-
-function buffer(room::MessageRoom, which::Int, sizes::Int...)
-    v = room.buffers[which]
-    length(v) < prod(sizes) && resize!(v, prod(sizes))
-    return reshape(view(v, 1:prod(sizes)), sizes...)
+function MessageRoom(f::Field)
+    Q = length(f.members)
+    next = [[Float64.(f.next[a][f.members[q], f.members[q2]]) for q in 1:Q, q2 in 1:Q] for a in 1:2]
+    return MessageRoom(Float64[], Float64[], Float64[], Float64[], Float64[], [zeros(d, d) for d in num_offsets(f)], next,
+                       [permutedims.(blocks) for blocks in next])
 end
 
-"""
-Sums `in`, (m, boxes of `from`), over the offsets of an edge between groups: out[., d] = sum over d' of table[d, d'] in[., d'], channel by
-channel, but for the channel `but`, whose places stay those of `from`. `tables[c]`: (offsets to, offsets from), at these places. The result
-is in one of the room's first two buffers; which one is the buffer of `in` must not be.
-"""
-function through_offsets!(room::MessageRoom, tables, in, from, to, but::Int=0)
-    m, sizes = size(in, 1), length.(from)
-    which, data = 1, in
-    left = m
-    for c in eachindex(sizes)
-        right = prod(sizes[c + 1:end])
-        if c != but
-            out = buffer(room, which, left * length(to[c]) * right)
-            through_channel!(out, tables[c], reshape(data, :), left, length(from[c]), length(to[c]), right)
-            data, which = out, 3 - which
-            left *= length(to[c])
-        else
-            left *= length(from[c])
-        end
+roomy(v::Vector{Float64}, size::Int) = length(v) < size ? resize!(v, size) : v
+
+"Takes the states `own` of values (states, boxes) into `room.part`, (own states, boxes)."
+function take_part!(room::MessageRoom, values::Matrix{Float64}, own::UnitRange{Int})
+    m, n = length(own), size(values, 2)
+    part = roomy(room.part, m * n)
+    @inbounds for box in 1:n, i in 1:m
+        part[i + m * (box - 1)] = values[own[1] - 1 + i, box]
     end
-    return reshape(data, m, :)
 end
 
-function through_channel!(out, table, in, left, n, m, right)
-    fill!(out, 0.0)
-    @inbounds for r in 0:right - 1, i in 1:n, o in 1:m
-        p = table[o, i]
-        from, to = left * (i - 1 + n * r), left * (o - 1 + m * r)
-        @simd for l in 1:left
-            out[to + l] = muladd(p, in[from + l], out[to + l])
+"""
+Sums `room.part`, (m, boxes of `from`), over the offsets of an edge between groups, channel by channel by `room.tables`, (offsets to, offsets
+from), but for the channel `but`, whose places stay those of `from`; returns the vector that holds it, `room.part` left as it is.
+"""
+function through_offsets!(room::MessageRoom, m::Int, from, to, but::Int=0)
+    data, free, spare = room.part, room.one, room.other
+    left = m
+    for c in eachindex(from)
+        n = length(from[c])
+        if c != but
+            right, o = 1, length(to[c])
+            for after in c + 1:length(from)
+                right *= length(from[after])
+            end
+            roomy(free, left * o * right)
+            through_channel!(free, room.tables[c], data, left, n, o, right)
+            data, free, spare = free, spare, free
+            n = o
+        end
+        left *= n
+    end
+    return data
+end
+
+function through_channel!(out::Vector{Float64}, table::Matrix{Float64}, in::Vector{Float64}, left, n, m, right)
+    @inbounds for r in 0:right - 1, o in 1:m
+        to, p, from = left * (o - 1 + m * r), table[o, 1], left * n * r
+        @simd ivdep for l in 1:left
+            out[to + l] = p * in[from + l]
+        end
+        for i in 2:n
+            p, from = table[o, i], left * (i - 1 + n * r)
+            @simd ivdep for l in 1:left
+                out[to + l] = muladd(p, in[from + l], out[to + l])
+            end
         end
     end
 end
@@ -126,12 +150,14 @@ end
 "The tables of an edge of direction `a` from group q to group q2 at the places of both ends, (of `to`, of `from`); `back`: against the edge, as messages to the parent go."
 function edge_tables!(room::MessageRoom, f::Field, a, q, q2, from, to; back::Bool)
     for c in eachindex(from)
-        whole, table = f.next_offsets[a][c], room.tables[c]
-        @inbounds for (i, d) in enumerate(from[c]), (o, d2) in enumerate(to[c])
-            table[o, i] = back ? whole[d2, d, q, q2] : whole[d, d2, q, q2]
-        end
+        fill_table!(room.tables[c], f.next_offsets[a][c], q, q2, from[c], to[c], back)
     end
-    return room.tables
+end
+
+function fill_table!(table, whole, q, q2, from, to, back)
+    @inbounds for (i, d) in enumerate(from), (o, d2) in enumerate(to)
+        table[o, i] = back ? whole[d2, d, q, q2] : whole[d, d2, q, q2]
+    end
 end
 
 """
@@ -141,12 +167,10 @@ The message of a child with `below`, (states, its boxes), to its parent: sum ove
 function message_up!(out, room::MessageRoom, f::Field, a::Int, below, child, parent)
     fill!(out, 0.0)
     for (q2, own) in enumerate(f.members)
-        part = buffer(room, 3, length(own), size(below, 2))
-        copyto!(part, view(below, own, :))
+        take_part!(room, below, own)
         for (q, above) in enumerate(f.members)
-            tables = edge_tables!(room, f, a, q, q2, child, parent; back=true)
-            found = through_offsets!(room, tables, part, child, parent)
-            add_product!(out, above, view(f.next[a], above, own), found)
+            edge_tables!(room, f, a, q, q2, child, parent; back=true)
+            add_product!(out, above, room.next[a][q, q2], through_offsets!(room, length(own), child, parent))
         end
     end
     return out
@@ -156,24 +180,22 @@ end
 function message_down!(out, room::MessageRoom, f::Field, a::Int, above, parent, child)
     fill!(out, 0.0)
     for (q, own) in enumerate(f.members)
-        part = buffer(room, 3, length(own), size(above, 2))
-        copyto!(part, view(above, own, :))
+        take_part!(room, above, own)
         for (q2, below) in enumerate(f.members)
-            tables = edge_tables!(room, f, a, q, q2, parent, child; back=false)
-            found = through_offsets!(room, tables, part, parent, child)
-            add_product!(out, below, transpose(view(f.next[a], own, below)), found)
+            edge_tables!(room, f, a, q, q2, parent, child; back=false)
+            add_product!(out, below, room.back[a][q, q2], through_offsets!(room, length(own), parent, child))
         end
     end
     return out
 end
 
 "out[rows, :] += weights * in, the states of a group."
-function add_product!(out, rows, weights, in)
-    m = size(in, 1)
-    @inbounds for n in axes(in, 2), i in 1:m
-        p = in[i, n]
-        for (o, row) in enumerate(rows)
-            out[row, n] = muladd(weights[o, i], p, out[row, n])
+function add_product!(out::Matrix{Float64}, rows::UnitRange{Int}, weights::Matrix{Float64}, in::Vector{Float64})
+    m, start, count = size(weights, 2), first(rows) - 1, length(rows)
+    @inbounds for n in axes(out, 2), i in 1:m
+        p = in[i + m * (n - 1)]
+        @simd ivdep for o in 1:count
+            out[start + o, n] = muladd(weights[o, i], p, out[start + o, n])
         end
     end
 end
@@ -273,10 +295,13 @@ function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Fi
     total = top + log(sum(weights)) - log(2)
     foreach(p -> fill!(p, 0.0), posteriors)
     for (comb, each, weight) in zip(trees, found, weights ./ sum(weights))
-        weight > 1e-12 && downward!(posteriors, counts, room, f, comb, spots, each, weight)
+        weight > LEAST_OF_TREE && downward!(posteriors, counts, room, f, comb, spots, each, weight)
     end
     return total
 end
+
+# A comb that has less of an image is left out of its posterior.
+const LEAST_OF_TREE = 1e-4
 
 times(a, ::Nothing) = copy(a)
 times(a, b) = a .* b
@@ -324,42 +349,60 @@ function count_edge!(counts, room, f, a, own, below, parent, child, up, weight)
     total = up === nothing ? sum(own) : sum(own .* up)
     total > 0 || return
     scale = weight / total
+    n = num_boxes(parent)
     for (q2, states2) in enumerate(f.members)
-        part = buffer(room, 3, length(states2), num_boxes(child))
-        copyto!(part, view(known, states2, :))
+        m2 = length(states2)
+        take_part!(room, known, states2)
         for (q, states) in enumerate(f.members)
-            tables = edge_tables!(room, f, a, q, q2, child.places, parent.places; back=true)
-            pair = view(f.next[a], states, states2)
-            through = through_offsets!(room, tables, part, child.places, parent.places)
-            sums = view(counts.next[a], states, states2)
-            @inbounds for n in axes(through, 2), (j, _) in enumerate(states2), (i, s) in enumerate(states)
-                sums[i, j] += scale * own[s, n] * pair[i, j] * through[j, n]
+            m, start = length(states), first(states) - 1
+            edge_tables!(room, f, a, q, q2, child.places, parent.places; back=true)
+            through, sums = through_offsets!(room, m2, child.places, parent.places), roomy(room.sums, m * m2)
+            fill!(view(sums, 1:m * m2), 0.0)
+            @inbounds for box in 1:n, j in 1:m2
+                p = through[j + m2 * (box - 1)]
+                @simd ivdep for i in 1:m
+                    sums[i + m * (j - 1)] = muladd(p, own[start + i, box], sums[i + m * (j - 1)])
+                end
             end
-            from = buffer(room, 4, length(states2), num_boxes(parent))  # own, through p(s' | s)
-            fill!(from, 0.0)
-            add_product!(from, 1:length(states2), transpose(pair), view(own, states, :))
+            pair, pairs = room.next[a][q, q2], counts.next[a]
+            for j in 1:m2, i in 1:m
+                pairs[states[i], states2[j]] += scale * pair[i, j] * sums[i + m * (j - 1)]
+            end
+            from, back = roomy(room.from, m2 * n), room.back[a][q, q2]  # own, through p(s' | s)
+            fill!(view(from, 1:m2 * n), 0.0)
+            @inbounds for box in 1:n, i in 1:m
+                p = own[start + i, box]
+                @simd ivdep for j in 1:m2
+                    from[j + m2 * (box - 1)] = muladd(back[j, i], p, from[j + m2 * (box - 1)])
+                end
+            end
             for c in eachindex(parent.places)
-                others = through_offsets!(room, tables, part, child.places, parent.places, c)
-                count_channel!(view(counts.next_offsets[a][c], :, :, q, q2), tables[c], from, others, c, parent.places, child.places, scale)
+                others = through_offsets!(room, m2, child.places, parent.places, c)
+                count_channel!(counts.next_offsets[a][c], q, q2, room.tables[c], from, others, m2, c, parent.places, child.places, scale)
             end
         end
     end
 end
 
 "counts[d, d'] += table[d, d'] sum over all else of from[., d, .] others[., d', .]; both have the parent's places but for channel c of `others`."
-function count_channel!(counts, table, from, others, c, parent, child, scale)
-    left, right = size(from, 1) * prod(length.(parent[1:c - 1])), prod(length.(parent[c + 1:end]))
+function count_channel!(counts, q, q2, table, from::Vector{Float64}, others::Vector{Float64}, m2, c, parent, child, scale)
+    left, right = m2, 1
+    for before in 1:c - 1
+        left *= length(parent[before])
+    end
+    for after in c + 1:length(parent)
+        right *= length(parent[after])
+    end
     n, n2 = length(parent[c]), length(child[c])
-    a, b = reshape(from, :), reshape(others, :)
     @inbounds for j in 1:n2, i in 1:n
         total = 0.0
         for r in 0:right - 1
             x, y = left * (i - 1 + n * r), left * (j - 1 + n2 * r)
             @simd for l in 1:left
-                total = muladd(a[x + l], b[y + l], total)
+                total = muladd(from[x + l], others[y + l], total)
             end
         end
-        counts[parent[c][i], child[c][j]] += scale * table[i, j] * total
+        counts[parent[c][i], child[c][j], q, q2] += scale * table[i, j] * total
     end
 end
 

@@ -23,23 +23,16 @@ end
 
 # Joins, and offsets, that make less than exp(-CUT) of a patch's largest term are left out of it: less than float32 rounds when scores are
 # exact, a tenth of a thousandth in EM.
-const CUT_EXACT, CUT_EM = 30.0, 12.0
+const CUT_EXACT, CUT_EM = 20.0, 9.0
 
 "The terms and the spot of a patch with `rows`, of each shape, and its number in them, `own`: (shape, number)."
 function patch_terms(shapes::Shapes, rows, own, cut::Float64)
     em = shapes.emissions
     C, D = num_channels(em), [em.categories ÷ step for step in em.steps]
-    known = [!rows[k][1].free[n] || any(c -> !rows[k][c].free[n], 1:C) for (k, n) in own]
-    any(known) || return PatchTerms([], [], []), Spot([collect(1:d) for d in D], zeros(0, 0), 0.0)
-    bounds, best = [zeros(0) for _ in own], -Inf
-    for (i, (k, n)) in enumerate(own)
-        all(channel -> possible(channel, n), rows[k]) || continue
-        bounds[i] = [scale_of(rows[k], n) + shapes.most[j] for j in em.joins[k]]
-        for channel in rows[k]
-            channel.free[n] || add_largest!(bounds[i], channel, n)
-        end
-        best = max(best, maximum(bounds[i]))
-    end
+    k, n = own[1]
+    all(channel -> channel.free[n], rows[k]) && return PatchTerms([], [], []), Spot([collect(1:d) for d in D], zeros(0, 0), 0.0)
+    bounds = [largest_terms(shapes, rows[k], k, n) for (k, n) in own]
+    best = maximum(maximum, bounds)
     segments, joins = Tuple{Int,Int,UnitRange{Int}}[], Int[]
     heads, largest = Int[], Float64[]
     for (i, (k, n)) in enumerate(own)
@@ -59,18 +52,26 @@ function patch_terms(shapes::Shapes, rows, own, cut::Float64)
         channels[1][own_joins, :] .*= exp(scale_of(rows[k], n) - best)
     end
     terms = PatchTerms(segments, joins, channels)
-    boxes = box_terms!(zeros(length(joins), prod(length, places)), terms)
-    return terms, Spot(places, Float64.(em.join[:, joins]) * boxes, best)
+    return terms, Spot(places, Float64.(em.join[:, joins]) * box_terms(terms), best)
 end
 
-function add_largest!(bounds, channel::ChannelRows, n)
-    @inbounds for head in eachindex(bounds)
-        most = 0.0
-        for row in rows_of(channel, n)
-            most = max(most, value(channel, head, row))
+"The log of the largest that each head of shape `k` makes of patch `n`, under any offsets and in any state."
+function largest_terms(shapes::Shapes, channels::Vector{<:ChannelRows}, k, n)
+    joins = shapes.emissions.joins[k]
+    all(channel -> possible(channel, n), channels) || return fill(-Inf, length(joins))
+    bounds, most = [scale_of(channels, n) + shapes.most[j] for j in joins], zeros(length(joins))
+    for channel in channels
+        channel.free[n] && continue
+        fill!(most, 0.0)
+        @inbounds for row in rows_of(channel, n)
+            factor = channel.factor[row]
+            for head in eachindex(most)
+                most[head] = max(most[head], channel.values[head, row] * factor)
+            end
         end
-        bounds[head] += log(most)
+        bounds .+= log.(most)
     end
+    return bounds
 end
 
 "The offsets, from 1, under which a join may make more than exp(`least`)."
@@ -79,14 +80,23 @@ function possible_places(rows, segments, heads, largest, c, D, least)
     for (k, n, joins) in segments
         channel = rows[k][c]
         channel.free[n] && return collect(1:D)
-        for j in joins
-            most = maximum(row -> value(channel, heads[j], row), rows_of(channel, n))
-            for row in rows_of(channel, n)
-                found[channel.offset[row] + 1] |= value(channel, heads[j], row) >= most * exp(least - largest[j])
-            end
-        end
+        mark_places!(found, channel, n, joins, heads, largest, least)
     end
     return findall(found)
+end
+
+function mark_places!(found, channel::ChannelRows, n, joins, heads, largest, least)
+    own = rows_of(channel, n)
+    @inbounds for j in joins
+        head, most = heads[j], 0.0
+        for row in own
+            most = max(most, value(channel, head, row))
+        end
+        most *= exp(least - largest[j])
+        for row in own
+            found[channel.offset[row] + 1] |= value(channel, head, row) >= most
+        end
+    end
 end
 
 function channel_terms(rows, segments, heads, c, D, places)
@@ -95,24 +105,54 @@ function channel_terms(rows, segments, heads, c, D, places)
     for (k, n, joins) in segments
         channel = rows[k][c]
         channel.free[n] && (found[joins, :] .= 1.0)
-        for row in rows_of(channel, n), j in joins
-            at = place[channel.offset[row] + 1]
-            at > 0 && (found[j, at] = value(channel, heads[j], row))
-        end
+        take_values!(found, channel, n, joins, heads, place)
     end
     return found
 end
 
-"prod_c p(x_c - step d_c | join) into `out`, (joins, boxes)."
-function box_terms!(out, terms::PatchTerms)
-    C = length(terms.channels)
-    for (box, index) in enumerate(CartesianIndices(Tuple(size(channel, 2) for channel in terms.channels)))
-        @inbounds for j in axes(out, 1)
-            p = terms.channels[1][j, index[1]]
-            for c in 2:C
-                p *= terms.channels[c][j, index[c]]
-            end
-            out[j, box] = p
+function take_values!(found, channel::ChannelRows, n, joins, heads, place)
+    @inbounds for row in rows_of(channel, n)
+        at = place[channel.offset[row] + 1]
+        at > 0 || continue
+        for j in joins
+            found[j, at] = value(channel, heads[j], row)
+        end
+    end
+end
+
+"prod_c p(x_c - step d_c | join), (joins, boxes)."
+function box_terms(terms::PatchTerms)
+    found = terms.channels[1]
+    for c in 2:length(terms.channels)
+        found = times_channel(found, terms.channels[c])
+    end
+    return found
+end
+
+"All products of columns of `a` and `b`, (joins, columns), those of `a` fastest."
+function times_channel(a::Matrix{Float64}, b::Matrix{Float64})
+    out = Matrix{Float64}(undef, size(a, 1), size(a, 2) * size(b, 2))
+    @inbounds for k in axes(b, 2), i in axes(a, 2)
+        to = i + size(a, 2) * (k - 1)
+        @simd ivdep for j in axes(a, 1)
+            out[j, to] = a[j, i] * b[j, k]
+        end
+    end
+    return out
+end
+
+"The sums of values (joins, boxes) over all channels but c, (joins, places)."
+function sum_others(values::Matrix{Float64}, sizes, c)
+    left, right = 1, 1
+    for (other, n) in enumerate(sizes)
+        other < c && (left *= n)
+        other > c && (right *= n)
+    end
+    out = zeros(size(values, 1), sizes[c])
+    @inbounds for r in 1:right, i in 1:sizes[c], l in 1:left
+        box = l + left * (i - 1 + sizes[c] * (r - 1))
+        @simd ivdep for j in axes(values, 1)
+            out[j, i] += values[j, box]
         end
     end
     return out
@@ -124,9 +164,8 @@ function rows_by_shape(em::Emissions, x, mask, tried)
     rows = map(eachindex(em.shapes)) do k
         of = tried === nothing ? collect(axes(x, 2)) : findall(n -> k - 1 in view(tried, :, n), axes(x, 2))
         foreach(((i, n),) -> push!(own[n], (k, i)), enumerate(of))
-        found = isempty(of) ? ChannelRows[] : shape_rows(em, k, x[:, of], mask === nothing ? nothing : mask[:, of])
         pause()
-        found
+        shape_rows(em, k, x[:, of], mask === nothing ? nothing : mask[:, of])
     end
     return rows, own
 end
@@ -252,17 +291,16 @@ end
 function take_terms!(weights, joins, em, rows, terms::PatchTerms, spot::Spot, posterior)
     isempty(terms.joins) && return
     divide!(posterior, spot.values)
-    boxes = box_terms!(zeros(length(terms.joins), num_boxes(spot)), terms)
+    boxes = box_terms(terms)
     own = Float64.(em.join[:, terms.joins])
     counts = own .* (posterior * transpose(boxes))
     for (i, j) in enumerate(terms.joins), s in axes(joins, 1)
         joins[s, j] += counts[s, i]
     end
-    boxes .*= transpose(own) * posterior
-    sizes = Tuple(length.(spot.places))
-    shares = reshape(boxes, size(boxes, 1), sizes...)
+    boxes = boxes .* (transpose(own) * posterior)
+    sizes = length.(spot.places)
     for c in eachindex(sizes)
-        by_place = reshape(sum(shares, dims=Tuple(other + 1 for other in eachindex(sizes) if other != c)), :, sizes[c])
+        by_place = sum_others(boxes, sizes, c)
         place = zeros(Int, em.categories ÷ em.steps[c])
         place[spot.places[c]] = 1:sizes[c]
         for (k, n, segment) in terms.segments, row in rows_of(rows[k][c], n)
