@@ -1,6 +1,6 @@
 # A field of states and offsets against sums over all of its values, one by one.
 
-using LVDJuice: Field, FieldCounts, FieldEMJob, apply!, circuit, num_channels, num_states, table_step!, field_scores!, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_step!, free_spot, sample_field
+using LVDJuice: Field, FieldCounts, FieldEMJob, apply!, circuit, num_channels, num_states, table_step!, field_scores!, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_marginals, field_step!, free_spot, sample_field!
 
 "A random field of 2 x 2 positions, S states in Q groups, D offsets of each channel."
 function random_field(group, D; seed=1, rows=2, columns=2)
@@ -72,13 +72,20 @@ end
         @test counts.first ≈ wanted_counts.first && all(counts.first_offsets .≈ wanted_counts.first_offsets)
         @test all(counts.next .≈ wanted_counts.next)
         @test all(all(a .≈ b) for (a, b) in zip(counts.next_offsets, wanted_counts.next_offsets))
-        rng, seen, N = SplitMix(3), zero.(posteriors), 4000
-        for _ in 1:N
-            states, offsets = sample_field(f, spots, rng)
-            for i in 1:4
-                index = [findfirst(==(offsets[c, i]), spots[i].places[c]) for c in eachindex(D)]
-                seen[i][states[i], LinearIndices(Tuple(length.(spots[i].places)))[index...]] += 1 / N
+        marginals = field_marginals(f, spots)
+        for c in eachindex(D), i in 1:4
+            alone = zeros(length(group), D[c])
+            for (box, index) in enumerate(CartesianIndices(Tuple(length.(spots[i].places))))
+                alone[:, spots[i].places[c][index[c]]] .+= posteriors[i][:, box]
             end
+            @test marginals[c][:, :, i] ≈ alone
+        end
+        seen, N = zero.(posteriors), 4000
+        states, offsets = zeros(Int, 4, N), zeros(Int, length(D), 4, N)
+        sample_field!(states, offsets, f, spots, SplitMix(3))
+        for n in 1:N, i in 1:4
+            index = [findfirst(==(offsets[c, i, n]), spots[i].places[c]) for c in eachindex(D)]
+            seen[i][states[i, n], LinearIndices(Tuple(length.(spots[i].places)))[index...]] += 1 / N
         end
         @test maximum(maximum(abs.(a .- b)) for (a, b) in zip(seen, posteriors)) < 0.04
     end

@@ -75,6 +75,35 @@ num_boxes(spot::Spot) = prod(length, spot.places)
 
 free_spot(f::Field) = Spot([collect(1:d) for d in num_offsets(f)], zeros(0, 0), 0.0)
 
+"All products of columns of `a` and `b`, (rows, columns), those of `a` fastest."
+function times_channel(a::Matrix{Float64}, b::Matrix{Float64})
+    out = Matrix{Float64}(undef, size(a, 1), size(a, 2) * size(b, 2))
+    @inbounds for k in axes(b, 2), i in axes(a, 2)
+        to = i + size(a, 2) * (k - 1)
+        @simd ivdep for j in axes(a, 1)
+            out[j, to] = a[j, i] * b[j, k]
+        end
+    end
+    return out
+end
+
+"The sums of values (rows, boxes) over all channels but c, (rows, places)."
+function sum_others(values::Matrix{Float64}, sizes, c)
+    left, right = 1, 1
+    for (other, n) in enumerate(sizes)
+        other < c && (left *= n)
+        other > c && (right *= n)
+    end
+    out = zeros(size(values, 1), sizes[c])
+    @inbounds for r in 1:right, i in 1:sizes[c], l in 1:left
+        box = l + left * (i - 1 + sizes[c] * (r - 1))
+        @simd ivdep for j in axes(values, 1)
+            out[j, i] += values[j, box]
+        end
+    end
+    return out
+end
+
 """
 Room for messages, for one thread: buffers that grow, tables of offsets at the places of an edge's ends, and the field's p(s' | s) between
 groups, `next[a][q, q2]`, (states, states').
@@ -237,9 +266,9 @@ end
 
 "p(s, d) of the first position, (states, boxes)."
 function first_values(f::Field, places)
-    values = repeat(Float64.(f.first), 1, prod(length, places))
-    for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(f.first_offsets)
-        values[:, box] .*= view(offsets, :, places[c][index[c]])
+    values = Float64.(reshape(f.first, :, 1))
+    for c in eachindex(places)
+        values = times_channel(values, Float64.(f.first_offsets[c][:, places[c]]))
     end
     return values
 end
@@ -338,8 +367,8 @@ end
 
 function count_first!(counts, f, share, places, weight)
     counts.first .+= weight .* vec(sum(share, dims=2))
-    for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(counts.first_offsets)
-        offsets[:, places[c][index[c]]] .+= weight .* view(share, :, box)
+    for (c, offsets) in enumerate(counts.first_offsets)
+        offsets .+= weight .* channel_marginal(share, places, c, size(offsets, 2))
     end
 end
 
@@ -406,6 +435,102 @@ function count_channel!(counts, q, q2, table, from::Vector{Float64}, others::Vec
     end
 end
 
+"""
+    channel_step(field, a, c, p)
+
+p(s', d'_c) of a position, (states, offsets), from p(s, d_c) of the one before it in direction `a`: channels are independent given the states.
+"""
+function channel_step(f::Field, a::Int, c::Int, p::Matrix{Float64})
+    found = zeros(size(p))
+    for (q, own) in enumerate(f.members), (q2, next) in enumerate(f.members)
+        moved = p[own, :] * f.next_offsets[a][c][:, :, q, q2]
+        found[next, :] .+= transpose(f.next[a][own, next]) * moved
+    end
+    return found
+end
+
+"""
+    field_marginals(field, spots, room) -> p(s_i, d_ic | x) of each channel, (states, offsets, positions)
+
+Positions that have nothing known below them in a comb take no joint table of their channels: their marginals go on channel by channel.
+"""
+function field_marginals(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
+    trees, D = combs(f), num_offsets(f)
+    found = [upward(room, f, tree, spots) for tree in trees]
+    weights = exp.([each.total for each in found] .- maximum(each.total for each in found))
+    out = [zeros(num_states(f), d, length(spots)) for d in D]
+    for (tree, each, weight) in zip(trees, found, weights ./ sum(weights))
+        weight > LEAST_OF_TREE && marginals_down!(out, room, f, tree, spots, each, weight)
+    end
+    foreach(each -> each ./= sum(each, dims=(1, 2)), out)
+    return out
+end
+
+function marginals_down!(out, room, f, (parent, direction), spots, up::Upward, weight)
+    joint = Vector{Matrix{Float64}}(undef, length(spots))           # p(h_i, what is not below i), where something is
+    alone = Vector{Vector{Matrix{Float64}}}(undef, length(spots))   # p(s_i, d_ic | x) of each channel
+    for i in eachindex(spots)
+        if up.below[i] === nothing && i > 1
+            before = alone[parent[i]]
+            alone[i] = [channel_step(f, direction[i], c, before[c]) for c in eachindex(before)]
+        else
+            if i == 1
+                joint[1] = first_values(f, spots[1].places)
+            else
+                own = times(joint[parent[i]], up.below[parent[i]])
+                divide!(own, up.up[i])
+                normalise!(own)
+                joint[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
+                                         spots[i].places)
+                normalise!(joint[i])
+            end
+            share = times(joint[i], up.below[i])
+            share ./= sum(share)
+            alone[i] = [channel_marginal(share, spots[i].places, c, d) for (c, d) in enumerate(num_offsets(f))]
+        end
+        for (c, p) in enumerate(alone[i])
+            out[c][:, :, i] .+= weight .* p
+        end
+    end
+end
+
+"The sums of values (states, boxes) over all channels but c, (states, offsets)."
+function channel_marginal(values, places, c, D)
+    found = zeros(size(values, 1), D)
+    found[:, places[c]] = sum_others(values, length.(places), c)
+    return found
+end
+
+"""
+    usual_places(field) -> offsets of each channel
+
+Those that any position has with more than `LEAST_OF_OFFSET` before anything is known.
+"""
+function usual_places(f::Field)
+    marginals = field_marginals(f, [free_spot(f) for _ in 1:num_positions(f)])
+    return [findall(d -> maximum(sum(view(each, :, d, :), dims=1)) > LEAST_OF_OFFSET, axes(each, 2)) for each in marginals]
+end
+
+const LEAST_OF_OFFSET = 1e-6
+
+"""
+Limits the spots of which nothing is known to offsets that are `usual`, or as those of the image's known patches, or one or two beside or between: all
+combinations of 32 offsets are too many.
+"""
+function limit_free!(spots::AbstractVector{Spot}, usual)
+    known = [spot for spot in spots if !isfree(spot)]
+    (isempty(known) || length(known) == length(spots)) && return
+    places = map(enumerate(usual)) do (c, own)
+        D = length(first(spot for spot in spots if isfree(spot)).places[c])
+        seen = reduce(union, (spot.places[c] for spot in known))
+        near = [d for d in 1:D if minimum(seen) - 2 <= d <= maximum(seen) + 2]
+        D > 1 ? sort(union(own, near)) : [1]
+    end
+    for (i, spot) in enumerate(spots)
+        isfree(spot) && (spots[i] = Spot(places, spot.values, 0.0))
+    end
+end
+
 "One EM step of all parameters of a field: of each distribution as [`table_step!`](@ref) takes it."
 function field_step!(f::Field, counts::FieldCounts, step, pseudocount)
     S, Q = num_states(f), length(f.members)
@@ -432,48 +557,50 @@ function distribution_step!(p, counts, step, pseudocount)
 end
 
 """
-    sample_field(field, spots, rng) -> (states, offsets)
+    sample_field!(states, offsets, field, spots, rng)
 
-One draw from p(s, d | x): the state, and the offset of each channel from 1, (channels, positions), of each position.
+Draws from p(s, d | x): the state, (positions, draws), and the offset of each channel from 1, (channels, positions, draws).
 """
-function sample_field(f::Field, spots::AbstractVector{Spot}, rng, found=upward_both(f, spots))
+function sample_field!(states, offsets, f::Field, spots::AbstractVector{Spot}, rng, room::MessageRoom=MessageRoom(f))
     trees = combs(f)
+    found = [upward(room, f, tree, spots) for tree in trees]
     top = maximum(each.total for each in found)
-    which = draw([exp(each.total - top) for each in found], rng)
-    (parent, direction), up = trees[which], found[which]
-    P, C = num_positions(f), length(f.first_offsets)
-    states, offsets = zeros(Int, P), zeros(Int, C, P)
-    for i in 1:P
-        places, below = spots[i].places, up.below[i]
-        if i == 1
-            weights = times(first_values(f, places), below)
-        elseif below === nothing
-            s, a = states[parent[i]], direction[i]
-            states[i] = draw(view(f.next[a], s, :), rng)
-            for c in 1:C
-                offsets[c, i] = draw(view(f.next_offsets[a][c], offsets[c, parent[i]], :, f.group[s], f.group[states[i]]), rng)
-            end
-            continue
-        else
-            weights = next_values(f, direction[i], states[parent[i]], view(offsets, :, parent[i]), places) .* below
-        end
-        chosen = CartesianIndices(weights)[draw(vec(weights), rng)]
-        states[i] = chosen[1]
-        index = CartesianIndices(Tuple(length.(places)))[chosen[2]]
-        offsets[:, i] = [places[c][index[c]] for c in 1:C]
+    weights = [exp(each.total - top) for each in found]
+    for n in axes(states, 2)
+        which = draw(weights, rng)
+        sample_comb!(view(states, :, n), view(offsets, :, :, n), f, trees[which], spots, found[which], rng)
     end
-    return states, offsets
 end
 
-upward_both(f::Field, spots, room=MessageRoom(f)) = [upward(room, f, comb, spots) for comb in combs(f)]
+function sample_comb!(states, offsets, f, (parent, direction), spots, up::Upward, rng)
+    for i in eachindex(spots)
+        places, below = spots[i].places, up.below[i]
+        if i > 1 && below === nothing
+            s, a = states[parent[i]], direction[i]
+            states[i] = draw(view(f.next[a], s, :), rng)
+            for c in eachindex(places)
+                offsets[c, i] = draw(view(f.next_offsets[a][c], offsets[c, parent[i]], :, f.group[s], f.group[states[i]]), rng)
+            end
+        else
+            weights = i == 1 ? first_values(f, places) : next_values(f, direction[i], states[parent[i]], view(offsets, :, parent[i]), places)
+            below === nothing || (weights .*= below)
+            chosen = CartesianIndices(weights)[draw(vec(weights), rng)]
+            states[i] = chosen[1]
+            box = chosen[2] - 1
+            for c in eachindex(places)
+                box, place = divrem(box, length(places[c]))
+                offsets[c, i] = places[c][place + 1]
+            end
+        end
+    end
+end
 
 "p(s', d' | s, d), (states, boxes), of a child in direction `a`."
 function next_values(f::Field, a, s, d, places)
-    values = repeat(Float64.(f.next[a][s, :]), 1, prod(length, places))
-    for (box, index) in enumerate(CartesianIndices(Tuple(length.(places)))), (c, offsets) in enumerate(f.next_offsets[a])
-        for s2 in axes(values, 1)
-            values[s2, box] *= offsets[d[c], places[c][index[c]], f.group[s], f.group[s2]]
-        end
+    values = Float64.(reshape(f.next[a][s, :], :, 1))
+    for c in eachindex(places)
+        own = [Float64(f.next_offsets[a][c][d[c], d2, f.group[s], f.group[s2]]) for s2 in eachindex(f.group), d2 in places[c]]
+        values = times_channel(values, own)
     end
     return values
 end

@@ -129,35 +129,6 @@ function box_terms(terms::PatchTerms)
     return found
 end
 
-"All products of columns of `a` and `b`, (joins, columns), those of `a` fastest."
-function times_channel(a::Matrix{Float64}, b::Matrix{Float64})
-    out = Matrix{Float64}(undef, size(a, 1), size(a, 2) * size(b, 2))
-    @inbounds for k in axes(b, 2), i in axes(a, 2)
-        to = i + size(a, 2) * (k - 1)
-        @simd ivdep for j in axes(a, 1)
-            out[j, to] = a[j, i] * b[j, k]
-        end
-    end
-    return out
-end
-
-"The sums of values (joins, boxes) over all channels but c, (joins, places)."
-function sum_others(values::Matrix{Float64}, sizes, c)
-    left, right = 1, 1
-    for (other, n) in enumerate(sizes)
-        other < c && (left *= n)
-        other > c && (right *= n)
-    end
-    out = zeros(size(values, 1), sizes[c])
-    @inbounds for r in 1:right, i in 1:sizes[c], l in 1:left
-        box = l + left * (i - 1 + sizes[c] * (r - 1))
-        @simd ivdep for j in axes(values, 1)
-            out[j, i] += values[j, box]
-        end
-    end
-    return out
-end
-
 "The rows of all shapes of some patches, (variables, patches), and of each patch its shapes and its numbers in their rows."
 function rows_by_shape(em::Emissions, x, mask, tried)
     own = [Tuple{Int,Int}[] for _ in axes(x, 2)]
