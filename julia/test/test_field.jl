@@ -1,6 +1,6 @@
 # A field of states and offsets against sums over all of its values, one by one.
 
-using LVDJuice: Field, FieldCounts, FieldEMJob, apply!, circuit, num_channels, num_states, table_step!, field_scores!, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_marginals, field_step!, free_spot, sample_field!
+using LVDJuice: Field, FieldCounts, FieldEMJob, apply!, circuit, num_channels, num_states, table_step!, field_scores!, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_beliefs, field_step!, free_spot, sample_field!
 
 "A random field of 2 x 2 positions, S states in Q groups, D offsets of each channel."
 function random_field(group, D; seed=1, rows=2, columns=2)
@@ -72,7 +72,9 @@ end
         @test counts.first ≈ wanted_counts.first && all(counts.first_offsets .≈ wanted_counts.first_offsets)
         @test all(counts.next .≈ wanted_counts.next)
         @test all(all(a .≈ b) for (a, b) in zip(counts.next_offsets, wanted_counts.next_offsets))
-        marginals = field_marginals(f, spots)
+        total, marginals, joint = field_beliefs(f, spots)
+        @test total ≈ log(sum(totals) / 2) atol = 1e-12
+        @test all(isempty(own) || own ≈ wanted for (own, wanted) in zip(joint, posteriors))
         for c in eachindex(D), i in 1:4
             alone = zeros(length(group), D[c])
             for (box, index) in enumerate(CartesianIndices(Tuple(length.(spots[i].places))))

@@ -14,6 +14,7 @@ import torch
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, model_folder, seed_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.learn.pipeline import distill
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import Progress
@@ -38,7 +39,7 @@ class LVDPG(DensityEstimator):
 
     Attributes
     ----------
-    model_ : JointModel or OffsetModel
+    model_ : JointModel, OffsetModel or FieldModel
     teacher_ : Teacher
     settings_ : Settings
     n_features_in_ : int
@@ -74,7 +75,7 @@ class LVDPG(DensityEstimator):
             torch.set_num_threads(self.settings_.threads)
         train, valid = self._set_apart(self._checked(X, fitting=True))
         learned = distill(train, valid, self.settings_, progress=self._shown)
-        self.model_: JointModel | OffsetModel = learned.model
+        self.model_: JointModel | OffsetModel | FieldModel = learned.model
         self.teacher_: Teacher = learned.teacher
         self.n_features_in_ = self.model_.dims
         return self

@@ -21,6 +21,7 @@ from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.merit import std_error
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -231,7 +232,12 @@ class Gap:
 
 
 def measure_gap(
-    model: JointModel | OffsetModel, teacher: Teacher, bounds: Bounds, images: Images, *, progress: Progress = SILENT
+    model: JointModel | OffsetModel | FieldModel,
+    teacher: Teacher,
+    bounds: Bounds,
+    images: Images,
+    *,
+    progress: Progress = SILENT,
 ) -> Gap:
     """Measure teacher and circuits on the same images, uint8 (N, H, W, C), and the same pixels of them.
 
@@ -252,7 +258,7 @@ def measure_gap(
             "wanted a teacher of the same"
         )
     images = model.checked(images, "images")
-    if isinstance(model, OffsetModel):
+    if isinstance(model, OffsetModel | FieldModel):
         lvd_objective = model.log_joint(images, model.labels(images, progress=progress), progress=progress)
         log_likelihood = model.score_samples(images, progress=progress)
     else:

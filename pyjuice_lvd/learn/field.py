@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.models import field_queries as models
 from pyjuice_lvd.settings import Settings
 
 Labels = npt.NDArray[np.integer]
@@ -19,6 +21,10 @@ Float64 = npt.NDArray[np.float64]
 _RIGHT, _LEFT, _DOWN, _UP = range(4)
 _ADDED = 0.5
 """To each count of a transition, spread like all states."""
+_OF_NEXT, _OF_FIRST, _OF_STEPS, _OF_LEVELS = 5.0, 20.0, 30.0, 0.02
+"""To the counts of a field: of states that follow one another, of the first position's offsets, of offsets that follow
+an offset, spread as all steps from offset to offset are, and as all offsets."""
+_LEVELS = 256
 _OF_KINDS = 4.0
 """To the counts of a kind's transitions, for each state, spread like those of all kinds."""
 _ROUNDS = 10
@@ -53,6 +59,52 @@ def starting_prior(labels: Labels, seen: Float32, grid: tuple[int, int], num_sta
         return Field(circuit, None)
     along = ("rows", "columns") if own.trees == "combs" else (own.trees,)
     return field(labels, grid, num_states, [comb(*grid, along=each) for each in along])
+
+
+def starting_field(
+    states: Labels, group: npt.NDArray[np.int64], nearest: npt.NDArray[np.int32], steps: Sequence[int],
+    grid: tuple[int, int],
+) -> models.Field:  # fmt: skip
+    """Start p(s, d) at counts of neighbours' states (N, P), in their groups (S,), and `nearest` offsets (N, P, C)."""
+    num_states, groups = len(group), int(group[-1]) + 1
+    rows, columns = grid
+    on_grid, offsets = states.reshape(-1, rows, columns), nearest.reshape(-1, rows, columns, len(steps))
+    share = np.bincount(states.ravel(), minlength=num_states) + 1.0
+    share /= share.sum()
+    following = np.empty((2, num_states, num_states), np.float32)
+    first, after = [], []
+
+    def before(x: Labels) -> tuple[Labels, Labels]:  # of neighbours to the right and down, the one that comes first
+        return x[:, :, :-1], x[:, :-1]
+
+    def then(x: Labels) -> tuple[Labels, Labels]:
+        return x[:, :, 1:], x[:, 1:]
+
+    for a in range(2):
+        counts = np.zeros((num_states, num_states))
+        np.add.at(counts, (then(on_grid)[a].ravel(), before(on_grid)[a].ravel()), 1)
+        following[a] = _columns(counts + _OF_NEXT * share[:, None])
+    for c, step in enumerate(steps):
+        size = _LEVELS // step
+        counts = np.zeros((size, num_states))
+        np.add.at(counts, (offsets[..., c].ravel(), states.ravel()), 1)
+        of_all = counts.sum(axis=1, keepdims=True) + 1e-3
+        first.append(_columns(counts + _OF_FIRST * of_all / of_all.sum()).astype(np.float32))
+        table = np.zeros((2, groups, groups, size, size))
+        for a in range(2):
+            of, to = group[before(on_grid)[a].ravel()], group[then(on_grid)[a].ravel()]
+            d, d2 = before(offsets)[a][..., c].ravel(), then(offsets)[a][..., c].ravel()
+            np.add.at(table[a], (to, of, d2, d), 1)
+            steps_taken = np.bincount(d2 - d + size - 1, minlength=2 * size - 1) + 0.1
+            by_step = steps_taken[np.arange(size)[:, None] - np.arange(size) + size - 1]
+            table[a] += _OF_STEPS * _columns(by_step) + _OF_LEVELS * of_all / of_all.sum()
+        after.append(np.ascontiguousarray(table / table.sum(axis=3, keepdims=True), np.float32))
+    return models.Field(grid, group, share.astype(np.float32), tuple(first), following, tuple(after))
+
+
+def _columns(counts: Float64) -> Float64:
+    found: Float64 = counts / counts.sum(axis=0)
+    return found
 
 
 def comb(rows: int, columns: int, *, along: str) -> Tree:

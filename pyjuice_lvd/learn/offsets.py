@@ -15,12 +15,13 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states, rows_for_states
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.patches import position_grid
-from pyjuice_lvd.learn.field import starting_prior
+from pyjuice_lvd.learn.field import starting_field, starting_prior
 from pyjuice_lvd.models.base import ImageShape
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import derived_seed
-from pyjuice_lvd.settings import Settings
+from pyjuice_lvd.settings import FIELD, Settings
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -86,15 +87,19 @@ def starting_model(
     image_shape: ImageShape,
     *,
     progress: Progress = SILENT,
-) -> OffsetModel:
+) -> OffsetModel | FieldModel:
     """Make the model that EM starts from, of patches and the shapes that they are labelled with, int32 (N, P).
 
-    p(j | h) and p_c(d | h) are counts of the labels, p(h) of those of neighbours (`starting_prior`).
+    p(j | h) and p_c(d | h) are counts of the labels, p(h) of those of neighbours (`starting_prior`, `starting_field`).
     """
     own, seed, grid = settings.offsets, settings.seed, position_grid(*image_shape[:2], settings.teacher.patch)
     windows = own.of_channels(len(patches.steps))[1]
     residuals, shape_of = patches.residuals.reshape(-1, patches.x.shape[2]), shapes.ravel()
-    states = position_states(patches, settings.teacher.patch, own.states, seed)
+    below_field = own.trees == FIELD
+    if below_field:
+        states, group = texture_states(patches, settings.teacher.patch, own.states, own.groups, seed)
+    else:
+        states = position_states(patches, settings.teacher.patch, own.states, seed)
     join_of, first, circuits = np.empty(len(shape_of), np.int64), 0, []
     with progress.stage("shapes", total=len(shape_of), unit="patches") as stage:
         for shape in range(int(shape_of.max()) + 1):
@@ -108,11 +113,17 @@ def starting_model(
             first += channels[0].num_heads
             stage.advance(len(members))
     num_states = int(states.max()) + 1
+    join = _shares(join_of, states.ravel(), first, num_states, _ADDED_JOINS)
+    if below_field:
+        return FieldModel(
+            image_shape=image_shape, patch=settings.teacher.patch, color=settings.data.color, steps=patches.steps,
+            shapes=circuits, join=join, field=starting_field(states, group, patches.offsets, patches.steps, grid),
+        )  # fmt: skip
     prior, ties = starting_prior(states, patches.means, grid, num_states, settings)
     offsets = patches.offsets.reshape(-1, len(patches.steps))
     return OffsetModel(
         image_shape=image_shape, patch=settings.teacher.patch, color=settings.data.color, steps=patches.steps,
-        shapes=circuits, join=_shares(join_of, states.ravel(), first, num_states, _ADDED_JOINS),
+        shapes=circuits, join=join,
         shifts=[
             _shares(offsets[:, c], states.ravel(), _LEVELS // step, num_states, _ADDED_OFFSETS)
             for c, step in enumerate(patches.steps)
@@ -140,6 +151,30 @@ def position_states(patches: Patches, sides: tuple[int, int], states: int, seed:
     seen = np.stack([*means.T, *(_SLOPE * slope for slope in slopes), _CONTRAST * contrast], axis=1)
     found = kmeans(np.ascontiguousarray(seen, np.float32), states, seed, seen=_STATES_SEE * states)
     return found.reshape(patches.x.shape[:2])
+
+
+def texture_states(
+    patches: Patches, sides: tuple[int, int], states: int, groups: int, seed: int
+) -> tuple[Integers, npt.NDArray[np.int64]]:
+    """Cluster patches by what their means do not say: the first channel's slopes and contrast, the others' contrast.
+
+    Returns the state of each, (N, P), and of each state its group, (S,), a cluster of states, in ascending order.
+    """
+    x = patches.x.reshape(-1, *sides, len(patches.steps)).astype(np.float32)
+    first = x[..., 0] - x[..., 0].mean(axis=(1, 2), keepdims=True)
+    slopes = [_SLOPE * _rise(first, axis) for axis in (1, 2) if first.shape[axis] > 1]
+    contrasts = [_CONTRAST * np.log1p(first.std(axis=(1, 2)))]
+    if x.shape[3] > 1:
+        contrasts.append(_CONTRAST / 2 * np.log1p(x[..., 1:].std(axis=(1, 2)).mean(axis=1)))
+    seen = np.stack([*slopes, *contrasts], axis=1).astype(np.float32)
+    found = kmeans(seen, states, seed, seen=_STATES_SEE * states)
+    count = int(found.max()) + 1
+    centres = np.stack([seen[found == s].mean(axis=0) for s in range(count)])
+    group = kmeans(centres, min(groups, count), seed)
+    order = np.argsort(group, kind="stable")
+    place = np.empty(count, np.int32)
+    place[order] = np.arange(count)
+    return place[found].reshape(patches.x.shape[:2]), np.unique(group[order], return_inverse=True)[1].astype(np.int64)
 
 
 def _rise(values: Float32, axis: int) -> Float32:

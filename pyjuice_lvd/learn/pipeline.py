@@ -17,6 +17,7 @@ from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import mirrored
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.data.splits import digest_of
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
@@ -25,9 +26,11 @@ from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_positio
 from pyjuice_lvd.learn.offsets import Patches, starting_model
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.sizes import check_fit
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
 from pyjuice_lvd.models.latent import LatentModel
+from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import derived_seed
@@ -42,7 +45,7 @@ class Distilled:
     """What `distill` learns: the teacher and the model of images."""
 
     teacher: Teacher
-    model: JointModel | OffsetModel
+    model: JointModel | OffsetModel | FieldModel
 
 
 def distill(
@@ -202,7 +205,7 @@ def _join(circuits: list[Circuit], labels: Labels, train: Images, valid: Images,
 
 
 def _end_to_end(
-    model: LatentModel,
+    model: LatentModel | FieldModel,
     train: Images,
     valid: Images,
     own: FinetuningSettings | OffsetSettings,
@@ -229,12 +232,12 @@ def _end_to_end(
     work.record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
 
 
-def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -> OffsetModel:
+def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -> OffsetModel | FieldModel:
     """Learn a model with offsets: shapes, where it starts, then EM on p(x) end to end."""
     settings, pieces, own = work.settings, work.pieces, work.settings.offsets
     done = pieces.finished(names.DESCRIPTION)
     if done is not None:
-        return OffsetModel.load(done.parent)
+        return _below_offsets(done.parent)
     shape = train.shape[1], train.shape[2], train.shape[3]
     x = to_patches(color_transform(settings.data.color, shape[2]).forward(train), settings.teacher.patch)
     patches = Patches.of(x, own.of_channels(shape[2])[0])
@@ -242,7 +245,7 @@ def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -
     candidates = _outer_clusters(patches.residuals, h, own.candidates, work)
     start, path = pieces.finished(names.START), pieces.path(names.START)
     if start is not None and (start / names.DESCRIPTION).exists():
-        model = OffsetModel.load(start)
+        model = _below_offsets(start)
     else:
         started = time.monotonic()
         model = starting_model(patches, candidates[:, :, 0], settings, shape, progress=work.progress)
@@ -254,6 +257,14 @@ def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -
     if pieces.folder is not None:
         model.save(pieces.folder)
         pieces.drop(names.FINETUNING, names.START, names.OUTER)
+    return model
+
+
+def _below_offsets(folder: Path) -> OffsetModel | FieldModel:
+    """Read a model with offsets."""
+    model = load_model(folder)
+    if not isinstance(model, OffsetModel | FieldModel):
+        raise InputError(f"{folder}: found a model without offsets")
     return model
 
 

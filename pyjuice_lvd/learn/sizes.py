@@ -10,7 +10,7 @@ from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
-from pyjuice_lvd.settings import BASELINES, OffsetSettings, Settings
+from pyjuice_lvd.settings import BASELINES, FIELD, OffsetSettings, Settings
 
 _BYTES = 24
 """What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
@@ -136,6 +136,9 @@ def _with_offsets(shape: tuple[int, ...], settings: Settings) -> int:
     batch = own.batch_size * positions * min(own.candidates or settings.clusters.outer, settings.clusters.outer)
     rows = batch * sum(_rows(own, shape[3])) * (pixels // shape[3] // 4 + own.joins + 5)  # kept of a batch
     tables = own.states * (settings.clusters.outer * own.joins + 2 * positions * trees * own.states)
+    if own.trees == FIELD:
+        offsets = sum((256 // step) ** 2 for step in own.of_channels(shape[3])[0])
+        tables = own.states * settings.clusters.outer * own.joins + 2 * (own.states**2 + own.groups**2 * offsets)
     return circuits + tables + 4 * rows // _BYTES
 
 

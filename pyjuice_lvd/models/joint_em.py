@@ -16,6 +16,7 @@ from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.latent import LatentModel, Schedule
 from pyjuice_lvd.progress import SILENT, Progress
@@ -100,7 +101,7 @@ class _Shares:
 
 
 def fit_end_to_end(
-    model: LatentModel,
+    model: LatentModel | FieldModel,
     train: Images,
     valid: Images,
     *,
@@ -124,7 +125,7 @@ def fit_end_to_end(
 
     Parameters
     ----------
-    model : LatentModel
+    model : LatentModel or FieldModel
         A joint model, or one with offsets. Starts from its parameters, and has the best in the end.
     train, valid : uint8 (N, H, W, C)
         Images to learn from, and to stop early by: the parameters with the best mean log-likelihood of `valid` are

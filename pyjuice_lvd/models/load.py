@@ -8,12 +8,14 @@ from pathlib import Path
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.models.base import DensityModel, described
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import BASELINES
 
-_KINDS: dict[str, type[DensityModel]] = {kind.format: kind for kind in (CircuitModel, JointModel, OffsetModel)}
+_MODELS: tuple[type[DensityModel], ...] = (CircuitModel, JointModel, OffsetModel, FieldModel)
+_KINDS = {kind.format: kind for kind in _MODELS}
 
 
 def model_kind(folder: str | os.PathLike[str], method: str | None = None) -> type[DensityModel]:

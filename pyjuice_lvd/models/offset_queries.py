@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,10 +21,13 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+Turn = Callable[[Float64, Ints, int], Float64]
+"""Moves marginals of residuals (m, V, LEVELS) of a channel by offsets (m,), in levels."""
+
 _MARGINALS_BYTES = 2**25
 """How much of the marginals of single joins, or offsets, is in memory at once."""
 
-_WRAPPED = 64
+WRAPPED = 64
 """Values as near as this to their state's mean offset may have wrapped around: residuals are hardly ever larger."""
 
 _TOGETHER = 0.5
@@ -117,10 +120,16 @@ class Emissions:
 
     def log_joint(self, patches: UInt8, h: Ints, join: Ints, offset: Ints) -> Float64:
         """log p(x, j, d | h) of patches (n, V), with states and joins (n,) and offsets (n, C): (n,), in nats."""
-        channels = len(self.steps)
-        tables = [self.join[join, h], *(shift[offset[:, c], h] for c, shift in enumerate(self.shifts))]
+        tables = np.stack([shift[offset[:, c], h] for c, shift in enumerate(self.shifts)])
         with np.errstate(divide="ignore"):
-            found: Float64 = np.log(np.stack(tables).astype(np.float64)).sum(axis=0)
+            given: Float64 = np.log(tables.astype(np.float64)).sum(axis=0)
+        return given + self.log_given(patches, h, join, offset)
+
+    def log_given(self, patches: UInt8, h: Ints, join: Ints, offset: Ints) -> Float64:
+        """log p(x, j | h, d) of patches (n, V), with states and joins (n,) and offsets (n, C): (n,), in nats."""
+        channels = len(self.steps)
+        with np.errstate(divide="ignore"):
+            found: Float64 = np.log(self.join[join, h].astype(np.float64))
         for circuits, joins in zip(self.shapes, self.joins, strict=True):
             own = np.flatnonzero((join >= joins.start) & (join < joins.stop))
             head = join[own] - joins.start
@@ -149,17 +158,9 @@ class Emissions:
         unknown = hidden.any(axis=2)
         rows, masks, states = patches[unknown], hidden[unknown], h[unknown].astype(np.int64)
         join, offset = self._drawn(rows, masks, states, rng)
-        channels = len(self.steps)
-        for circuits, joins in zip(self.shapes, self.joins, strict=True):
-            here = (join >= joins.start) & (join < joins.stop)
-            for c, circuit in enumerate(circuits):
-                own = here & masks[:, c::channels].any(axis=1)
-                if own.any():
-                    residual = rows[own, c::channels] - offset[own, c, None]
-                    head = join[own] - joins.start
-                    found = filled(circuit, residual, masks[own, c::channels], head, rng, modes=modes)
-                    rows[own, c::channels] = found + offset[own, c, None]
+        fill_joins(self, rows, masks, join, offset, rng, modes=modes)
         if not exact:
+            channels = len(self.steps)
             for c in range(channels):
                 here = rows[:, c::channels]
                 here[:] = np.where(masks[:, c::channels], self.reading[c][states[:, None], here], here)
@@ -171,7 +172,7 @@ class Emissions:
 
         A residual that takes a bright patch beyond 255 makes it black, modulo 256, and the other way round. In a state,
         values are read as those nearest to its mean offset, on the circle: where that is beyond 0..255, but nearer than
-        `_WRAPPED` to that offset, they stand for that end. All others stand for themselves, as do all in a state whose
+        `WRAPPED` to that offset, they stand for that end. All others stand for themselves, as do all in a state whose
         offsets are spread too wide to have a mean.
         """
         found, levels = [], np.arange(LEVELS)
@@ -182,7 +183,7 @@ class Emissions:
             beside = (levels - centre[:, None] + LEVELS // 2) % LEVELS - LEVELS // 2
             near = centre[:, None] + beside
             wrapped = (near < 0) | (near >= LEVELS)
-            wrapped &= (np.abs(beside) < _WRAPPED) & (np.abs(mean) > _TOGETHER)[:, None] & (step < LEVELS)
+            wrapped &= (np.abs(beside) < WRAPPED) & (np.abs(mean) > _TOGETHER)[:, None] & (step < LEVELS)
             found.append(np.where(wrapped, np.clip(near, 0, LEVELS - 1), levels).astype(np.uint8))
         return found
 
@@ -196,17 +197,33 @@ class Emissions:
                 own = chosen[part]
                 if known:
                     joins, offsets = self.shares(rows[own], hidden[own], states[h[own]])
-                    join[own] = _choice(joins, rng)
+                    join[own] = choice(joins, rng)
                     given = [of[np.arange(len(own)), :, join[own]] for of in offsets]
                 else:
-                    join[own] = _choice(self.join.T[h[own]], rng)
+                    join[own] = choice(self.join.T[h[own]], rng)
                     given = [shift.T[h[own]] for shift in self.shifts]
                 for c, (step, weights) in enumerate(zip(self.steps, given, strict=True)):
-                    offset[own, c] = step * _choice(weights, rng) % LEVELS
+                    offset[own, c] = step * choice(weights, rng) % LEVELS
         return join, offset
 
 
-def _choice(weights: Float32, rng: np.random.Generator) -> Ints:
+def fill_joins(
+    emissions: Emissions, rows: UInt8, hidden: Mask, join: Ints, offset: UInt8, rng: np.random.Generator, *, modes: bool
+) -> None:
+    """Fill what is hidden of rows (m, V), in place, under joins (m,) and offsets, in levels, (m, C)."""
+    channels = len(emissions.steps)
+    for circuits, joins in zip(emissions.shapes, emissions.joins, strict=True):
+        here = (join >= joins.start) & (join < joins.stop)
+        for c, circuit in enumerate(circuits):
+            own = here & hidden[:, c::channels].any(axis=1)
+            if own.any():
+                residual = rows[own, c::channels] - offset[own, c, None]
+                head = join[own] - joins.start
+                found = filled(circuit, residual, hidden[own, c::channels], head, rng, modes=modes)
+                rows[own, c::channels] = found + offset[own, c, None]
+
+
+def choice(weights: Float32 | Float64, rng: np.random.Generator) -> Ints:
     """Draw a column of each row of weights (m, K), in proportion to them; none of weight 0."""
     cumulative = weights.astype(np.float64).cumsum(axis=1)
     cumulative /= cumulative[:, -1:]
@@ -283,38 +300,47 @@ class Mixer:
         means = np.zeros((len(rows), self.size))
         for part in shares(len(rows), 4 * self.emissions.share_bytes):
             joins, offsets = self.emissions.shares(rows[part], hidden[part], weight[part])
-            share = _kept(joins)
+            share = kept(joins)
             row, join = np.nonzero(share)
             for piece in shares(len(row), 8 * rows.shape[1] * LEVELS, _MARGINALS_BYTES):
                 own, of = row[piece], join[piece]
-                marginals = self._given_joins(
-                    rows[part][own], hidden[part][own], of, [offset[own, :, of] for offset in offsets]
-                )
+                marginals = given_joins(
+                    self.emissions, rows[part][own], hidden[part][own], of,
+                    [offset[own, :, of] for offset in offsets], turned,
+                )  # fmt: skip
                 marginals = self._read(marginals, weight[part][own].argmax(axis=1))
-                _add(means[part], own, share[own, of, None] * self.summary(marginals))
+                added(means[part], own, share[own, of, None] * self.summary(marginals))
         return means
 
-    def _given_joins(self, rows: UInt8, hidden: Mask, join: Ints, offsets: Sequence[Float32]) -> Float64:
-        """Give the marginals (m, V, LEVELS) of hidden values of rows under their joins (m,), with offsets' (m, D_c)."""
-        emissions, channels = self.emissions, len(self.emissions.steps)
-        out = np.zeros((len(rows), rows.shape[1], LEVELS))
-        for circuits, joins in zip(emissions.shapes, emissions.joins, strict=True):
-            here = (join >= joins.start) & (join < joins.stop)
-            for c, circuit in enumerate(circuits):
-                own = np.flatnonzero(here & hidden[:, c::channels].any(axis=1))
-                values, masks, share = rows[own, c::channels], hidden[own, c::channels], _kept(offsets[c][own])
-                entry, d = np.nonzero(share)
-                for piece in shares(len(entry), 8 * circuit.num_vars * LEVELS, _MARGINALS_BYTES):
-                    of, offset = entry[piece], emissions.steps[c] * d[piece] % LEVELS
-                    residual = values[of] - offset[:, None].astype(np.uint8)
-                    found = circuit.posterior_marginals(residual, masks[of], head=join[own[of]] - joins.start)
-                    source = (np.arange(LEVELS) - offset[:, None]) % LEVELS
-                    turned = np.take_along_axis(found, source[:, None], axis=2)
-                    _add(out[:, c::channels], own[of], share[of, d[piece], None, None] * turned)
-        return out
+
+def given_joins(
+    emissions: Emissions, rows: UInt8, hidden: Mask, join: Ints, offsets: Sequence[Float32], turn: Turn
+) -> Float64:
+    """Give the marginals (m, V, LEVELS) of hidden values of rows under their joins (m,), with offsets' (m, D_c)."""
+    channels = len(emissions.steps)
+    out = np.zeros((len(rows), rows.shape[1], LEVELS))
+    for circuits, joins in zip(emissions.shapes, emissions.joins, strict=True):
+        here = (join >= joins.start) & (join < joins.stop)
+        for c, circuit in enumerate(circuits):
+            own = np.flatnonzero(here & hidden[:, c::channels].any(axis=1))
+            values, masks, share = rows[own, c::channels], hidden[own, c::channels], kept(offsets[c][own])
+            entry, d = np.nonzero(share)
+            for piece in shares(len(entry), 8 * circuit.num_vars * LEVELS, _MARGINALS_BYTES):
+                of, offset = entry[piece], emissions.steps[c] * d[piece] % LEVELS
+                residual = values[of] - offset[:, None].astype(np.uint8)
+                found = circuit.posterior_marginals(residual, masks[of], head=join[own[of]] - joins.start)
+                added(out[:, c::channels], own[of], share[of, d[piece], None, None] * turn(found, offset, c))
+    return out
 
 
-def _kept(shares_of: Float32) -> Float64:
+def turned(marginals: Float64, offset: Ints, channel: int) -> Float64:
+    """Move marginals of residuals (m, V, LEVELS) by offsets (m,), in levels, modulo 256."""
+    source = (np.arange(LEVELS) - offset[:, None]) % LEVELS
+    found: Float64 = np.take_along_axis(marginals, source[:, None], axis=2)
+    return found
+
+
+def kept(shares_of: Float32) -> Float64:
     """Scale the shares (m, K) of each row to sum to 1, without those that are negligible beside another one."""
     least = np.minimum(shares_of.max(axis=1, keepdims=True, initial=0), _LEAST_SHARE)
     kept = np.where(shares_of >= least, shares_of, 0).astype(np.float64)
@@ -322,7 +348,7 @@ def _kept(shares_of: Float32) -> Float64:
     return kept
 
 
-def _add(out: Float64, rows: Ints, values: Float64) -> None:
+def added(out: Float64, rows: Ints, values: Float64) -> None:
     """Add values (m, ...) to rows of `out`, whose numbers (m,) ascend."""
     if len(rows):
         first = np.flatnonzero(np.diff(rows, prepend=-1))

@@ -90,41 +90,19 @@ class OffsetModel(LatentModel):
         if ties is not None and ties.shape != (prior.num_edges,):
             raise InputError(f"ties: found {ties.shape}, wanted ({prior.num_edges},): one for each edge of the prior")
         size = self._check_positions() // image_shape[2]
-        self._check_shapes(steps, shapes, size)
+        checked_shapes(steps, shapes, image_shape[2], size)
         joins, states = sum(channels[0].num_heads for channels in shapes), prior.engine.categories
         if len(shifts) != len(steps):
             raise InputError(f"shifts: found {len(shifts)}, wanted {len(steps)}: one for each channel")
         self.emissions = Emissions(
             steps=tuple(steps),
             shapes=tuple(map(tuple, shapes)),
-            join=_probabilities("join", join, (joins, states)),
+            join=checked_table("join", join, (joins, states)),
             shifts=tuple(
-                _probabilities(f"shifts of channel {c}", shift, (LEVELS // step, states))
+                checked_table(f"shifts of channel {c}", shift, (LEVELS // step, states))
                 for c, (step, shift) in enumerate(zip(steps, shifts, strict=True))
             ),
         )
-
-    def _check_shapes(self, steps: Sequence[int], shapes: Sequence[Sequence[Circuit]], size: int) -> None:
-        """Check that there is a step for each channel, and a circuit for each shape and channel, over `size` values."""
-        channels = self.image_shape[2]
-        if len(steps) != channels:
-            raise InputError(f"steps: found {len(steps)}, wanted {channels}: one for each channel")
-        for c, step in enumerate(steps):
-            if not 1 <= step <= LEVELS or LEVELS % step:
-                raise InputError(f"steps: found {step} for channel {c}, wanted a divisor of {LEVELS}")
-        if not len(shapes):
-            raise InputError("shapes: found none, wanted at least one")
-        for k, circuits in enumerate(shapes):
-            if len(circuits) != channels:
-                raise InputError(f"shapes: found {len(circuits)} circuits in shape {k}, wanted one for each channel")
-            for c, circuit in enumerate(circuits):
-                for what, found, wanted in (
-                    ("variables", circuit.num_vars, size),
-                    ("categories", circuit.engine.categories, LEVELS),
-                    ("heads", circuit.num_heads, circuits[0].num_heads),
-                ):
-                    if found != wanted:
-                        raise InputError(f"shapes: found {found} {what} in shape {k}, channel {c}, wanted {wanted}")
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -333,18 +311,7 @@ class OffsetModel(LatentModel):
         if part == PRIOR:
             return [self._prior_part("h", "the states of a position")]
         if part == PATCHES:
-            height, width = self.patch
-            return [
-                Part(
-                    circuit,
-                    f"p(x | join) of channel {c} of patches under shape {k}, offset 0, a head for each of the joins "
-                    f"{joins.start}..{joins.stop - 1}\n{height}x{width} (height, width), channel {c} of "
-                    f"{len(self.steps)} of colours {self.color.name}\nvariable 1 + row * {width} + column, "
-                    f"values 0..{LEVELS - 1}: the channel's less {self.steps[c]} times the offset, modulo {LEVELS}",
-                )
-                for k, (channels, joins) in enumerate(zip(self.shapes, self.emissions.joins, strict=True))
-                for c, circuit in enumerate(channels)
-            ]
+            return patch_parts(self)
         return super().exported(part)
 
     def _description(self) -> dict[str, Any]:
@@ -388,7 +355,45 @@ def _shift_of(channel: int) -> str:
     return f"shifts/{channel}"
 
 
-def _probabilities(name: str, table: npt.ArrayLike, shape: tuple[int, int]) -> Float32:
+def checked_shapes(steps: Sequence[int], shapes: Sequence[Sequence[Circuit]], channels: int, size: int) -> None:
+    """Check that there is a step for each channel, and a circuit for each shape and channel, over `size` values."""
+    if len(steps) != channels:
+        raise InputError(f"steps: found {len(steps)}, wanted {channels}: one for each channel")
+    for c, step in enumerate(steps):
+        if not 1 <= step <= LEVELS or LEVELS % step:
+            raise InputError(f"steps: found {step} for channel {c}, wanted a divisor of {LEVELS}")
+    if not len(shapes):
+        raise InputError("shapes: found none, wanted at least one")
+    for k, circuits in enumerate(shapes):
+        if len(circuits) != channels:
+            raise InputError(f"shapes: found {len(circuits)} circuits in shape {k}, wanted one for each channel")
+        for c, circuit in enumerate(circuits):
+            for what, found, wanted in (
+                ("variables", circuit.num_vars, size),
+                ("categories", circuit.engine.categories, LEVELS),
+                ("heads", circuit.num_heads, circuits[0].num_heads),
+            ):
+                if found != wanted:
+                    raise InputError(f"shapes: found {found} {what} in shape {k}, channel {c}, wanted {wanted}")
+
+
+def patch_parts(model: Any) -> list[Part]:
+    """Give the channel circuits of a model of shapes, with what their variables and values are."""
+    height, width = model.patch
+    return [
+        Part(
+            circuit,
+            f"p(x | join) of channel {c} of patches under shape {k}, offset 0, a head for each of the joins "
+            f"{joins.start}..{joins.stop - 1}\n{height}x{width} (height, width), channel {c} of "
+            f"{len(model.steps)} of colours {model.color.name}\nvariable 1 + row * {width} + column, "
+            f"values 0..{LEVELS - 1}: the channel's less {model.steps[c]} times the offset, modulo {LEVELS}",
+        )
+        for k, (channels, joins) in enumerate(zip(model.shapes, model.emissions.joins, strict=True))
+        for c, circuit in enumerate(channels)
+    ]
+
+
+def checked_table(name: str, table: npt.ArrayLike, shape: tuple[int, int]) -> Float32:
     """Check that columns of a table are distributions, and take it over as float32 of its own order."""
     array = plain_array(name, table)
     if array.shape != shape or array.dtype.kind != "f":

@@ -1,6 +1,6 @@
 """The settings of a run: what there is to choose, and how presets, files and options are put together."""
 
-from pyjuice_lvd.settings.choices import BASELINES, DEVICES, METHODS, SPLITS
+from pyjuice_lvd.settings.choices import BASELINES, DEVICES, FIELD, METHODS, SPLITS
 from pyjuice_lvd.settings.kept import check_whole, kept, restored
 from pyjuice_lvd.settings.resolve import preset_names, resolve
 from pyjuice_lvd.settings.sections import (
@@ -22,6 +22,7 @@ from pyjuice_lvd.settings.sections import (
 __all__ = [
     "BASELINES",
     "DEVICES",
+    "FIELD",
     "METHODS",
     "SPLITS",
     "CircuitSettings",

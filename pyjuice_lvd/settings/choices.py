@@ -29,9 +29,10 @@ DECODERS = ("independent", "convolutional")
 """Of the teacher: each patch is decoded from its own code alone, or from its neighbours' codes too."""
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
-TREES = ("lines", "combs", "rows", "columns", "chow-liu")
+FIELD = "field"
+TREES = ("lines", "combs", "rows", "columns", "chow-liu", FIELD)
 """Over the positions of an image: lines of hidden kinds, along rows and along columns; combs, whose teeth run along the
-rows and along the columns; one of the combs alone; or a hidden Chow-Liu tree."""
+rows and along the columns; one of the combs alone; a hidden Chow-Liu tree; or combs of states and offsets."""
 NEW_HEADS = ("double", "one")
 """Of progressive growing: one for each cluster that is divided, or one in each round."""
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -235,8 +235,11 @@ class OffsetSettings(Section, table="offsets"):
     states: Count = 64
     """Values of the hidden state of a position."""
     trees: Annotated[str, among(*TREES)] = TREES[0]
-    """Of p(h): a mixture of `lines` of both directions, or of both `combs`; one comb, of `rows` or of `columns`; or a
-    hidden Chow-Liu tree, `chow-liu`, learned from labels as `[prior]` says."""
+    """Of p(h): a mixture of `lines` of both directions, or of both `combs`; one comb, of `rows` or of `columns`; a
+    hidden Chow-Liu tree, `chow-liu`, learned from labels as `[prior]` says; or a `field`, both combs, of states and
+    offsets: neighbours know of each other's offsets to the step."""
+    groups: Count = 4
+    """Of the states of a field: offsets go on from offsets as the groups of two neighbours say."""
     kinds: Count = 8
     """Hidden kinds of lines, each with transitions of its own."""
     epochs: Count = 6

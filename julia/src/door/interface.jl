@@ -117,11 +117,11 @@ end
 "`group`: of each state, from 1. `parts`: p(s) of the first position, p_c(d | s) of each channel, p(s' | s) of each direction, and of each of these and each channel p_c(d' | d, g, g')."
 function field(rows, columns, group, parts...)
     C = length(parts) ÷ 3 - 1
-    return Field(rows, columns, group, parts[1], collect(parts[2:C + 1]), collect(parts[C + 2:C + 3]),
+    return Field(rows, columns, collect(Int, group), parts[1], collect(parts[2:C + 1]), collect(parts[C + 2:C + 3]),
                  [collect(parts[C + 4:2C + 3]), collect(parts[2C + 4:3C + 3])])
 end
 
-field_scores!(out, patches, mask, f::Field, em::Emissions) = field_scores!(out, f, em, patches, mask)
+field_shares_of!(joins, number, patches, mask, f, em, offsets...) = field_shares!(joins, offsets, number, f, em, patches, mask)
 
 function field_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, field_pseudocount, seed, f, em)
     return FieldEMJob(f, em, patches; candidates=candidates, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),

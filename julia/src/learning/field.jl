@@ -252,8 +252,8 @@ function upward(room::MessageRoom, f::Field, comb, spots::AbstractVector{Spot})
         up[i] = message_up!(zeros(num_states(f), num_boxes(above)), room, f, direction[i], below[i], spots[i].places, above.places)
         below[parent[i]] === nothing ? (below[parent[i]] = copy(up[i])) : (below[parent[i]] .*= up[i])
     end
-    root = first_values(f, spots[1].places)
-    return Upward(below, up, below[1] === nothing ? 0.0 : total + log(sum(root .* below[1])))
+    below[1] === nothing && return Upward(below, up, 0.0)
+    return Upward(below, up, total + log(sum(first_values(f, spots[1].places) .* below[1])))
 end
 
 "Divides by the largest value; returns its logarithm."
@@ -450,43 +450,52 @@ function channel_step(f::Field, a::Int, c::Int, p::Matrix{Float64})
 end
 
 """
-    field_marginals(field, spots, room) -> p(s_i, d_ic | x) of each channel, (states, offsets, positions)
+    field_beliefs(field, spots, room) -> (log p(x), marginals, joint)
 
-Positions that have nothing known below them in a comb take no joint table of their channels: their marginals go on channel by channel.
+`marginals[c]`: p(s_i, d_ic | x) of each channel, (states, offsets, positions); `joint[i]`: p(s_i, d_i | x), (states, boxes), of the positions
+of which something is known. Positions that have nothing known below them in a comb take no joint table: their marginals go on channel by
+channel.
 """
-function field_marginals(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
-    trees, D = combs(f), num_offsets(f)
+function field_beliefs(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
+    trees = combs(f)
     found = [upward(room, f, tree, spots) for tree in trees]
-    weights = exp.([each.total for each in found] .- maximum(each.total for each in found))
-    out = [zeros(num_states(f), d, length(spots)) for d in D]
-    for (tree, each, weight) in zip(trees, found, weights ./ sum(weights))
-        weight > LEAST_OF_TREE && marginals_down!(out, room, f, tree, spots, each, weight)
+    top = maximum(each.total for each in found)
+    out = [zeros(num_states(f), d, length(spots)) for d in num_offsets(f)]
+    joint = [zeros(isfree(spot) ? (0, 0) : size(spot.values)) for spot in spots]
+    top > -Inf || return top, out, joint
+    weights = [exp(each.total - top) for each in found]
+    total = sum(weights)
+    for (tree, each, weight) in zip(trees, found, weights ./ total)
+        weight > LEAST_OF_TREE && beliefs_down!(out, joint, room, f, tree, spots, each, weight)
     end
     foreach(each -> each ./= sum(each, dims=(1, 2)), out)
-    return out
+    foreach(each -> isempty(each) || (each ./= sum(each)), joint)
+    return top + log(total) - log(2), out, joint
 end
 
-function marginals_down!(out, room, f, (parent, direction), spots, up::Upward, weight)
-    joint = Vector{Matrix{Float64}}(undef, length(spots))           # p(h_i, what is not below i), where something is
+function beliefs_down!(out, joint, room, f, (parent, direction), spots, up::Upward, weight)
+    above = Vector{Matrix{Float64}}(undef, length(spots))           # p(h_i, what is not below i), where something is
     alone = Vector{Vector{Matrix{Float64}}}(undef, length(spots))   # p(s_i, d_ic | x) of each channel
     for i in eachindex(spots)
-        if up.below[i] === nothing && i > 1
-            before = alone[parent[i]]
-            alone[i] = [channel_step(f, direction[i], c, before[c]) for c in eachindex(before)]
+        if up.below[i] === nothing
+            before = i == 1 ? [] : alone[parent[i]]
+            alone[i] = i == 1 ? [Float64.(f.first .* offsets) for offsets in f.first_offsets] :
+                       [channel_step(f, direction[i], c, before[c]) for c in eachindex(before)]
         else
             if i == 1
-                joint[1] = first_values(f, spots[1].places)
+                above[1] = first_values(f, spots[1].places)
             else
-                own = times(joint[parent[i]], up.below[parent[i]])
+                own = times(above[parent[i]], up.below[parent[i]])
                 divide!(own, up.up[i])
                 normalise!(own)
-                joint[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
+                above[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
                                          spots[i].places)
-                normalise!(joint[i])
+                normalise!(above[i])
             end
-            share = times(joint[i], up.below[i])
+            share = times(above[i], up.below[i])
             share ./= sum(share)
             alone[i] = [channel_marginal(share, spots[i].places, c, d) for (c, d) in enumerate(num_offsets(f))]
+            isempty(joint[i]) || (joint[i] .+= weight .* share)
         end
         for (c, p) in enumerate(alone[i])
             out[c][:, :, i] .+= weight .* p
@@ -507,7 +516,7 @@ end
 Those that any position has with more than `LEAST_OF_OFFSET` before anything is known.
 """
 function usual_places(f::Field)
-    marginals = field_marginals(f, [free_spot(f) for _ in 1:num_positions(f)])
+    _, marginals, _ = field_beliefs(f, [free_spot(f) for _ in 1:num_positions(f)])
     return [findall(d -> maximum(sum(view(each, :, d, :), dims=1)) > LEAST_OF_OFFSET, axes(each, 2)) for each in marginals]
 end
 

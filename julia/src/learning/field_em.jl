@@ -141,6 +141,18 @@ function rows_by_shape(em::Emissions, x, mask, tried)
     return rows, own
 end
 
+"""
+Spreads a patch's posterior p(s, d | x), (states, boxes), over its joins: p(j | x) of the joins that its terms have, and p(j, d_c | x),
+(joins, places), of each channel.
+"""
+function join_shares(em::Emissions, terms::PatchTerms, spot::Spot, posterior)
+    ratio = copy(posterior)
+    divide!(ratio, spot.values)
+    shares = box_terms(terms) .* (transpose(Float64.(em.join[:, terms.joins])) * ratio)
+    sizes = length.(spot.places)
+    return vec(sum(shares, dims=2)), [sum_others(shares, sizes, c) for c in eachindex(sizes)]
+end
+
 # Images that are done together: their rows, terms and messages are what memory holds.
 const FIELD_IMAGES_AT_ONCE = 16
 
@@ -165,19 +177,146 @@ end
 log p(x) of images in nats, or of what `mask` does not hide, into `out`, Float64. `patches`: integers `(variables, positions, images)`.
 """
 function field_scores!(out::Vector{Float64}, f::Field, em::Emissions, patches::Array{<:Integer,3}, mask=nothing)
-    shapes, threads = Shapes(em), Threads.nthreads()
+    on_images(f, em, patches, mask) do n, terms, spots, room
+        out[n] = log_add(field_log_likelihoods(f, spots, room)...) - log(2)
+    end
+end
+
+"Calls `work(n, terms, spots, room)` for each image, on all threads, with what its positions' patches say."
+function on_images(work, f::Field, em::Emissions, patches::Array{<:Integer,3}, mask)
+    shapes, threads, usual = Shapes(em), Threads.nthreads(), mask === nothing ? Vector{Int}[] : usual_places(f)
     for range in pieces(1:size(patches, 3), FIELD_IMAGES_AT_ONCE * threads)
-        _, _, spots = image_spots(shapes, patches[:, :, range], mask === nothing ? nothing : mask[:, :, range], nothing, CUT_EXACT)
+        _, terms, spots = image_spots(shapes, patches[:, :, range], mask === nothing ? nothing : mask[:, :, range], nothing, CUT_EXACT)
+        mask === nothing || foreach(n -> limit_free!(view(spots, :, n), usual), eachindex(range))
         Threads.@threads for t in 1:threads
             room = MessageRoom(f)
             for n in t:threads:length(range)
-                totals = field_log_likelihoods(f, view(spots, :, n), room)
-                out[range[n]] = log_add(totals...) - log(2)
+                work(range[n], view(terms, :, n), view(spots, :, n), room)
             end
         end
         pause()
     end
     return nothing
+end
+
+"""
+    field_draws!(totals, states, offsets, field, emissions, patches, mask, seed)
+
+Draws from p(s, d | what is known): states and offsets from 0, Int32 `(positions, draws, images)` and `(channels, positions, draws, images)`.
+`totals`: log p(what is known); where it is -Inf nothing is drawn.
+"""
+function field_draws!(totals, states, offsets, f::Field, em::Emissions, patches, mask, seed)
+    on_images(f, em, patches, mask) do n, terms, spots, room
+        totals[n] = log_add(field_log_likelihoods(f, spots, room)...) - log(2)
+        if totals[n] > -Inf
+            sample_field!(view(states, :, :, n), view(offsets, :, :, :, n), f, spots, SplitMix(seed, n), room)
+            states[:, :, n] .-= 1
+            offsets[:, :, :, n] .-= 1
+        end
+    end
+end
+
+"""
+    field_marginals!(totals, joins, field, emissions, patches, mask, marginals...)
+
+Of each image log p(what is known), and of each position p(s, d_c | what is known), Float64 `(states, offsets, positions, images)` for each
+channel, and p(j | what is known), Float32 `(joins, positions, images)`, unless `joins` is empty.
+"""
+function field_marginals!(totals, joins, f::Field, em::Emissions, patches, mask, marginals...)
+    on_images(f, em, patches, mask) do n, terms, spots, room
+        totals[n], found, joint = field_beliefs(f, spots, room)
+        totals[n] > -Inf || return
+        for (out, own) in zip(marginals, found)
+            out[:, :, :, n] = own
+        end
+        isempty(joins) && return
+        for i in eachindex(spots)
+            if isfree(spots[i])
+                joins[:, i, n] = transpose(em.join) * vec(sum(view(found[1], :, :, i), dims=2))
+            else
+                joins[:, i, n] .= 0
+                joins[terms[i].joins, i, n] = join_shares(em, terms[i], spots[i], joint[i])[1]
+            end
+        end
+    end
+end
+
+"""
+    field_shares!(joins, offsets, number, field, emissions, patches, mask)
+
+Of the patches with `number` above 0, (positions, images), their column in `joins`, Float32 `(joins, patches)`: p(j | what is known of the
+image); and in `offsets[c]`, Float32 `(joins, offsets, patches)`: p(j, d_c | what is known).
+"""
+function field_shares!(joins, offsets, number, f::Field, em::Emissions, patches, mask)
+    on_images(f, em, patches, mask) do n, terms, spots, room
+        _, _, joint = field_beliefs(f, spots, room)
+        for i in eachindex(spots)
+            own = number[i, n]
+            own > 0 || continue
+            shares, by_channel = join_shares(em, terms[i], spots[i], joint[i])
+            joins[terms[i].joins, own] = shares
+            for (c, of) in enumerate(by_channel)
+                offsets[c][terms[i].joins, spots[i].places[c], own] = of
+            end
+        end
+    end
+end
+
+"""
+    field_labels!(states, joins, offsets, field, emissions, patches)
+
+Of each patch the most probable (s, d) given the image, and the most probable join given these, from 0: `(positions, images)`, offsets
+`(channels, positions, images)`; zeros where the image is impossible.
+"""
+function field_labels!(states, joins, offsets, f::Field, em::Emissions, patches)
+    on_images(f, em, patches, nothing) do n, terms, spots, room
+        total, _, joint = field_beliefs(f, spots, room)
+        total > -Inf || return
+        for i in eachindex(spots)
+            s, box = Tuple(argmax(joint[i]))
+            states[i, n] = s - 1
+            own = em.join[s, terms[i].joins] .* box_terms(terms[i])[:, box]
+            joins[i, n] = terms[i].joins[argmax(own)] - 1
+            box -= 1
+            for c in eachindex(spots[i].places)
+                box, place = divrem(box, length(spots[i].places[c]))
+                offsets[c, i, n] = spots[i].places[c][place + 1] - 1
+            end
+        end
+    end
+end
+
+"log p(s, d) of values from 0, states `(positions, images)` and offsets `(channels, positions, images)`, into `out`."
+function field_log_prior!(out, f::Field, states, offsets)
+    for n in eachindex(out)
+        totals = map(combs(f)) do (parent, direction)
+            sum(axes(states, 1)) do i
+                s, d = states[i, n] + 1, view(offsets, :, i, n)
+                i == 1 && return log(f.first[s]) + sum(log(f.first_offsets[c][s, d[c] + 1]) for c in eachindex(d))
+                s0, d0, a = states[parent[i], n] + 1, view(offsets, :, parent[i], n), direction[i]
+                log(f.next[a][s0, s]) + sum(log(f.next_offsets[a][c][d0[c] + 1, d[c] + 1, f.group[s0], f.group[s]]) for c in eachindex(d))
+            end
+        end
+        out[n] = log_add(totals...) - log(2)
+    end
+end
+
+"""
+    field_anomalies!(out, field, emissions, patches)
+
+-log p(x_i | all other patches) of each patch, Float64 `(positions, images)`, by leaving out each in turn.
+"""
+function field_anomalies!(out, f::Field, em::Emissions, patches)
+    usual = usual_places(f)
+    on_images(f, em, patches, nothing) do n, terms, spots, room
+        whole, others = log_add(field_log_likelihoods(f, spots, room)...), collect(spots)
+        for i in eachindex(others)
+            others[i] = free_spot(f)
+            limit_free!(others, usual)
+            out[i, n] = log_add(field_log_likelihoods(f, others, room)...) - whole
+            others[i] = spots[i]
+        end
+    end
 end
 
 """
