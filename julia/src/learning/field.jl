@@ -313,10 +313,11 @@ end
 """
     field_posteriors!(posteriors, counts, field, spots, room) -> log p(x)
 
-`posteriors[i]`, (states, boxes), becomes p(s_i, d_i | x), over both combs; the expected counts of the parameters are added to `counts`, if
+`posteriors[i]`, (states, boxes), becomes p(s_i, d_i | x), over both combs; the expected counts of the parameters, `counted` times, are added to `counts`, if
 there are any.
 """
-function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
+function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f),
+                           counted::Float64=1.0)
     trees = combs(f)
     found = [upward(room, f, comb, spots) for comb in trees]
     top = maximum(each.total for each in found)
@@ -324,7 +325,7 @@ function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Fi
     total = top + log(sum(weights)) - log(2)
     foreach(p -> fill!(p, 0.0), posteriors)
     for (comb, each, weight) in zip(trees, found, weights ./ sum(weights))
-        weight > LEAST_OF_TREE && downward!(posteriors, counts, room, f, comb, spots, each, weight)
+        weight > LEAST_OF_TREE && downward!(posteriors, counts, room, f, comb, spots, each, weight, counted)
     end
     return total
 end
@@ -335,7 +336,7 @@ const LEAST_OF_TREE = 1e-4
 times(a, ::Nothing) = copy(a)
 times(a, b) = a .* b
 
-function downward!(posteriors, counts, room, f, comb, spots, up::Upward, weight)
+function downward!(posteriors, counts, room, f, comb, spots, up::Upward, weight, counted)
     parent, direction = comb
     above = Vector{Matrix{Float64}}(undef, length(spots))  # p(h_i, what is not below i), to scale
     for i in eachindex(spots)
@@ -348,13 +349,13 @@ function downward!(posteriors, counts, room, f, comb, spots, up::Upward, weight)
             above[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
                                      spots[i].places)
             normalise!(above[i])
-            counts === nothing || count_edge!(counts, room, f, direction[i], own, up.below[i], spots[parent[i]], spots[i], up.up[i], weight)
+            counts === nothing || count_edge!(counts, room, f, direction[i], own, up.below[i], spots[parent[i]], spots[i], up.up[i], counted * weight)
         end
         share = times(above[i], up.below[i])
         total = sum(share)
         posteriors[i] .+= (weight / total) .* share
         if i == 1 && counts !== nothing
-            count_first!(counts, f, share, spots[1].places, weight / total)
+            count_first!(counts, f, share, spots[1].places, counted * weight / total)
         end
     end
 end

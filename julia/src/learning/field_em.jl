@@ -363,12 +363,15 @@ function FieldEMJob(f::Field, em::Emissions, patches::Array{T,3}; candidates::Un
                       [zeros(size(em.join)) for _ in 1:threads], fill(false, length(em.shapes)))
 end
 
+# The field's parameters are few, and counting them is half of the work of messages: of large batches one image in so many counts for all.
+const COUNTED, IMAGES_COUNTED = 4, 64
+
 step_of(job::FieldEMJob) = step_by_batches(job)
 
 function expect!(job::FieldEMJob)
     job.batch === nothing && begin_batch!(job)
     b, em, f, threads = job.batch, job.emissions, job.field, Threads.nthreads()
-    shapes = Shapes(em)
+    shapes, every = Shapes(em), size(b.patches, 3) < IMAGES_COUNTED ? 1 : COUNTED
     for counts in job.counts
         clear!(counts)
     end
@@ -382,7 +385,8 @@ function expect!(job::FieldEMJob)
             room = MessageRoom(f)
             for n in t:threads:length(range)
                 posteriors = [zeros(num_states(f), num_boxes(spot)) for spot in view(spots, :, n)]
-                totals[t] += field_posteriors!(posteriors, job.counts[t], f, view(spots, :, n), room)
+                counts = (range[n] - 1) % every == 0 ? job.counts[t] : nothing
+                totals[t] += field_posteriors!(posteriors, counts, f, view(spots, :, n), room, Float64(every))
                 for (i, posterior) in enumerate(posteriors)
                     take_terms!(weights, job.joins[t], em, rows, terms[i, n], spots[i, n], posterior)
                 end
