@@ -21,7 +21,7 @@ Float64 = npt.NDArray[np.float64]
 _RIGHT, _LEFT, _DOWN, _UP = range(4)
 _ADDED = 0.5
 """To each count of a transition, spread like all states."""
-_OF_NEXT, _OF_FIRST, _OF_STEPS, _OF_LEVELS = 5.0, 20.0, 30.0, 0.02
+_OF_NEXT, _OF_FIRST, _OF_STEPS, _OF_LEVELS = 5.0, 20.0, 30.0, 1e-3
 """To the counts of a field: of states that follow one another, of the first position's offsets, of offsets that follow
 an offset, spread as all steps from offset to offset are, and as all offsets."""
 _LEVELS = 256
@@ -95,7 +95,7 @@ def starting_field(
             of, to = group[before(on_grid)[a].ravel()], group[then(on_grid)[a].ravel()]
             d, d2 = before(offsets)[a][..., c].ravel(), then(offsets)[a][..., c].ravel()
             np.add.at(table[a], (to, of, d2, d), 1)
-            steps_taken = np.bincount(d2 - d + size - 1, minlength=2 * size - 1) + 0.1
+            steps_taken = np.bincount(d2 - d + size - 1, minlength=2 * size - 1) + 1e-3
             by_step = steps_taken[np.arange(size)[:, None] - np.arange(size) + size - 1]
             table[a] += _OF_STEPS * _columns(by_step) + _OF_LEVELS * of_all / of_all.sum()
         after.append(np.ascontiguousarray(table / table.sum(axis=3, keepdims=True), np.float32))

@@ -521,7 +521,7 @@ function usual_places(f::Field)
     return [findall(d -> maximum(sum(view(each, :, d, :), dims=1)) > LEAST_OF_OFFSET, axes(each, 2)) for each in marginals]
 end
 
-const LEAST_OF_OFFSET = 1e-6
+const LEAST_OF_OFFSET = 1e-5
 
 """
 Limits the spots of which nothing is known to offsets that are `usual`, or as those of the image's known patches, or one or two beside or between: all
@@ -541,28 +541,45 @@ function limit_free!(spots::AbstractVector{Spot}, usual)
     end
 end
 
-"One EM step of all parameters of a field: of each distribution as [`table_step!`](@ref) takes it."
+"""
+One EM step of all parameters of a field: of each distribution as [`table_step!`](@ref) takes it, but that the pseudocount of offsets is not
+spread evenly: of those that follow an offset it goes to others as far away as the two groups have them, of the first position's to those of
+all states. What is rare then stays near what is seen.
+"""
 function field_step!(f::Field, counts::FieldCounts, step, pseudocount)
     S, Q = num_states(f), length(f.members)
     distribution_step!(f.first, counts.first, step, pseudocount)
-    for (offsets, own) in zip(f.first_offsets, counts.first_offsets), s in 1:S
-        distribution_step!(view(offsets, s, :), view(own, s, :), step, pseudocount)
+    for (offsets, own) in zip(f.first_offsets, counts.first_offsets)
+        spread = spread_like(vec(sum(own, dims=1)))
+        for s in 1:S
+            distribution_step!(view(offsets, s, :), view(own, s, :), step, pseudocount, spread)
+        end
     end
     for a in 1:2
         for s in 1:S
             distribution_step!(view(f.next[a], s, :), view(counts.next[a], s, :), step, pseudocount)
         end
-        for (offsets, own) in zip(f.next_offsets[a], counts.next_offsets[a]), q2 in 1:Q, q in 1:Q, d in axes(offsets, 1)
-            distribution_step!(view(offsets, d, :, q, q2), view(own, d, :, q, q2), step, pseudocount)
+        for (offsets, own) in zip(f.next_offsets[a], counts.next_offsets[a]), q2 in 1:Q, q in 1:Q
+            D = size(offsets, 1)
+            steps = zeros(2D - 1)
+            for d2 in 1:D, d in 1:D
+                steps[d2 - d + D] += own[d, d2, q, q2]
+            end
+            for d in 1:D
+                distribution_step!(view(offsets, d, :, q, q2), view(own, d, :, q, q2), step, pseudocount, spread_like(steps[D + 1 - d:2D - d]))
+            end
         end
     end
 end
 
-function distribution_step!(p, counts, step, pseudocount)
+"A distribution like these counts, with a little of all."
+spread_like(counts) = (counts .+ 1e-5 * (sum(counts) + 1e-5)) ./ (sum(counts) + length(counts) * 1e-5 * (sum(counts) + 1e-5))
+
+function distribution_step!(p, counts, step, pseudocount, spread=fill(1 / length(p), length(p)))
     total = sum(counts) + pseudocount
     has_flow(total) || return
     for k in eachindex(p)
-        p[k] = (1 - step) * p[k] + step * (counts[k] + pseudocount / length(p)) / total
+        p[k] = (1 - step) * p[k] + step * (counts[k] + pseudocount * spread[k]) / total
     end
 end
 
