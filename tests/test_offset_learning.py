@@ -9,17 +9,19 @@ import pytest
 from click.testing import CliRunner
 
 from pyjuice_lvd import LVD, Circuit
+from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.cli.main import cli
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays
-from pyjuice_lvd.learn.field import comb, field, starting_prior
+from pyjuice_lvd.learn.field import comb, field, starting_field, starting_prior
 from pyjuice_lvd.learn.offsets import Patches, shape_circuits, starting_model
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.settings import OffsetSettings, Settings, resolve
-from pyjuice_lvd.settings.choices import TREES
+from pyjuice_lvd.settings.choices import FIELD, TREES
 
 SMALL = [
     "teacher.patch=[2,2]", "teacher.epochs=1", "teacher.channels=8", "teacher.blocks=0", "teacher.codes=8",
@@ -173,7 +175,7 @@ def test_candidates_bound_what_is_learned(started: tuple[OffsetModel, np.ndarray
         fit_end_to_end(model, images, images, epochs=1, step_size=(0.1, 0.1), candidates=np.full((60, 6, 1), 2))
 
 
-@pytest.mark.parametrize("trees", TREES)
+@pytest.mark.parametrize("trees", [trees for trees in TREES if trees != FIELD])
 def test_every_prior_is_one(trees: str) -> None:
     """Normalised, and its tied parameters are equal; with few labels, too."""
     rng = np.random.default_rng(0)
@@ -208,8 +210,54 @@ def test_a_line_s_far_ends_know_of_each_other() -> None:
     assert found["lines"] > found["combs"] + 1.5  # of 3 log 2 = 2.08 that three rows' ends have in common
 
 
+def test_a_field_starts_at_what_follows_what() -> None:
+    """Offsets that grow by one to the right, and by two downward, in one of two states; distributions all."""
+    rng = np.random.default_rng(2)
+    offsets = (rng.integers(0, 8, (300, 1, 1)) + np.arange(4) + 2 * np.arange(3)[:, None]).reshape(300, 12, 1)
+    states = np.tile([0, 1, 0, 1], (300, 3))
+    start = starting_field(states, np.array([0, 1]), offsets.astype(np.int32), (8,), (3, 4))
+    start.check((3, 4), [32])
+    right, down = start.next_offsets[0]
+    for d in range(2, 8):
+        assert right[1, 0, d + 1, d] > 0.5  # from a state of group 0 to one of group 1
+        assert down[0, 0, d + 2, d] > 0.5
+    assert start.next[0][1, 0] > 0.9
+    assert start.next[1][0, 0] > 0.9
+    assert start.first[0] == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_command_line(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_with_a_field(channels: int, tmp_path: Path) -> None:
+    """It gains on its start, and an interrupted run ends as an undisturbed one."""
+    train, valid = shades(60, channels), shades(20, channels, 1)
+    own = settings("offsets.trees=field", "offsets.states=4", "offsets.groups=2", "data.color=rgb")
+    patches = Patches.of(to_patches(train, (2, 2)), (8,) * channels)
+    start = starting_model(patches, np.zeros((60, 6), np.int32), own, (6, 4, channels))
+    assert isinstance(start, FieldModel)
+    assert start.field.group.tolist() == sorted(start.field.group)
+    before = start.score_samples(valid).mean()
+    start.save(tmp_path / "model")
+    schedule: dict[str, Any] = {"epochs": 3, "step_size": (0.4, 0.1), "batch_size": 20, "seed": 1}
+    once, again = load_model(tmp_path / "model"), load_model(tmp_path / "model")
+    assert isinstance(once, FieldModel)
+    assert isinstance(again, FieldModel)
+    history = fit_end_to_end(once, train, valid, **schedule)
+    assert once.score_samples(valid).mean() > before + 0.3
+    assert history.best > 0
+
+    def stop(history: History) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_end_to_end(again, train, valid, checkpoint=tmp_path / "c.safetensors", on_epoch=stop, **schedule)
+    again = load_model(tmp_path / "model")
+    assert isinstance(again, FieldModel)
+    fit_end_to_end(again, train, valid, checkpoint=tmp_path / "c.safetensors", **schedule)
+    np.testing.assert_array_equal(again.score_samples(valid), once.score_samples(valid))
+
+
+@pytest.mark.parametrize(("channels", "trees"), [(1, "lines"), (3, "lines"), (3, FIELD)])
+def test_the_command_line(channels: int, trees: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(
         tmp_path / "x.npz", train=shades(80, channels), valid=shades(20, channels, 1), test=shades(30, channels, 2)
     )
@@ -222,11 +270,14 @@ def test_the_command_line(channels: int, tmp_path: Path, monkeypatch: pytest.Mon
 
     data, run = tmp_path / "x.npz", tmp_path / "run"
     plain = ran("fit", data, "-o", tmp_path / "plain", "--method=lvd", *args)
-    fitted = ran("fit", data, "-o", run, "--method=lvd", *args, "--set=offsets.steps=[8,8,8]")
+    fitted = ran(
+        "fit", data, "-o", run, "--method=lvd", *args, "--set=offsets.steps=[8,8,8]", f"--set=offsets.trees={trees}"
+    )
     assert fitted["bpd"] < plain["bpd"]
     assert fitted["protocol"]["lossless"]
     assert sorted(path.name for path in (run / "model").iterdir() if not path.name.startswith("circuit-")) == [
-        "emissions.safetensors", "model.json", "pieces.json", "prior.safetensors", "teacher.safetensors",
+        "emissions.safetensors", "model.json", "pieces.json", *(["prior.safetensors"] if trees != FIELD else []),
+        "teacher.safetensors",
     ]  # fmt: skip
     assert ran("eval", run, data)["bpd"] == pytest.approx(fitted["bpd"], abs=1e-9)
     assert not (run / "growth.png").exists()
