@@ -602,7 +602,12 @@ end
 function sample_comb!(states, offsets, f, (parent, direction), spots, up::Upward, rng)
     for i in eachindex(spots)
         places, below = spots[i].places, up.below[i]
-        if i > 1 && below === nothing
+        if i == 1 && below === nothing
+            states[1] = draw(f.first, rng)
+            for c in eachindex(places)
+                offsets[c, 1] = draw(view(f.first_offsets[c], states[1], :), rng)
+            end
+        elseif below === nothing
             s, a = states[parent[i]], direction[i]
             states[i] = draw(view(f.next[a], s, :), rng)
             for c in eachindex(places)
