@@ -1,6 +1,7 @@
 # A field of states and offsets against sums over all of its values, one by one.
 
-using LVDJuice: Field, FieldCounts, FieldEMJob, apply!, circuit, num_channels, num_states, table_step!, field_scores!, MessageRoom, SplitMix, Spot, combs, field_log_likelihoods, field_posteriors!, field_beliefs, field_step!, free_spot, sample_field!
+using LVDJuice: Field, FieldCounts, FieldEMJob, MessageRoom, SplitMix, Spot, apply!, circuit, combs, field_beliefs, field_log_likelihoods,
+                field_posteriors!, field_scores!, field_step!, free_spot, num_channels, num_states, sample_field!, table_step!
 
 "A random field of 2 x 2 positions, S states in Q groups, D offsets of each channel."
 function random_field(group, D; seed=1, rows=2, columns=2)
