@@ -150,7 +150,7 @@ def test_labels_are_one_term_of_the_sum(known: Known) -> None:
 
 def test_em_raises_the_likelihood() -> None:
     model, _ = field_model((2, 4, 1), (1, 2), "ycocg", (64,), [[0, 1, 64]])
-    images = model.sample(80, seed=1, exact=True)
+    images = model.sample(60, seed=1, exact=True)
     other, _ = field_model((2, 4, 1), (1, 2), "ycocg", (64,), [[0, 1, 64]])
     before = FieldModel(
         image_shape=(2, 4, 1), patch=(1, 2), color="ycocg", steps=(64,), shapes=other.shapes, join=other.join,
@@ -158,7 +158,7 @@ def test_em_raises_the_likelihood() -> None:
     )  # fmt: skip
     start = before.score_samples(images).mean()
     history = fit_end_to_end(
-        before, images, images, epochs=5, step_size=(1.0, 1.0), batch_size=80, pseudocount=0.0, prior_pseudocount=0.0,
+        before, images, images, epochs=5, step_size=(1.0, 1.0), batch_size=60, pseudocount=0.0, prior_pseudocount=0.0,
     )  # fmt: skip
     assert (np.diff(history) > -1e-3).all()
     assert before.score_samples(images).mean() > start + 0.05

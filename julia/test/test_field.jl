@@ -92,6 +92,14 @@ end
         end
         @test maximum(maximum(abs.(a .- b)) for (a, b) in zip(seen, posteriors)) < 0.04
     end
+    @testset "an impossible image counts for nothing" begin
+        f = random_field([1, 2], [2, 2])
+        spots = [Spot([[1], [2]], zeros(2, 1), 0.0); random_spots(f, 2:4)[2:4]]
+        posteriors, counts = [ones(2, prod(length, spot.places)) for spot in spots], FieldCounts(f)
+        @test field_posteriors!(posteriors, counts, f, spots) == -Inf
+        @test all(iszero, posteriors[2]) && all(iszero, counts.first) && all(iszero, counts.next[1])
+        @test field_beliefs(f, spots)[1] == -Inf
+    end
     @testset "EM raises the likelihood" begin
         f = random_field([1, 1, 2], [3, 2]; rows=2, columns=3)
         images, totals = [random_spots(f, 1:6; seed=10n) for n in 1:5], Float64[]

@@ -320,10 +320,11 @@ function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Fi
                            counted::Float64=1.0)
     trees = combs(f)
     found = [upward(room, f, comb, spots) for comb in trees]
+    foreach(p -> fill!(p, 0.0), posteriors)
     top = maximum(each.total for each in found)
+    top > -Inf || return -Inf  # an impossible image: it counts for nothing
     weights = [exp(each.total - top) for each in found]
     total = top + log(sum(weights)) - log(2)
-    foreach(p -> fill!(p, 0.0), posteriors)
     for (comb, each, weight) in zip(trees, found, weights ./ sum(weights))
         weight > LEAST_OF_TREE && downward!(posteriors, counts, room, f, comb, spots, each, weight, counted)
     end
