@@ -254,7 +254,7 @@ def test_numpys_values_are_as_good_as_pythons():
         "circuit": {"latents": 3, "step_size": [0.5, 0.25], "pseudocount": 1.0},
         "clusters": {"tied": False},
     }
-    found, wanted = resolve("small", config, seed=np.int64(7)), resolve("small", plain, seed=7)
+    found, wanted = resolve("cifar10-paper", config, seed=np.int64(7)), resolve("cifar10-paper", plain, seed=7)
     assert json.dumps(found.to_dict()) == json.dumps(wanted.to_dict())  # which knows no numpy
     made = CircuitSettings(**config["circuit"])
     assert json.dumps(dataclasses.asdict(made)) == json.dumps(dataclasses.asdict(CircuitSettings(**plain["circuit"])))
