@@ -1,7 +1,8 @@
 # A field of states and offsets against sums over all of its values, one by one.
 
-using LVDJuice: Field, FieldCounts, FieldEMJob, MessageRoom, SplitMix, Spot, apply!, circuit, combs, field_beliefs, field_log_likelihoods,
-                field_posteriors!, field_scores!, field_step!, free_spot, num_channels, num_states, sample_field!, table_step!
+using LVDJuice: Field, FieldCounts, FieldEMJob, MessageRoom, SplitMix, Spot, apply!, circuit, combs, field_beliefs, field_log_likelihood,
+                field_posteriors!, field_scores!, field_step!, free_spot, limit_free!, num_channels, num_states, sample_field!, table_step!,
+                upward, usual_places
 
 "A random field of 2 x 2 positions, S states in Q groups, D offsets of each channel."
 function random_field(group, D; seed=1, rows=2, columns=2)
@@ -51,10 +52,9 @@ end
         weighed = [[(h, p * prod(says(spots[i], h[i]...) for i in 1:4)) for (h, p) in each] for each in values]
         totals = [sum(last, each) for each in weighed]
         @test all(each -> sum(last, each) ≈ 1, values)
-        @test field_log_likelihoods(f, spots) ≈ log.(totals) atol = 1e-12
-        posteriors, counts = [zeros(length(group), prod(length, spot.places)) for spot in spots], FieldCounts(f)
-        @test field_posteriors!(posteriors, counts, f, spots) ≈ log(sum(totals) / 2) atol = 1e-12
-        wanted, wanted_counts = zero.(posteriors), FieldCounts(f)
+        @test [upward(MessageRoom(f), f, comb, spots).total for comb in combs(f)] ≈ log.(totals) atol = 1e-12
+        @test field_log_likelihood(f, spots) ≈ log(sum(totals) / 2) atol = 1e-12
+        wanted, wanted_counts = [zeros(length(group), prod(length, spot.places)) for spot in spots], FieldCounts(f)
         for (each, (parent, direction)) in zip(weighed, combs(f)), (h, p) in each
             p /= sum(totals)
             p > 0 || continue
@@ -69,28 +69,32 @@ end
                 foreach(c -> wanted_counts.next_offsets[a][c][d0[c], d[c], group[s0], group[s]] += p, eachindex(d))
             end
         end
-        @test all(posteriors .≈ wanted)
-        @test counts.first ≈ wanted_counts.first && all(counts.first_offsets .≈ wanted_counts.first_offsets)
-        @test all(counts.next .≈ wanted_counts.next)
-        @test all(all(a .≈ b) for (a, b) in zip(counts.next_offsets, wanted_counts.next_offsets))
+        if known == 1:4
+            posteriors, counts = zero.(wanted), FieldCounts(f)
+            @test field_posteriors!(posteriors, counts, f, spots) ≈ log(sum(totals) / 2) atol = 1e-12
+            @test all(posteriors .≈ wanted)
+            @test counts.first ≈ wanted_counts.first && all(counts.first_offsets .≈ wanted_counts.first_offsets)
+            @test all(counts.next .≈ wanted_counts.next)
+            @test all(all(a .≈ b) for (a, b) in zip(counts.next_offsets, wanted_counts.next_offsets))
+        end
         total, marginals, joint = field_beliefs(f, spots)
         @test total ≈ log(sum(totals) / 2) atol = 1e-12
-        @test all(isempty(own) || own ≈ wanted for (own, wanted) in zip(joint, posteriors))
+        @test all(isempty(own) || own ≈ wanted for (own, wanted) in zip(joint, wanted))
         for c in eachindex(D), i in 1:4
             alone = zeros(length(group), D[c])
             for (box, index) in enumerate(CartesianIndices(Tuple(length.(spots[i].places))))
-                alone[:, spots[i].places[c][index[c]]] .+= posteriors[i][:, box]
+                alone[:, spots[i].places[c][index[c]]] .+= wanted[i][:, box]
             end
             @test marginals[c][:, :, i] ≈ alone
         end
-        seen, N = zero.(posteriors), 4000
+        seen, N = zero.(wanted), 4000
         states, offsets = zeros(Int, 4, N), zeros(Int, length(D), 4, N)
         sample_field!(states, offsets, f, spots, SplitMix(3))
         for n in 1:N, i in 1:4
             index = [findfirst(==(offsets[c, i, n]), spots[i].places[c]) for c in eachindex(D)]
             seen[i][states[i, n], LinearIndices(Tuple(length.(spots[i].places)))[index...]] += 1 / N
         end
-        @test maximum(maximum(abs.(a .- b)) for (a, b) in zip(seen, posteriors)) < 0.04
+        @test maximum(maximum(abs.(a .- b)) for (a, b) in zip(seen, wanted)) < 0.04
     end
     @testset "an impossible image counts for nothing" begin
         f = random_field([1, 2], [2, 2])
@@ -100,12 +104,31 @@ end
         @test all(iszero, posteriors[2]) && all(iszero, counts.first) && all(iszero, counts.next[1])
         @test field_beliefs(f, spots)[1] == -Inf
     end
+    @testset "what is unknown has offsets that are usual, or near known ones" begin
+        f = random_field([1], [24]; rows=1, columns=3)
+        near = [abs(d - d2) <= 1 ? 1.0 : 1e-9 for d in 1:24, d2 in 1:24]
+        near ./= sum(near, dims=2)
+        f.first_offsets[1] .= 1e-9
+        f.first_offsets[1][4] = 1
+        f.next_offsets[1][1][:, :, 1, 1] = near
+        @test usual_places(f) == [collect(2:6)]  # two steps from 4 at most
+        spots = [free_spot(f), free_spot(f), Spot([[10, 12]], [0.3 0.4], 0.0)]
+        limited = copy(spots)
+        limit_free!(limited, usual_places(f))
+        @test limited[1].places == limited[2].places == [[2:6; 8:14]] && limited[3] === spots[3]
+        @test field_log_likelihood(f, limited) ≈ field_log_likelihood(f, spots) rtol = 1e-2  # one jump, of 1e-9, to what is known
+        usual = [free_spot(f), free_spot(f), Spot([[5, 6]], [0.3 0.4], 0.0)]
+        limited = copy(usual)
+        limit_free!(limited, usual_places(f))
+        @test field_log_likelihood(f, limited) ≈ field_log_likelihood(f, usual) atol = 1e-6
+    end
     @testset "EM raises the likelihood" begin
         f = random_field([1, 1, 2], [3, 2]; rows=2, columns=3)
         images, totals = [random_spots(f, 1:6; seed=10n) for n in 1:5], Float64[]
         for _ in 1:6
             counts = FieldCounts(f)
-            push!(totals, sum(field_posteriors!([zeros(3, prod(length, spot.places)) for spot in spots], counts, f, spots) for spots in images))
+            for_each = [[zeros(3, prod(length, spot.places)) for spot in spots] for spots in images]
+            push!(totals, sum(field_posteriors!(own, counts, f, spots) for (own, spots) in zip(for_each, images)))
             field_step!(f, counts, 1.0, 0.0)
         end
         @test all(diff(totals) .> -1e-9) && totals[end] > totals[1] + 0.1
@@ -146,13 +169,13 @@ end
         if tried === nothing
             scores = zeros(12)
             field_scores!(scores, f, em, patches)
-            @test scores ≈ [log(sum(exp.(field_log_likelihoods(f, spots[:, n]))) / 2) for n in 1:12] rtol = 1e-6
+            @test scores ≈ [field_log_likelihood(f, spots[:, n]) for n in 1:12] rtol = 1e-6
             mask = rand(rng, size(patches)...) .< 0.4
             mask[:, 1, 1] .= true
             mask[1:C:end, 2, 2] .= true
             known = enumerated_spot.([join_terms(em, patches[:, i, n], mask[:, i, n]) for i in 1:2, n in 1:12])
             field_scores!(scores, f, em, patches, Array(mask))
-            @test scores ≈ [log(sum(exp.(field_log_likelihoods(f, known[:, n]))) / 2) for n in 1:12] rtol = 1e-5
+            @test scores ≈ [field_log_likelihood(f, known[:, n]) for n in 1:12] rtol = 1e-5
         end
         counts, join, total = FieldCounts(f), zeros(size(em.join)), 0.0
         rows = [[(Vector{Int}[], Int[], Float64[]) for _ in 1:C] for _ in em.shapes]

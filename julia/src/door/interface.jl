@@ -114,7 +114,10 @@ function offset_em_job(patches, candidates, epochs, batch_size, first_step, last
                        step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 
-"`group`: of each state, from 1. `parts`: p(s) of the first position, p_c(d | s) of each channel, p(s' | s) of each direction, and of each of these and each channel p_c(d' | d, g, g')."
+"""
+`group`: of each state, from 1. `parts`: p(s) of the first position, p_c(d | s) of each channel, p(s' | s) of each direction, and of each of
+these and each channel p_c(d' | d, g, g').
+"""
 function field(rows, columns, group, parts...)
     C = length(parts) ÷ 3 - 1
     return Field(rows, columns, collect(Int, group), parts[1], collect(parts[2:C + 1]), collect(parts[C + 2:C + 3]),

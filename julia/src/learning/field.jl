@@ -1,7 +1,8 @@
 # p(h) over a grid of patches where the hidden value of a position is a state and the offset of each channel, h = (s, d), so that neighbours
 # know of each other's brightness and colour to the step:
 #
-#     p(h) = 1/2 sum over two combs of  p(s_1) prod_c p_c(d_1c | s_1)  prod over edges i -> j of  p(s_j | s_i) prod_c p_c(d_jc | d_ic, g(s_i), g(s_j))
+#     p(h) = 1/2 sum over two combs of  p(s_1) prod_c p_c(d_1c | s_1)
+#                                       prod over edges i -> j of  p(s_j | s_i) prod_c p_c(d_jc | d_ic, g(s_i), g(s_j))
 #
 # States come in groups g, and offsets go on from offsets as the two groups say. The values of h are S D_1 D_2 D_3, 2 million with 64 states
 # and 32 offsets, but a patch leaves few of a channel's offsets possible, and a message goes through an edge channel by channel.
@@ -108,7 +109,7 @@ end
 Room for messages, for one thread: buffers that grow, tables of offsets at the places of an edge's ends, and the field's p(s' | s) between
 groups, `next[a][q, q2]`, (states, states').
 """
-mutable struct MessageRoom
+struct MessageRoom
     part::Vector{Float64}
     one::Vector{Float64}
     other::Vector{Float64}
@@ -176,7 +177,10 @@ function through_channel!(out::Vector{Float64}, table::Matrix{Float64}, in::Vect
     end
 end
 
-"The tables of an edge of direction `a` from group q to group q2 at the places of both ends, (of `to`, of `from`); `back`: against the edge, as messages to the parent go."
+"""
+The tables of an edge of direction `a` from group q to group q2, at the places of both ends, (of `to`, of `from`); `back`: against the edge,
+as messages to the parent go.
+"""
 function edge_tables!(room::MessageRoom, f::Field, a, q, q2, from, to; back::Bool)
     for c in eachindex(from)
         fill_table!(room.tables[c], f.next_offsets[a][c], q, q2, from[c], to[c], back)
@@ -190,29 +194,19 @@ function fill_table!(table, whole, q, q2, from, to, back)
 end
 
 """
-The message of a child with `below`, (states, its boxes), to its parent: sum over s', d' of p(s' | s) prod_c p_c(d'_c | d_c) below[s', d'], into
-`out`, (states, the parent's boxes).
+The message of a child with `values`, (states, the boxes of `from`), to its parent (`back`): sum over s', d' of
+p(s' | s) prod_c p_c(d'_c | d_c) values[s', d'], into `out`, (states, the boxes of `to`); or of a parent to its child: the sum over s, d. `a`:
+the edge's direction.
 """
-function message_up!(out, room::MessageRoom, f::Field, a::Int, below, child, parent)
+function message!(out, room::MessageRoom, f::Field, a::Int, values, from, to; back::Bool)
     fill!(out, 0.0)
-    for (q2, own) in enumerate(f.members)
-        take_part!(room, below, own)
-        for (q, above) in enumerate(f.members)
-            edge_tables!(room, f, a, q, q2, child, parent; back=true)
-            add_product!(out, above, room.next[a][q, q2], through_offsets!(room, length(own), child, parent))
-        end
-    end
-    return out
-end
-
-"As `message_up!`, the other way: sum over s, d of above[s, d] p(s' | s) prod_c p_c(d'_c | d_c), into `out`, (states, the child's boxes)."
-function message_down!(out, room::MessageRoom, f::Field, a::Int, above, parent, child)
-    fill!(out, 0.0)
-    for (q, own) in enumerate(f.members)
-        take_part!(room, above, own)
-        for (q2, below) in enumerate(f.members)
-            edge_tables!(room, f, a, q, q2, parent, child; back=false)
-            add_product!(out, below, room.back[a][q, q2], through_offsets!(room, length(own), parent, child))
+    for (g, own) in enumerate(f.members)
+        take_part!(room, values, own)
+        for (g2, others) in enumerate(f.members)
+            q, q2 = back ? (g2, g) : (g, g2)
+            edge_tables!(room, f, a, q, q2, from, to; back=back)
+            weights = back ? room.next[a][q, q2] : room.back[a][q, q2]
+            add_product!(out, others, weights, through_offsets!(room, length(own), from, to))
         end
     end
     return out
@@ -249,7 +243,7 @@ function upward(room::MessageRoom, f::Field, comb, spots::AbstractVector{Spot})
         total += normalise!(below[i])
         i == 1 && break
         above = spots[parent[i]]
-        up[i] = message_up!(zeros(num_states(f), num_boxes(above)), room, f, direction[i], below[i], spots[i].places, above.places)
+        up[i] = message!(zeros(num_states(f), num_boxes(above)), room, f, direction[i], below[i], spots[i].places, above.places; back=true)
         below[parent[i]] === nothing ? (below[parent[i]] = copy(up[i])) : (below[parent[i]] .*= up[i])
     end
     below[1] === nothing && return Upward(below, up, 0.0)
@@ -273,93 +267,11 @@ function first_values(f::Field, places)
     return values
 end
 
-"""
-    field_log_likelihoods(field, spots) -> log p(x) under each comb
-
-`spots`: one for each position of an image.
-"""
-function field_log_likelihoods(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
-    return [upward(room, f, comb, spots).total for comb in combs(f)]
-end
-
-"What EM counts of a field's parameters."
-struct FieldCounts
-    first::Vector{Float64}
-    first_offsets::Vector{Matrix{Float64}}
-    next::Vector{Matrix{Float64}}
-    next_offsets::Vector{Vector{Array{Float64,4}}}
-end
-
-FieldCounts(f::Field) =
-    FieldCounts(zeros(size(f.first)), [zeros(size(o)) for o in f.first_offsets], [zeros(size(p)) for p in f.next],
-                [[zeros(size(o)) for o in offsets] for offsets in f.next_offsets])
-
-function clear!(counts::FieldCounts)
-    fill!(counts.first, 0.0)
-    foreach(a -> fill!(a, 0.0), counts.first_offsets)
-    foreach(a -> fill!(a, 0.0), counts.next)
-    foreach(offsets -> foreach(a -> fill!(a, 0.0), offsets), counts.next_offsets)
-end
-
-"Adds the counts of `more`, another thread's."
-function add!(counts::FieldCounts, more::FieldCounts)
-    counts.first .+= more.first
-    foreach((a, b) -> a .+= b, counts.first_offsets, more.first_offsets)
-    foreach((a, b) -> a .+= b, counts.next, more.next)
-    foreach((a, b) -> foreach((x, y) -> x .+= y, a, b), counts.next_offsets, more.next_offsets)
-    return counts
-end
-
-"""
-    field_posteriors!(posteriors, counts, field, spots, room) -> log p(x)
-
-`posteriors[i]`, (states, boxes), becomes p(s_i, d_i | x), over both combs; the expected counts of the parameters, `counted` times, are added to `counts`, if
-there are any.
-"""
-function field_posteriors!(posteriors, counts::Union{Nothing,FieldCounts}, f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f),
-                           counted::Float64=1.0)
-    trees = combs(f)
-    found = [upward(room, f, comb, spots) for comb in trees]
-    foreach(p -> fill!(p, 0.0), posteriors)
-    top = maximum(each.total for each in found)
-    top > -Inf || return -Inf  # an impossible image: it counts for nothing
-    weights = [exp(each.total - top) for each in found]
-    total = top + log(sum(weights)) - log(2)
-    for (comb, each, weight) in zip(trees, found, weights ./ sum(weights))
-        weight > LEAST_OF_TREE && downward!(posteriors, counts, room, f, comb, spots, each, weight, counted)
-    end
-    return total
-end
-
 # A comb that has less of an image is left out of its posterior.
 const LEAST_OF_TREE = 1e-4
 
 times(a, ::Nothing) = copy(a)
 times(a, b) = a .* b
-
-function downward!(posteriors, counts, room, f, comb, spots, up::Upward, weight, counted)
-    parent, direction = comb
-    above = Vector{Matrix{Float64}}(undef, length(spots))  # p(h_i, what is not below i), to scale
-    for i in eachindex(spots)
-        if i == 1
-            above[1] = first_values(f, spots[1].places)
-        else
-            own = times(above[parent[i]], up.below[parent[i]])
-            up.up[i] === nothing || divide!(own, up.up[i])
-            normalise!(own)
-            above[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
-                                     spots[i].places)
-            normalise!(above[i])
-            counts === nothing || count_edge!(counts, room, f, direction[i], own, up.below[i], spots[parent[i]], spots[i], up.up[i], counted * weight)
-        end
-        share = times(above[i], up.below[i])
-        total = sum(share)
-        posteriors[i] .+= (weight / total) .* share
-        if i == 1 && counts !== nothing
-            count_first!(counts, f, share, spots[1].places, counted * weight / total)
-        end
-    end
-end
 
 function divide!(a, b)
     @inbounds for i in eachindex(a, b)
@@ -367,282 +279,42 @@ function divide!(a, b)
     end
 end
 
-function count_first!(counts, f, share, places, weight)
-    counts.first .+= weight .* vec(sum(share, dims=2))
-    for (c, offsets) in enumerate(counts.first_offsets)
-        offsets .+= weight .* channel_marginal(share, places, c, size(offsets, 2))
-    end
-end
-
-"Adds the expected counts of one edge, from a parent with `own`, what all but this child says of it, to a child with `below`."
-function count_edge!(counts, room, f, a, own, below, parent, child, up, weight)
-    known = below === nothing ? ones(num_states(f), num_boxes(child)) : below
-    total = up === nothing ? sum(own) : sum(own .* up)
-    total > 0 || return
-    scale = weight / total
-    n = num_boxes(parent)
-    for (q2, states2) in enumerate(f.members)
-        m2 = length(states2)
-        take_part!(room, known, states2)
-        for (q, states) in enumerate(f.members)
-            m, start = length(states), first(states) - 1
-            edge_tables!(room, f, a, q, q2, child.places, parent.places; back=true)
-            through, sums = through_offsets!(room, m2, child.places, parent.places), roomy(room.sums, m * m2)
-            fill!(view(sums, 1:m * m2), 0.0)
-            @inbounds for box in 1:n, j in 1:m2
-                p = through[j + m2 * (box - 1)]
-                @simd ivdep for i in 1:m
-                    sums[i + m * (j - 1)] = muladd(p, own[start + i, box], sums[i + m * (j - 1)])
-                end
-            end
-            pair, pairs = room.next[a][q, q2], counts.next[a]
-            for j in 1:m2, i in 1:m
-                pairs[states[i], states2[j]] += scale * pair[i, j] * sums[i + m * (j - 1)]
-            end
-            from, back = roomy(room.from, m2 * n), room.back[a][q, q2]  # own, through p(s' | s)
-            fill!(view(from, 1:m2 * n), 0.0)
-            @inbounds for box in 1:n, i in 1:m
-                p = own[start + i, box]
-                @simd ivdep for j in 1:m2
-                    from[j + m2 * (box - 1)] = muladd(back[j, i], p, from[j + m2 * (box - 1)])
-                end
-            end
-            for c in eachindex(parent.places)
-                others = through_offsets!(room, m2, child.places, parent.places, c)
-                count_channel!(counts.next_offsets[a][c], q, q2, room.tables[c], from, others, m2, c, parent.places, child.places, scale)
-            end
-        end
-    end
-end
-
-"counts[d, d'] += table[d, d'] sum over all else of from[., d, .] others[., d', .]; both have the parent's places but for channel c of `others`."
-function count_channel!(counts, q, q2, table, from::Vector{Float64}, others::Vector{Float64}, m2, c, parent, child, scale)
-    left, right = m2, 1
-    for before in 1:c - 1
-        left *= length(parent[before])
-    end
-    for after in c + 1:length(parent)
-        right *= length(parent[after])
-    end
-    n, n2 = length(parent[c]), length(child[c])
-    @inbounds for j in 1:n2, i in 1:n
-        total = 0.0
-        for r in 0:right - 1
-            x, y = left * (i - 1 + n * r), left * (j - 1 + n2 * r)
-            @simd for l in 1:left
-                total = muladd(from[x + l], others[y + l], total)
-            end
-        end
-        counts[parent[c][i], child[c][j], q, q2] += scale * table[i, j] * total
-    end
-end
-
 """
-    channel_step(field, a, c, p)
-
-p(s', d'_c) of a position, (states, offsets), from p(s, d_c) of the one before it in direction `a`: channels are independent given the states.
+Goes down one comb on one image: `visit(i, share, own)` gets of position i p(s, d | x), (states, boxes), and, unless it is the first, what all
+but its own message says of its parent's, to scale; nothing where nothing is known of i and all below it.
 """
-function channel_step(f::Field, a::Int, c::Int, p::Matrix{Float64})
-    found = zeros(size(p))
-    for (q, own) in enumerate(f.members), (q2, next) in enumerate(f.members)
-        moved = p[own, :] * f.next_offsets[a][c][:, :, q, q2]
-        found[next, :] .+= transpose(f.next[a][own, next]) * moved
-    end
-    return found
-end
-
-"""
-    field_beliefs(field, spots, room) -> (log p(x), marginals, joint)
-
-`marginals[c]`: p(s_i, d_ic | x) of each channel, (states, offsets, positions); `joint[i]`: p(s_i, d_i | x), (states, boxes), of the positions
-of which something is known. Positions that have nothing known below them in a comb take no joint table: their marginals go on channel by
-channel.
-"""
-function field_beliefs(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
-    trees = combs(f)
-    found = [upward(room, f, tree, spots) for tree in trees]
-    top = maximum(each.total for each in found)
-    out = [zeros(num_states(f), d, length(spots)) for d in num_offsets(f)]
-    joint = [zeros(isfree(spot) ? (0, 0) : size(spot.values)) for spot in spots]
-    top > -Inf || return top, out, joint
-    weights = [exp(each.total - top) for each in found]
-    total = sum(weights)
-    for (tree, each, weight) in zip(trees, found, weights ./ total)
-        weight > LEAST_OF_TREE && beliefs_down!(out, joint, room, f, tree, spots, each, weight)
-    end
-    foreach(each -> each ./= sum(each, dims=(1, 2)), out)
-    foreach(each -> isempty(each) || (each ./= sum(each)), joint)
-    return top + log(total) - log(2), out, joint
-end
-
-function beliefs_down!(out, joint, room, f, (parent, direction), spots, up::Upward, weight)
-    above = Vector{Matrix{Float64}}(undef, length(spots))           # p(h_i, what is not below i), where something is
-    alone = Vector{Vector{Matrix{Float64}}}(undef, length(spots))   # p(s_i, d_ic | x) of each channel
+function downward(visit, room::MessageRoom, f::Field, (parent, direction), spots::AbstractVector{Spot}, up::Upward)
+    above = Vector{Matrix{Float64}}(undef, length(spots))  # p(h_i, what is not below i), to scale
     for i in eachindex(spots)
-        if up.below[i] === nothing
-            before = i == 1 ? [] : alone[parent[i]]
-            alone[i] = i == 1 ? [Float64.(f.first .* offsets) for offsets in f.first_offsets] :
-                       [channel_step(f, direction[i], c, before[c]) for c in eachindex(before)]
+        up.below[i] === nothing && (visit(i, nothing, nothing); continue)
+        own = nothing
+        if i == 1
+            above[1] = first_values(f, spots[1].places)
         else
-            if i == 1
-                above[1] = first_values(f, spots[1].places)
-            else
-                own = times(above[parent[i]], up.below[parent[i]])
-                divide!(own, up.up[i])
-                normalise!(own)
-                above[i] = message_down!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
-                                         spots[i].places)
-                normalise!(above[i])
-            end
-            share = times(above[i], up.below[i])
-            share ./= sum(share)
-            alone[i] = [channel_marginal(share, spots[i].places, c, d) for (c, d) in enumerate(num_offsets(f))]
-            isempty(joint[i]) || (joint[i] .+= weight .* share)
+            own = times(above[parent[i]], up.below[parent[i]])
+            divide!(own, up.up[i])
+            normalise!(own)
+            above[i] = message!(zeros(num_states(f), num_boxes(spots[i])), room, f, direction[i], own, spots[parent[i]].places,
+                                spots[i].places; back=false)
+            normalise!(above[i])
         end
-        for (c, p) in enumerate(alone[i])
-            out[c][:, :, i] .+= weight .* p
-        end
-    end
-end
-
-"The sums of values (states, boxes) over all channels but c, (states, offsets)."
-function channel_marginal(values, places, c, D)
-    found = zeros(size(values, 1), D)
-    found[:, places[c]] = sum_others(values, length.(places), c)
-    return found
-end
-
-"""
-    usual_places(field) -> offsets of each channel
-
-Those that any position has with more than `LEAST_OF_OFFSET` before anything is known.
-"""
-function usual_places(f::Field)
-    _, marginals, _ = field_beliefs(f, [free_spot(f) for _ in 1:num_positions(f)])
-    return [findall(d -> maximum(sum(view(each, :, d, :), dims=1)) > LEAST_OF_OFFSET, axes(each, 2)) for each in marginals]
-end
-
-const LEAST_OF_OFFSET = 1e-5
-
-"""
-Limits the spots of which nothing is known to offsets that are `usual`, or as those of the image's known patches, or one or two beside or between: all
-combinations of 32 offsets are too many.
-"""
-function limit_free!(spots::AbstractVector{Spot}, usual)
-    known = [spot for spot in spots if !isfree(spot)]
-    (isempty(known) || length(known) == length(spots)) && return
-    places = map(enumerate(usual)) do (c, own)
-        D = length(first(spot for spot in spots if isfree(spot)).places[c])
-        seen = reduce(union, (spot.places[c] for spot in known))
-        near = [d for d in 1:D if minimum(seen) - 2 <= d <= maximum(seen) + 2]
-        D > 1 ? sort(union(own, near)) : [1]
-    end
-    for (i, spot) in enumerate(spots)
-        isfree(spot) && (spots[i] = Spot(places, spot.values, 0.0))
+        share = times(above[i], up.below[i])
+        share ./= sum(share)
+        visit(i, share, own)
     end
 end
 
 """
-One EM step of all parameters of a field: of each distribution as [`table_step!`](@ref) takes it, but that the pseudocount of offsets is not
-spread evenly: of those that follow an offset it goes to others as far away as the two groups have them, of the first position's to those of
-all states. What is rare then stays near what is seen.
+    upward_both(field, spots, room) -> (of each comb its messages, the combs' shares of p(x), log p(x))
+
+The shares are 0 where p(x) is 0.
 """
-function field_step!(f::Field, counts::FieldCounts, step, pseudocount)
-    S, Q = num_states(f), length(f.members)
-    distribution_step!(f.first, counts.first, step, pseudocount)
-    for (offsets, own) in zip(f.first_offsets, counts.first_offsets)
-        spread = spread_like(vec(sum(own, dims=1)))
-        for s in 1:S
-            distribution_step!(view(offsets, s, :), view(own, s, :), step, pseudocount, spread)
-        end
-    end
-    for a in 1:2
-        for s in 1:S
-            distribution_step!(view(f.next[a], s, :), view(counts.next[a], s, :), step, pseudocount)
-        end
-        for (offsets, own) in zip(f.next_offsets[a], counts.next_offsets[a]), q2 in 1:Q, q in 1:Q
-            D = size(offsets, 1)
-            steps = zeros(2D - 1)
-            for d2 in 1:D, d in 1:D
-                steps[d2 - d + D] += own[d, d2, q, q2]
-            end
-            for d in 1:D
-                distribution_step!(view(offsets, d, :, q, q2), view(own, d, :, q, q2), step, pseudocount, spread_like(steps[D + 1 - d:2D - d]))
-            end
-        end
-    end
-end
-
-"A distribution like these counts, with a little of all."
-spread_like(counts) = (counts .+ 1e-5 * (sum(counts) + 1e-5)) ./ (sum(counts) + length(counts) * 1e-5 * (sum(counts) + 1e-5))
-
-function distribution_step!(p, counts, step, pseudocount, spread=fill(1 / length(p), length(p)))
-    total = sum(counts) + pseudocount
-    has_flow(total) || return
-    for k in eachindex(p)
-        p[k] = (1 - step) * p[k] + step * (counts[k] + pseudocount * spread[k]) / total
-    end
-end
-
-"""
-    sample_field!(states, offsets, field, spots, rng)
-
-Draws from p(s, d | x): the state, (positions, draws), and the offset of each channel from 1, (channels, positions, draws).
-"""
-function sample_field!(states, offsets, f::Field, spots::AbstractVector{Spot}, rng, room::MessageRoom=MessageRoom(f))
-    trees = combs(f)
-    found = [upward(room, f, tree, spots) for tree in trees]
+function upward_both(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f))
+    found = [upward(room, f, tree, spots) for tree in combs(f)]
     top = maximum(each.total for each in found)
-    weights = [exp(each.total - top) for each in found]
-    for n in axes(states, 2)
-        which = draw(weights, rng)
-        sample_comb!(view(states, :, n), view(offsets, :, :, n), f, trees[which], spots, found[which], rng)
-    end
+    top > -Inf || return found, [0.0, 0.0], -Inf
+    shares = [exp(each.total - top) for each in found]
+    return found, shares ./ sum(shares), top + log(sum(shares)) - log(2)
 end
 
-function sample_comb!(states, offsets, f, (parent, direction), spots, up::Upward, rng)
-    for i in eachindex(spots)
-        places, below = spots[i].places, up.below[i]
-        if i == 1 && below === nothing
-            states[1] = draw(f.first, rng)
-            for c in eachindex(places)
-                offsets[c, 1] = draw(view(f.first_offsets[c], states[1], :), rng)
-            end
-        elseif below === nothing
-            s, a = states[parent[i]], direction[i]
-            states[i] = draw(view(f.next[a], s, :), rng)
-            for c in eachindex(places)
-                offsets[c, i] = draw(view(f.next_offsets[a][c], offsets[c, parent[i]], :, f.group[s], f.group[states[i]]), rng)
-            end
-        else
-            weights = i == 1 ? first_values(f, places) : next_values(f, direction[i], states[parent[i]], view(offsets, :, parent[i]), places)
-            below === nothing || (weights .*= below)
-            chosen = CartesianIndices(weights)[draw(vec(weights), rng)]
-            states[i] = chosen[1]
-            box = chosen[2] - 1
-            for c in eachindex(places)
-                box, place = divrem(box, length(places[c]))
-                offsets[c, i] = places[c][place + 1]
-            end
-        end
-    end
-end
-
-"p(s', d' | s, d), (states, boxes), of a child in direction `a`."
-function next_values(f::Field, a, s, d, places)
-    values = Float64.(reshape(f.next[a][s, :], :, 1))
-    for c in eachindex(places)
-        own = [Float64(f.next_offsets[a][c][d[c], d2, f.group[s], f.group[s2]]) for s2 in eachindex(f.group), d2 in places[c]]
-        values = times_channel(values, own)
-    end
-    return values
-end
-
-function draw(weights, rng)
-    left = uniform!(rng) * sum(weights)
-    for k in eachindex(weights)
-        left -= weights[k]
-        left < 0 && return k
-    end
-    return findlast(>(0), weights)
-end
+field_log_likelihood(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=MessageRoom(f)) = upward_both(f, spots, room)[3]
