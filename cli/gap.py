@@ -16,9 +16,8 @@ from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.formats import json_text, read_arrays, write_json
-from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.offsets import OffsetModel
+from pyjuice_lvd.models.shapes import ShapeModel
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_gap
 from pyjuice_lvd.report.tables import GAP_TITLES, facts, figure, gap_impossible, gap_rows, lay_out, table
@@ -57,7 +56,7 @@ def gap(
     directory, settings = opened.directory, opened.settings
     picture = directory / names.GAP_PICTURE if output is None else output
     kind = opened.kind
-    if not issubclass(kind, JointModel | OffsetModel | FieldModel):
+    if not issubclass(kind, JointModel | ShapeModel):
         raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
     for file in (picture, directory / names.GAP):
         check_writable(file)

@@ -14,9 +14,8 @@ import torch
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, model_folder, seed_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.learn.pipeline import distill
-from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.offsets import OffsetModel
+from pyjuice_lvd.models.shapes import ShapeModel
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.teacher import Teacher
 
@@ -75,7 +74,7 @@ class LVDPG(DensityEstimator):
             torch.set_num_threads(self.settings_.threads)
         train, valid = self._set_apart(self._checked(X, fitting=True))
         learned = distill(train, valid, self.settings_, progress=self._shown)
-        self.model_: JointModel | OffsetModel | FieldModel = learned.model
+        self.model_: JointModel | ShapeModel = learned.model
         self.teacher_: Teacher = learned.teacher
         self.n_features_in_ = self.model_.dims
         return self

@@ -21,9 +21,8 @@ from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.merit import std_error
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
-from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.offsets import OffsetModel
+from pyjuice_lvd.models.shapes import ShapeModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.teacher import Teacher
 from pyjuice_lvd.units import bits_per_dimension
@@ -232,7 +231,7 @@ class Gap:
 
 
 def measure_gap(
-    model: JointModel | OffsetModel | FieldModel,
+    model: JointModel | ShapeModel,
     teacher: Teacher,
     bounds: Bounds,
     images: Images,
@@ -241,7 +240,7 @@ def measure_gap(
 ) -> Gap:
     """Measure teacher and circuits on the same images, uint8 (N, H, W, C), and the same pixels of them.
 
-    Labels are those of `assign`, or of `OffsetModel.labels`. Images of probability 0 are left out, and counted.
+    Labels are those of `assign`, or of `ShapeModel.labels`. Images of probability 0 are left out, and counted.
 
     Raises
     ------
@@ -258,7 +257,7 @@ def measure_gap(
             "wanted a teacher of the same"
         )
     images = model.checked(images, "images")
-    if isinstance(model, OffsetModel | FieldModel):
+    if isinstance(model, ShapeModel):
         lvd_objective = model.log_joint(images, model.labels(images, progress=progress), progress=progress)
         log_likelihood = model.score_samples(images, progress=progress)
     else:

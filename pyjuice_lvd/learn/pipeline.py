@@ -26,12 +26,11 @@ from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_positio
 from pyjuice_lvd.learn.offsets import Patches, starting_model
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.sizes import check_fit
-from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
-from pyjuice_lvd.models.latent import LatentModel
 from pyjuice_lvd.models.load import load_model
-from pyjuice_lvd.models.offsets import OffsetModel
+from pyjuice_lvd.models.patch import PatchModel
+from pyjuice_lvd.models.shapes import ShapeModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.settings import FinetuningSettings, OffsetSettings, Settings
@@ -45,7 +44,7 @@ class Distilled:
     """What `distill` learns: the teacher and the model of images."""
 
     teacher: Teacher
-    model: JointModel | OffsetModel | FieldModel
+    model: JointModel | ShapeModel
 
 
 def distill(
@@ -205,7 +204,7 @@ def _join(circuits: list[Circuit], labels: Labels, train: Images, valid: Images,
 
 
 def _end_to_end(
-    model: LatentModel | FieldModel,
+    model: PatchModel,
     train: Images,
     valid: Images,
     own: FinetuningSettings | OffsetSettings,
@@ -232,7 +231,7 @@ def _end_to_end(
     work.record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
 
 
-def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -> OffsetModel | FieldModel:
+def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -> ShapeModel:
     """Learn a model with offsets: shapes, where it starts, then EM on p(x) end to end."""
     settings, pieces, own = work.settings, work.pieces, work.settings.offsets
     done = pieces.finished(names.DESCRIPTION)
@@ -260,10 +259,10 @@ def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -
     return model
 
 
-def _below_offsets(folder: Path) -> OffsetModel | FieldModel:
+def _below_offsets(folder: Path) -> ShapeModel:
     """Read a model with offsets."""
     model = load_model(folder)
-    if not isinstance(model, OffsetModel | FieldModel):
+    if not isinstance(model, ShapeModel):
         raise InputError(f"{folder}: found a model without offsets")
     return model
 

@@ -18,11 +18,11 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
 from pyjuice_lvd.models.offset_queries import (
     WRAPPED,
-    Emissions,
     Float32,
     Float64,
     Ints,
     OffsetLabels,
+    Shapes,
     UInt8,
     added,
     choice,
@@ -176,13 +176,18 @@ def _table(array: npt.NDArray[np.generic]) -> Float32:
 
 
 @dataclass(frozen=True)
-class FieldEmissions(Emissions):
+class FieldEmissions(Shapes):
     """Patches below a field: p(x_i | s, d) = sum_j join[j, s] prod_c p_jc(x_ic - steps[c] d_c mod 256).
 
     `shifts` are those of the first position.
     """
 
     field: Field
+
+    @property
+    def marginal_bytes(self) -> int:
+        """Bytes of the marginals of one position, and of the shares of joins."""
+        return 8 * sum(shift.size for shift in self.shifts) + 4 * len(self.join)
 
     def log_likelihood(self, patches: UInt8, hidden: Mask) -> Float64:
         """log p(what is known) of images' patches (n, P, V): (n,), in nats."""
@@ -244,7 +249,8 @@ class FieldEmissions(Emissions):
         """
         unknown = hidden.any(axis=2)
         rows, masks, s, d = patches[unknown], hidden[unknown], state[unknown], offset[unknown].astype(np.uint8)
-        weights = np.log(np.maximum(self.join.T[s].astype(np.float64), 1e-300))
+        with np.errstate(divide="ignore"):
+            weights = np.log(self.join.T[s].astype(np.float64))
         partly = np.flatnonzero(~masks.all(axis=1))
         channels = len(self.steps)
         for circuits, joins in zip(self.shapes, self.joins, strict=True):

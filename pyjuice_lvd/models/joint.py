@@ -18,7 +18,8 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.models.base import ImageShape, Part
 from pyjuice_lvd.models.joint_queries import Summary, complete, mixed
-from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing, Schedule
+from pyjuice_lvd.models.latent import LatentModel, Mixing
+from pyjuice_lvd.models.patch import PATCHES, PRIOR, Schedule
 from pyjuice_lvd.models.written_out import num_params_written_out, written_out
 from pyjuice_lvd.progress import SILENT, Progress
 

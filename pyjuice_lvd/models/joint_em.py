@@ -16,9 +16,8 @@ from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
-from pyjuice_lvd.models.latent import LatentModel, Schedule
+from pyjuice_lvd.models.patch import PatchModel, Schedule
 from pyjuice_lvd.progress import SILENT, Progress
 
 Images = npt.NDArray[np.uint8]
@@ -101,7 +100,7 @@ class _Shares:
 
 
 def fit_end_to_end(
-    model: LatentModel | FieldModel,
+    model: PatchModel,
     train: Images,
     valid: Images,
     *,
@@ -125,7 +124,7 @@ def fit_end_to_end(
 
     Parameters
     ----------
-    model : LatentModel or FieldModel
+    model : PatchModel
         A joint model, or one with offsets. Starts from its parameters, and has the best in the end.
     train, valid : uint8 (N, H, W, C)
         Images to learn from, and to stop early by: the parameters with the best mean log-likelihood of `valid` are

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask
-from pyjuice_lvd.data.color import ColorTransform
 from pyjuice_lvd.data.masks import Hidden
-from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
+from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import DensityModel, ImageShape, Part
-from pyjuice_lvd.models.joint_queries import LEVELS, Summary, anomaly
+from pyjuice_lvd.models.base import Part
+from pyjuice_lvd.models.joint_queries import Summary, anomaly
+from pyjuice_lvd.models.patch import PRIOR, PatchModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import drawn_seed
 from pyjuice_lvd.shares import shares
@@ -27,37 +26,18 @@ from pyjuice_lvd.shares import shares
 Mixing = Callable[[npt.NDArray[np.uint8], Mask, npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 """Averages a summary of the hidden values of patches (n, P, V), masked, over the latents' posterior (n, P, S)."""
 
-PATCHES, PRIOR = "patches", "prior"
-"""Parts that can be exported."""
-
 _DRAW_BYTES = 8
 """What a dimension of an image takes while it is drawn: its value, its mask, and both in the engine's form."""
 
 
-class Schedule(NamedTuple):
-    """How EM on p(x) goes: `fit_end_to_end` describes each; `prior_pseudocount` is all but the circuits'."""
-
-    epochs: int
-    batch_size: int
-    first_step: float
-    last_step: float
-    pseudocount: float
-    prior_pseudocount: float
-    seed: int
-
-
-class LatentModel(DensityModel):
+class LatentModel(PatchModel):
     """p(x) = sum_z p(z) prod_i p(x_i | z_i) over images: `prior` is p(z), over the positions of a grid of patches.
 
     A position's latent has `prior.engine.categories` values. Given it, its patch depends on no other.
     """
 
-    parts: ClassVar[tuple[str, ...]] = (*DensityModel.parts, PATCHES, PRIOR)
-    latents: ClassVar[bool] = True
+    parts: ClassVar[tuple[str, ...]] = (*PatchModel.parts, PRIOR)
 
-    image_shape: ImageShape
-    patch: tuple[int, int]
-    color: ColorTransform
     prior: Circuit
 
     @abstractmethod
@@ -66,26 +46,6 @@ class LatentModel(DensityModel):
 
         `images`, `mask`: as for `score_samples`. What is hidden is summed out: 0 for a patch of which nothing is known.
         """
-
-    @property
-    @abstractmethod
-    def learning(self) -> list[Circuit]:
-        """The circuits whose parameters EM on p(x) changes: the prior, then those of the patches."""
-
-    @property
-    @abstractmethod
-    def num_candidates(self) -> int:
-        """How many circuits, or shapes, a patch can be tried under."""
-
-    def learned(self) -> list[npt.NDArray[np.float32]]:
-        """Give all that EM on p(x) changes: the model's own memory."""
-        return [array for circuit in self.learning for array in circuit.engine.learned()]
-
-    @abstractmethod
-    def em_job(
-        self, patches: npt.NDArray[np.uint8], candidates: npt.NDArray[np.uint16] | None, schedule: Schedule
-    ) -> julia.Handle:
-        """Make the job of EM on p(x) (`fit_end_to_end`), on patches (N, P, V) and their candidates (N, P, M)."""
 
     @abstractmethod
     def _complete(
@@ -112,15 +72,10 @@ class LatentModel(DensityModel):
 
     def _check_positions(self) -> int:
         """Check that the prior is over the images' positions; returns the variables of a patch."""
-        rows, columns = position_grid(*self.image_shape[:2], self.patch)
-        if self.prior.num_vars != rows * columns:
-            raise InputError(f"prior: found {self.prior.num_vars} positions, wanted {rows * columns}")
-        return self.dims // (rows * columns)
-
-    @property
-    def dims(self) -> int:
-        """Dimensions of an image, H W C."""
-        return int(np.prod(self.image_shape))
+        positions, variables = self._grid
+        if self.prior.num_vars != positions:
+            raise InputError(f"prior: found {self.prior.num_vars} positions, wanted {positions}")
+        return variables
 
     def score_samples(
         self, images: npt.NDArray[np.uint8], /, *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
@@ -182,48 +137,6 @@ class LatentModel(DensityModel):
                     stage.advance(part.stop - part.start)
         return drawn
 
-    def marginals(
-        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike, /, *, progress: Progress = SILENT
-    ) -> npt.NDArray[np.float64]:
-        """Give the distributions of hidden channels (`DensityModel.marginals`)."""
-        images, hidden = self._checked(images, mask)
-        check_result("images", f"{len(images)} of them", 8 * images.size * LEVELS)
-        out = np.empty((*images.shape, LEVELS))
-        height, width, channels = self.image_shape
-
-        def every_level(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            return marginals.reshape(len(marginals), -1)
-
-        for rows, found in self._mixed(
-            images, hidden, self._grid[1] * LEVELS, every_level, "marginals", progress, exact=True
-        ):
-            whole = from_patches(found, (height, width, channels * LEVELS), self.patch).reshape(out[rows].shape)
-            stored = self.color.forward(images[rows])[..., None] == np.arange(LEVELS)
-            out[rows] = np.where(hidden[rows][..., None], whole, stored)
-        return out
-
-    def posterior_mean(
-        self,
-        images: npt.NDArray[np.uint8],
-        mask: npt.ArrayLike,
-        /,
-        *,
-        exact: bool = False,
-        progress: Progress = SILENT,
-    ) -> npt.NDArray[np.float64]:
-        """Give the means of hidden pixels, mixed over the exact posterior of z (`DensityModel.posterior_mean`)."""
-        images, hidden = self._checked(images, mask)
-        out = np.empty(images.shape)
-        variables, mean = self._grid[1], self.color.exact_mean if exact else self.color.mean
-
-        def mean_colors(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            pixels = marginals.reshape(len(marginals), -1, self.image_shape[2], LEVELS)
-            return mean(pixels).reshape(len(marginals), -1)
-
-        for rows, found in self._mixed(images, hidden, variables, mean_colors, "posterior mean", progress, exact=exact):
-            out[rows] = np.where(hidden[rows], from_patches(found, self.image_shape, self.patch), images[rows])
-        return out
-
     def patch_anomaly(self, images: npt.NDArray[np.uint8], *, progress: Progress = SILENT) -> npt.NDArray[np.float64]:
         """-log p(x_i | all other patches) of every patch i, exact: float64 (N, P), in nats.
 
@@ -248,38 +161,10 @@ class LatentModel(DensityModel):
         )
         return Part(self.prior, about)
 
-    @property
-    def _grid(self) -> tuple[int, int]:
-        """P positions, and the variables of a patch."""
-        return self.prior.num_vars, self.dims // self.prior.num_vars
-
-    def patches(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Cut images, uint8 (N, H, W[, C]), into what the patch circuits model: uint8 (N, P, V), colour transformed."""
-        return to_patches(self.modelled(self.checked(images, "images")), self.patch)
-
-    def _checked(
-        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None
-    ) -> tuple[npt.NDArray[np.uint8], Hidden]:
-        """Check images (N, H, W[, C]) and the mask, if there is one; both (N, H, W, C)."""
-        images = self.checked(images, "images")
-        if mask is None:
-            return images, np.broadcast_to(np.False_, images.shape)
-        return images, self._hidden(mask, images)
-
-    def _images(self, patches: npt.NDArray[np.uint8], exact: bool) -> npt.NDArray[np.uint8]:
-        """Put drawn patches together to images (`DensityModel.sample` says what `exact` is)."""
-        images = self.color.inverse(from_patches(patches, self.image_shape, self.patch))
-        return images if exact else self.color.nearest(images)
-
     def _evidence(self, images: npt.NDArray[np.uint8], hidden: Hidden, rows: slice) -> Evidence:
         """Turn what is known of some images into evidence of z; refuse an image of which it has probability 0."""
         evidence = Evidence(self.patch_scores(images[rows], hidden[rows]))
-        possible = np.isfinite(self.prior.log_likelihood(evidence))
-        if not possible.all():
-            raise InputError(
-                f"images: image {rows.start + int(np.argmin(possible))}: "
-                "what is known of it has probability 0 under the model: nothing follows from it"
-            )
+        self._check_possible(self.prior.log_likelihood(evidence), rows)
         return evidence
 
     def _mixed(

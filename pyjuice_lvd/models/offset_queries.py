@@ -46,20 +46,26 @@ class OffsetLabels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Emissions:
-    """e(h) = p(x_i | h) = sum_j join[j, h] prod_c sum_d shifts[c][d, h] p_jc(x_ic - steps[c] d mod 256) of a patch.
+class Shapes:
+    """Shapes of patches under offsets: a join j is a head r of the channel circuits of a shape k.
 
-    A join j is a head r of the channel circuits of a shape k: those of shape 0 come first, then those of shape 1 and so
-    on. The channels of a patch x_i (V,) lie interleaved: channel c is `x_i[c::C]`.
+    The joins of shape 0 come first, then those of shape 1 and so on. The channels of a patch x_i (V,) lie interleaved:
+    channel c is `x_i[c::C]`.
     """
 
     steps: tuple[int, ...]
+    """Between the offsets of each channel, in levels."""
     shapes: tuple[tuple[Circuit, ...], ...]
     """For each shape the circuit of each channel, over a channel's values in a patch."""
     join: Float32
-    """(J, S): p(j | h)."""
+    """(J, S): p(j | h), by state."""
     shifts: tuple[Float32, ...]
-    """Of each channel (D_c, S): p_c(d | h)."""
+    """Of each channel (D_c, S): p_c(d | h), by state."""
+
+    @property
+    def circuits(self) -> Iterator[Circuit]:
+        """All channel circuits, shape after shape."""
+        return (circuit for channels in self.shapes for circuit in channels)
 
     @property
     def joins(self) -> Iterator[slice]:
@@ -69,16 +75,35 @@ class Emissions:
             yield slice(first, first + channels[0].num_heads)
             first += channels[0].num_heads
 
+    def handle(self) -> julia.Handle:
+        """Give the engine's form of it, which shares its memory."""
+        plans = (circuit.engine.plan(soft=False) for circuit in self.circuits)
+        handle: julia.Handle = julia.call("emissions", np.array(self.steps, np.int64), self.join, *self.shifts, *plans)
+        return handle
+
+    def log_given(self, patches: UInt8, h: Ints, join: Ints, offset: Ints) -> Float64:
+        """log p(x, j | h, d) of patches (n, V), with states and joins (n,) and offsets (n, C): (n,), in nats."""
+        channels = len(self.steps)
+        with np.errstate(divide="ignore"):
+            found: Float64 = np.log(self.join[join, h].astype(np.float64))
+        for circuits, joins in zip(self.shapes, self.joins, strict=True):
+            own = np.flatnonzero((join >= joins.start) & (join < joins.stop))
+            head = join[own] - joins.start
+            for c, circuit in enumerate(circuits):
+                moved = (self.steps[c] * offset[own, c] % LEVELS).astype(np.uint8)
+                scores = circuit.log_likelihood(patches[own, c::channels] - moved[:, None], head="all")
+                found[own] += scores[np.arange(len(own)), head]
+        return found
+
+
+@dataclass(frozen=True)
+class Emissions(Shapes):
+    """e(h) = p(x_i | h) = sum_j join[j, h] prod_c sum_d shifts[c][d, h] p_jc(x_ic - steps[c] d mod 256) of a patch."""
+
     @property
     def share_bytes(self) -> int:
         """Bytes of the shares of joins, and of them with each offset, of one patch."""
         return self.join.itemsize * len(self.join) * (1 + sum(map(len, self.shifts)))
-
-    def handle(self) -> julia.Handle:
-        """Give the engine's form of it, which shares its memory."""
-        plans = (circuit.engine.plan(soft=False) for channels in self.shapes for circuit in channels)
-        handle: julia.Handle = julia.call("emissions", np.array(self.steps, np.int64), self.join, *self.shifts, *plans)
-        return handle
 
     def scores(self, patches: UInt8, hidden: Mask) -> Float32:
         """log e(h) of patches (N, P, V), what is hidden summed out: float32 (N, P, S), in nats; 0 if all is hidden."""
@@ -124,20 +149,6 @@ class Emissions:
         with np.errstate(divide="ignore"):
             given: Float64 = np.log(tables.astype(np.float64)).sum(axis=0)
         return given + self.log_given(patches, h, join, offset)
-
-    def log_given(self, patches: UInt8, h: Ints, join: Ints, offset: Ints) -> Float64:
-        """log p(x, j | h, d) of patches (n, V), with states and joins (n,) and offsets (n, C): (n,), in nats."""
-        channels = len(self.steps)
-        with np.errstate(divide="ignore"):
-            found: Float64 = np.log(self.join[join, h].astype(np.float64))
-        for circuits, joins in zip(self.shapes, self.joins, strict=True):
-            own = np.flatnonzero((join >= joins.start) & (join < joins.stop))
-            head = join[own] - joins.start
-            for c, circuit in enumerate(circuits):
-                moved = (self.steps[c] * offset[own, c] % LEVELS).astype(np.uint8)
-                scores = circuit.log_likelihood(patches[own, c::channels] - moved[:, None], head="all")
-                found[own] += scores[np.arange(len(own)), head]
-        return found
 
     def complete(
         self,
@@ -208,7 +219,7 @@ class Emissions:
 
 
 def fill_joins(
-    emissions: Emissions, rows: UInt8, hidden: Mask, join: Ints, offset: UInt8, rng: np.random.Generator, *, modes: bool
+    emissions: Shapes, rows: UInt8, hidden: Mask, join: Ints, offset: UInt8, rng: np.random.Generator, *, modes: bool
 ) -> None:
     """Fill what is hidden of rows (m, V), in place, under joins (m,) and offsets, in levels, (m, C)."""
     channels = len(emissions.steps)
@@ -314,7 +325,7 @@ class Mixer:
 
 
 def given_joins(
-    emissions: Emissions, rows: UInt8, hidden: Mask, join: Ints, offsets: Sequence[Float32], turn: Turn
+    emissions: Shapes, rows: UInt8, hidden: Mask, join: Ints, offsets: Sequence[Float32], turn: Turn
 ) -> Float64:
     """Give the marginals (m, V, LEVELS) of hidden values of rows under their joins (m,), with offsets' (m, D_c)."""
     channels = len(emissions.steps)

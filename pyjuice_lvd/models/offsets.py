@@ -10,27 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import write_arrays
 from pyjuice_lvd.models.base import ImageShape, Part
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
-from pyjuice_lvd.models.latent import PATCHES, PRIOR, LatentModel, Mixing, Schedule
+from pyjuice_lvd.models.latent import LatentModel, Mixing
 from pyjuice_lvd.models.offset_queries import Emissions, Float32, Mixer, OffsetLabels
+from pyjuice_lvd.models.patch import PRIOR, Schedule
+from pyjuice_lvd.models.shapes import JOIN, ShapeModel, checked_table
 from pyjuice_lvd.models.written_out import num_params_with_offsets, written_out_with_offsets
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
 
-_TOLERANCE = 1e-3
-"""Of what probabilities sum to, less 1: that of circuits' parameters."""
 
-
-class OffsetModel(LatentModel):
+class OffsetModel(ShapeModel, LatentModel):
     """p(x) = sum_h p(h) prod_i p(x_i | h_i) over images, where each patch is a shape under offsets (docs/offsets.md).
 
     p(x_i | h) = sum_j p(j | h) prod_c sum_d p_c(d | h) p_jc(x_ic - step_c d mod 256): a join j = (k, r) is head r of
@@ -65,9 +63,9 @@ class OffsetModel(LatentModel):
     """
 
     format: ClassVar[str] = "lvd-juice offset model 1"
-    _kept: ClassVar[Mapping[str, Any]] = {
-        "image_shape": ImageShape, "patch": tuple[int, int], "color": str, "steps": tuple[int, ...], "shapes": int,
-    }  # fmt: skip
+    parts: ClassVar[tuple[str, ...]] = LatentModel.parts
+
+    emissions: Emissions
 
     def __init__(
         self,
@@ -89,9 +87,8 @@ class OffsetModel(LatentModel):
         self.ties = ties
         if ties is not None and ties.shape != (prior.num_edges,):
             raise InputError(f"ties: found {ties.shape}, wanted ({prior.num_edges},): one for each edge of the prior")
-        size = self._check_positions() // image_shape[2]
-        checked_shapes(steps, shapes, image_shape[2], size)
-        joins, states = sum(channels[0].num_heads for channels in shapes), prior.engine.categories
+        self._check_positions()
+        joins, states = self._checked_shapes(steps, shapes), prior.engine.categories
         if len(shifts) != len(steps):
             raise InputError(f"shifts: found {len(shifts)}, wanted {len(steps)}: one for each channel")
         self.emissions = Emissions(
@@ -105,21 +102,6 @@ class OffsetModel(LatentModel):
         )
 
     @property
-    def steps(self) -> tuple[int, ...]:
-        """The grid of each channel's offsets."""
-        return self.emissions.steps
-
-    @property
-    def shapes(self) -> tuple[tuple[Circuit, ...], ...]:
-        """For each shape the circuit of each channel."""
-        return self.emissions.shapes
-
-    @property
-    def join(self) -> Float32:
-        """p(j | h), float32 (J, S): the model's own memory."""
-        return self.emissions.join
-
-    @property
     def shifts(self) -> tuple[Float32, ...]:
         """p_c(d | h) of each channel, float32 (D_c, S): the model's own memory."""
         return self.emissions.shifts
@@ -130,25 +112,15 @@ class OffsetModel(LatentModel):
 
         Parameters that `ties` keep equal count once.
         """
-        circuits = sum(circuit.num_params for channels in self.shapes for circuit in channels)
+        circuits = sum(circuit.num_params for circuit in self.emissions.circuits)
         tables = self.join.size + sum(shift.size for shift in self.shifts if len(shift) > 1)
         tied = 0 if self.ties is None else int((self.ties > 0).sum()) - len(np.unique(self.ties[self.ties > 0]))
         return self.prior.num_params - tied + circuits + tables
 
     @property
-    def wraps_around(self) -> bool:
-        """Whether draws count modulo 256: where there are offsets, whatever the colours."""
-        return super().wraps_around or any(step < LEVELS for step in self.steps)
-
-    @property
     def learning(self) -> list[Circuit]:
         """The prior, then the shapes' circuits."""
-        return [self.prior, *(circuit for channels in self.shapes for circuit in channels)]
-
-    @property
-    def num_candidates(self) -> int:
-        """How many shapes a patch can be tried under."""
-        return len(self.shapes)
+        return [self.prior, *self.emissions.circuits]
 
     def learned(self) -> list[Float32]:
         """Give all that EM on p(x) changes: the model's own memory."""
@@ -239,7 +211,7 @@ class OffsetModel(LatentModel):
         the model.
         """
         images, _ = self._checked(images)
-        h, join, offset = self._checked_labels(labels, len(images))
+        h, join, offset = self._checked_labels(labels, len(images), self.prior.engine.categories)
         found = np.empty(len(images))
         with progress.stage("labelled", total=len(images), unit="images") as stage:
             for rows in shares(len(images), self.prior.num_vars * (4 * self._grid[1] + 16 * len(self.join))):
@@ -251,19 +223,6 @@ class OffsetModel(LatentModel):
                 found[rows] = self.prior.log_likelihood(h[rows]) + given
                 stage.advance(rows.stop - rows.start)
         return found
-
-    def _checked_labels(self, labels: OffsetLabels, n: int) -> OffsetLabels:
-        """Check labels of n images."""
-        shape = n, self.prior.num_vars
-        offset = plain_array("labels: offset", labels.offset)
-        if offset.shape != (*shape, len(self.steps)):
-            raise InputError(f"labels: offset: found {offset.shape}, wanted {(*shape, len(self.steps))}")
-        offsets = [
-            _numbers(f"labels: offset of channel {c}", offset[:, :, c], shape, len(shift))
-            for c, shift in enumerate(self.shifts)
-        ]
-        h = _numbers("labels: h", labels.h, shape, self.prior.engine.categories)
-        return OffsetLabels(h, _numbers("labels: join", labels.join, shape, len(self.join)), np.stack(offsets, axis=2))
 
     def _posteriors(
         self, images: npt.NDArray[np.uint8], hidden: Mask, size: int, progress: Progress
@@ -310,109 +269,32 @@ class OffsetModel(LatentModel):
         """Give p(x) as one circuit, or the channel circuits or p(h) as they are."""
         if part == PRIOR:
             return [self._prior_part("h", "the states of a position")]
-        if part == PATCHES:
-            return patch_parts(self)
         return super().exported(part)
 
-    def _description(self) -> dict[str, Any]:
-        return {
-            "image_shape": self.image_shape,
-            "patch": self.patch,
-            "color": self.color.name,
-            "steps": self.steps,
-            "shapes": len(self.shapes),
-        }
-
     def _save_circuits(self, folder: Path) -> None:
-        for k, channels in enumerate(self.shapes):
-            for c, circuit in enumerate(channels):
-                circuit.save(folder / names.channel_circuit_of(k, c))
+        super()._save_circuits(folder)
         self.prior.save(folder / names.PRIOR)
         shifts = {_shift_of(c): shift for c, shift in enumerate(self.shifts)}
         ties = {} if self.ties is None else {_TIES: self.ties}
-        write_arrays(folder / names.EMISSIONS, {_JOIN: self.join, **shifts, **ties})
+        write_arrays(folder / names.EMISSIONS, {JOIN: self.join, **shifts, **ties})
 
     @classmethod
     def _restored(cls, folder: Path, kept: Mapping[str, Any]) -> Self:
-        channels = range(kept["image_shape"][2])
-        shapes = [
-            [Circuit.load(folder / names.channel_circuit_of(k, c)) for c in channels] for k in range(kept["shapes"])
-        ]
-        prior, path = Circuit.load(folder / names.PRIOR), folder / names.EMISSIONS
-        arrays, _ = read_arrays(path)
-        ties, wanted = arrays.pop(_TIES, None), [_JOIN, *map(_shift_of, channels)]
-        if arrays.keys() != set(wanted):
-            raise InputError(f"{path}: found {', '.join(sorted(arrays))}, wanted {', '.join(wanted)}")
-        join, *shifts = (arrays[name] for name in wanted)
-        return cls(**{**kept, "shapes": shapes}, join=join, shifts=shifts, prior=prior, ties=ties)
+        shifts_of = [_shift_of(c) for c in range(kept["image_shape"][2])]
+        arrays = cls._read_tables(folder, shifts_of, {_TIES})
+        return cls(
+            **{**kept, "shapes": cls._read_shapes(folder, kept)}, join=arrays[JOIN],
+            shifts=[arrays[name] for name in shifts_of], prior=Circuit.load(folder / names.PRIOR),
+            ties=arrays.get(_TIES),
+        )  # fmt: skip
 
 
-_JOIN, _TIES = "join", "ties"
+_TIES = "ties"
 
 
 def _shift_of(channel: int) -> str:
     """Name the table of a channel's offsets in the file of the emissions."""
     return f"shifts/{channel}"
-
-
-def checked_shapes(steps: Sequence[int], shapes: Sequence[Sequence[Circuit]], channels: int, size: int) -> None:
-    """Check that there is a step for each channel, and a circuit for each shape and channel, over `size` values."""
-    if len(steps) != channels:
-        raise InputError(f"steps: found {len(steps)}, wanted {channels}: one for each channel")
-    for c, step in enumerate(steps):
-        if not 1 <= step <= LEVELS or LEVELS % step:
-            raise InputError(f"steps: found {step} for channel {c}, wanted a divisor of {LEVELS}")
-    if not len(shapes):
-        raise InputError("shapes: found none, wanted at least one")
-    for k, circuits in enumerate(shapes):
-        if len(circuits) != channels:
-            raise InputError(f"shapes: found {len(circuits)} circuits in shape {k}, wanted one for each channel")
-        for c, circuit in enumerate(circuits):
-            for what, found, wanted in (
-                ("variables", circuit.num_vars, size),
-                ("categories", circuit.engine.categories, LEVELS),
-                ("heads", circuit.num_heads, circuits[0].num_heads),
-            ):
-                if found != wanted:
-                    raise InputError(f"shapes: found {found} {what} in shape {k}, channel {c}, wanted {wanted}")
-
-
-def patch_parts(model: Any) -> list[Part]:
-    """Give the channel circuits of a model of shapes, with what their variables and values are."""
-    height, width = model.patch
-    return [
-        Part(
-            circuit,
-            f"p(x | join) of channel {c} of patches under shape {k}, offset 0, a head for each of the joins "
-            f"{joins.start}..{joins.stop - 1}\n{height}x{width} (height, width), channel {c} of "
-            f"{len(model.steps)} of colours {model.color.name}\nvariable 1 + row * {width} + column, "
-            f"values 0..{LEVELS - 1}: the channel's less {model.steps[c]} times the offset, modulo {LEVELS}",
-        )
-        for k, (channels, joins) in enumerate(zip(model.shapes, model.emissions.joins, strict=True))
-        for c, circuit in enumerate(channels)
-    ]
-
-
-def checked_table(name: str, table: npt.ArrayLike, shape: tuple[int, int]) -> Float32:
-    """Check that columns of a table are distributions, and take it over as float32 of its own order."""
-    array = plain_array(name, table)
-    if array.shape != shape or array.dtype.kind != "f":
-        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted float32 {shape}")
-    found: Float32 = np.require(array, np.float32, ["C", "A", "W"])
-    if not ((found >= 0).all() and np.allclose(found.sum(axis=0, dtype=np.float64), 1, rtol=0, atol=_TOLERANCE)):
-        raise InputError(f"{name}: found a column that is no distribution, wanted numbers of at least 0 that sum to 1")
-    return found
-
-
-def _numbers(name: str, values: npt.ArrayLike, shape: tuple[int, int], below: int) -> npt.NDArray[np.int64]:
-    """Check that values are integers of 0 to `below` - 1, of this shape."""
-    array = plain_array(name, values)
-    if array.shape != shape or array.dtype.kind not in "iu":
-        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers {shape}")
-    if array.size and not (array.min() >= 0 and array.max() < below):
-        raise InputError(f"{name}: found {array.min()}..{array.max()}, wanted 0..{below - 1}")
-    found: npt.NDArray[np.int64] = array.astype(np.int64)
-    return found
 
 
 def _scaled(shares_of: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
