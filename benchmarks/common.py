@@ -1,11 +1,12 @@
-"""What the benchmark scripts share: their machine, ways to learn from one teacher, and the file of several seeds."""
+"""What benchmark scripts share: their machine, arguments, ways to learn from one teacher, and a file of seeds."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.data.load import load_data
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_json
@@ -76,27 +78,45 @@ def measure_variants(
     return found
 
 
-def write_comparison(
-    path: Path,
+def parser_of(description: str | None, preset: str) -> argparse.ArgumentParser:
+    """Make the parser of a comparison over several seeds, with the arguments that all have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--preset", default=preset)
+    parser.add_argument("--images", type=int, help="train on so many images, chosen by the seed; default: all")
+    parser.add_argument("--set", action="append", default=[], help="a setting of all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
+    return parser
+
+
+def compare(
+    options: argparse.Namespace,
     benchmark: str,
-    *,
-    data: str,
-    threads: int,
-    started: float,
-    figures: Mapping[str, Sequence[float]],
-    seeds: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write what each seed gave, with mean and standard deviation of each figure; `data` without its folder."""
+    measure: Callable[[argparse.Namespace, int], dict[str, Any]],
+    figures: Callable[[dict[str, Any]], Mapping[str, float]],
+) -> int:
+    """Measure with each seed, and write what each gave, with mean and deviation of its figures; the exit status."""
+    started, threads = time.monotonic(), start(options.threads)
+    try:
+        seeds = [measure(options, seed) for seed in options.seeds]
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).stem}: error: {error}", file=sys.stderr)
+        return error.exit_status
+    every = [figures(seed) for seed in seeds]
+    values = {name: [each[name] for each in every] for name in every[0]}
     write_json(
-        path,
+        options.output,
         {
             "benchmark": benchmark,
-            "data": data if not Path(data).exists() else Path(data).name,
+            "data": options.data if not Path(options.data).exists() else Path(options.data).name,
             "threads": threads,
             "machine": machine(),
             "seconds": round(time.monotonic() - started, 1),
-            "mean": {name: float(np.mean(values)) for name, values in figures.items()},
-            "deviation": {name: float(np.std(values, ddof=1)) for name, values in figures.items() if len(values) > 1},
+            "mean": {name: float(np.mean(own)) for name, own in values.items()},
+            "deviation": {name: float(np.std(own, ddof=1)) for name, own in values.items() if len(own) > 1},
             "seeds": seeds,
         },
     )
+    return 0

@@ -13,14 +13,12 @@ import argparse
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import start, write_comparison
+from common import compare, parser_of
 
 from pyjuice_lvd.data.load import load_data
-from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import figures_of_merit, std_error
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint_em import fit_end_to_end
@@ -73,28 +71,12 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--images", type=int, help="train on so many images, chosen by the seed; default: all")
-    parser.add_argument("--set", action="append", default=[], help="a setting")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
-    options = parser.parse_args()
-    started, threads = time.monotonic(), start(options.threads)
-    try:
-        seeds = [measure(options, seed) for seed in options.seeds]
-    except InputError as error:
-        print(f"finetuning: error: {error}", file=sys.stderr)
-        return error.exit_status
-    figures = {name: [each[name]["bpd"] for each in seeds] for name in ("prior_alone", "end_to_end")}
-    figures["gain"] = [each["gain"] for each in seeds]
-    write_comparison(
-        options.output, "test bpd before and after EM on p(x) end to end",
-        data=options.data, threads=threads, started=started, figures=figures, seeds=seeds,
-    )  # fmt: skip
-    return 0
+    return compare(
+        parser_of(__doc__, "cifar10").parse_args(),
+        "test bpd before and after EM on p(x) end to end",
+        measure,
+        lambda seed: {**{name: seed[name]["bpd"] for name in ("prior_alone", "end_to_end")}, "gain": seed["gain"]},
+    )
 
 
 if __name__ == "__main__":

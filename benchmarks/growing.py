@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
-from common import measure_variants, start, write_comparison
-
-from pyjuice_lvd.errors import InputError
+from common import compare, measure_variants, parser_of
 
 METHODS = ("lvd", "lvd-pg")
 
@@ -45,32 +41,21 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--images", type=int, help="train on so many images, chosen by the seed; default: all")
-    parser.add_argument("--set", action="append", default=[], help="a setting of both methods")
+    parser = parser_of(__doc__, "tiny")
     parser.add_argument("--lvd", action="append", default=[], help="a setting of lvd alone")
     parser.add_argument("--growing", action="append", default=[], help="a setting of lvd-pg alone")
     parser.add_argument("--refined", action="append", default=[], help="a setting of both methods' second variants")
     parser.add_argument("--only", action="append", help="beside `lvd`: `lvd-pg`, `lvd, refined` or `lvd-pg, refined`")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="default: LVD_THREADS, else all cores")
     options = parser.parse_args()
-    started, threads = time.monotonic(), start(options.threads)
-    try:
-        seeds = [measure(options, seed) for seed in options.seeds]
-    except InputError as error:
-        print(f"growing: error: {error}", file=sys.stderr)
-        return error.exit_status
-    figures = {name: [each[name]["bpd"] for each in seeds] for name in variants(options)}
-    figures |= {f"gain of {name}": [each["gain"][name] for each in seeds] for name in seeds[0]["gain"]}
-    write_comparison(
-        options.output, "test bpd of one-shot lvd, lvd-pg, and both with refined outer clusters",
-        data=options.data, threads=threads, started=started, figures=figures, seeds=seeds,
-    )  # fmt: skip
-    return 0
+    return compare(
+        options,
+        "test bpd of one-shot lvd, lvd-pg, and both with refined outer clusters",
+        measure,
+        lambda seed: {
+            **{name: seed[name]["bpd"] for name in variants(options)},
+            **{f"gain of {name}": gain for name, gain in seed["gain"].items()},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def questions(known: Enumerated, n: int, seed: int) -> tuple[np.ndarray, np.ndar
     return images, masks
 
 
+def asked(known: Enumerated, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images, and masks of channels of pixels where these can be hidden apart."""
+    images, masks = questions(known, n, seed)
+    hidden = np.repeat(masks[..., None], images.shape[3], axis=3)
+    if known.model.color.name == "rgb":
+        hidden[3:] = np.random.default_rng(seed).random(hidden[3:].shape) < 0.5
+        hidden[3], hidden[4] = [True, False, False], [False, True, True]
+    return images, hidden
+
+
 def frequencies_fit(drawn: np.ndarray, known: Enumerated, p: np.ndarray) -> None:
     """No image is drawn much more or less often than p says, and all together as chi-square has it."""
     rows = known.model.color.forward(drawn).reshape(len(drawn), -1)

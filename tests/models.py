@@ -88,6 +88,25 @@ def offset_parts(
     return OffsetParts(steps, shapes, join, shifts, prior)
 
 
+def limited_parts(
+    image_shape: tuple[int, int, int], patch: tuple[int, int], steps: tuple[int, ...], residuals: list[list[int]]
+) -> tuple[OffsetParts, list[list[int]]]:
+    """Parts for such images, and the values of a patch's variables: a channel's, less the offset, are `residuals`."""
+    pixels, (height, width, channels) = patch[0] * patch[1], image_shape
+    assert len(residuals) == channels
+    parts = offset_parts(steps, cats=256, variables=pixels, positions=height * width // pixels)
+    for circuits in parts.shapes:
+        for circuit, possible in zip(circuits, residuals, strict=True):
+            table = circuit.parameters()[1].reshape(pixels, 256, 2)  # variable, category, latent
+            table[:, np.setdiff1d(np.arange(256), possible)] = 0
+            table /= table.sum(axis=1, keepdims=True)
+    values = [
+        sorted({(x + step * d) % 256 for x in own for d in range(256 // step)})
+        for own, step in zip(residuals, steps, strict=True)
+    ]
+    return parts, values * pixels
+
+
 def offset_model(
     image_shape: tuple[int, int, int], patch: tuple[int, int], color: str, steps: tuple[int, ...],
     residuals: list[list[int]],
@@ -96,21 +115,9 @@ def offset_model(
 
     Returns the values that each variable of a patch can have, too.
     """
-    pixels, (height, width, channels) = patch[0] * patch[1], image_shape
-    positions = height * width // pixels
-    parts = offset_parts(steps, cats=256, variables=pixels, positions=positions)
-    for circuits in parts.shapes:
-        for circuit, possible in zip(circuits, residuals, strict=True):
-            table = circuit.parameters()[1].reshape(pixels, 256, 2)  # variable, category, latent
-            table[:, np.setdiff1d(np.arange(256), possible)] = 0
-            table /= table.sum(axis=1, keepdims=True)
+    parts, values = limited_parts(image_shape, patch, steps, residuals)
     model = OffsetModel(
         image_shape=image_shape, patch=patch, color=color, steps=steps, shapes=parts.shapes, join=parts.join,
         shifts=parts.shifts, prior=parts.prior,
     )  # fmt: skip
-    values = [
-        sorted({(x + step * d) % 256 for x in own for d in range(256 // step)})
-        for own, step in zip(residuals, steps, strict=True)
-    ]
-    assert len(values) == channels
-    return model, values * pixels
+    return model, values

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from enumerated import EnumeratedOffsets, frequencies_fit, questions
-from models import offset_parts
+from enumerated import EnumeratedOffsets, asked, frequencies_fit
+from models import limited_parts
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.field import FieldModel
@@ -34,23 +34,13 @@ def field_model(
     residuals: list[list[int]],
 ) -> tuple[FieldModel, list[list[int]]]:  # fmt: skip
     """Two shapes of two joins and one, three states in two groups; as `models.offset_model` otherwise."""
-    pixels = patch[0] * patch[1]
     grid = image_shape[0] // patch[0], image_shape[1] // patch[1]
-    parts = offset_parts(steps, cats=256, variables=pixels, positions=grid[0] * grid[1])
-    for circuits in parts.shapes:
-        for circuit, possible in zip(circuits, residuals, strict=True):
-            table = circuit.parameters()[1].reshape(pixels, 256, 2)  # variable, category, latent
-            table[:, np.setdiff1d(np.arange(256), possible)] = 0
-            table /= table.sum(axis=1, keepdims=True)
+    parts, values = limited_parts(image_shape, patch, steps, residuals)
     model = FieldModel(
         image_shape=image_shape, patch=patch, color=color, steps=steps, shapes=parts.shapes, join=parts.join,
         field=random_field(grid, [0, 0, 1], [256 // step for step in steps]),
     )  # fmt: skip
-    values = [
-        sorted({(x + step * d) % 256 for x in own for d in range(256 // step)})
-        for own, step in zip(residuals, steps, strict=True)
-    ]
-    return model, values * pixels
+    return model, values
 
 
 class Known(EnumeratedOffsets):
@@ -74,16 +64,6 @@ def rgb() -> Known:
 @pytest.fixture(params=["grey", "rgb"])
 def known(request: pytest.FixtureRequest) -> Known:
     return request.getfixturevalue(request.param)
-
-
-def asked(known: Known, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and masks of channels of pixels where these can be hidden apart."""
-    images, masks = questions(known, n, seed)
-    hidden = np.repeat(masks[..., None], images.shape[3], axis=3)
-    if known.model.color.name == "rgb":
-        hidden[3:] = np.random.default_rng(seed).random(hidden[3:].shape) < 0.5
-        hidden[3], hidden[4] = [True, False, False], [False, True, True]
-    return images, hidden
 
 
 def test_likelihoods_are_those_of_the_enumeration(known: Known) -> None:

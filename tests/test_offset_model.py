@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from enumerated import EnumeratedOffsets, frequencies_fit, questions
+from enumerated import EnumeratedOffsets, asked, frequencies_fit
 from models import offset_model, offset_parts
 
 from pyjuice_lvd import Circuit
@@ -34,16 +34,6 @@ def rgb() -> EnumeratedOffsets:
 @pytest.fixture(params=["grey", "rgb"])
 def known(request: pytest.FixtureRequest) -> EnumeratedOffsets:
     return request.getfixturevalue(request.param)
-
-
-def asked(known: EnumeratedOffsets, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and masks of channels of pixels where these can be hidden apart."""
-    images, masks = questions(known, n, seed)
-    hidden = np.repeat(masks[..., None], images.shape[3], axis=3)
-    if known.model.color.name == "rgb":
-        hidden[3:] = np.random.default_rng(seed).random(hidden[3:].shape) < 0.5
-        hidden[3], hidden[4] = [True, False, False], [False, True, True]
-    return images, hidden
 
 
 def test_the_enumeration_is_whole(known: EnumeratedOffsets) -> None:

@@ -45,7 +45,8 @@ function random_spots(f, known; seed=2)
 end
 
 @testset "a field of states and offsets, against enumeration" begin
-    @testset "$(length(D)) channels, $group, known $known" for (group, D) in (([1, 1, 2], [3]), ([1, 2], [2, 2]), ([1], [2, 1, 2])), known in (1:4, [1, 4], [2, 3], Int[])
+    sizes = (([1, 1, 2], [3]), ([1, 2], [2, 2]), ([1], [2, 1, 2]))
+    @testset "$(length(D)) channels, $group, known $known" for (group, D) in sizes, known in (1:4, [1, 4], [2, 3], Int[])
         f = random_field(group, D)
         spots = random_spots(f, known)
         values = [all_values(f, comb) for comb in combs(f)]
@@ -206,7 +207,8 @@ end
             advance!(flowing)
             apply!(flowing.engine, flowing.counts, step, pseudocount)
         end
-        job = FieldEMJob(f, em, patches; candidates=tried, epochs=1, batch_size=12, step_size=(step, step), pseudocount=pseudocount, field_pseudocount=own)
+        job = FieldEMJob(f, em, patches; candidates=tried, epochs=1, batch_size=12, step_size=(step, step), pseudocount=pseudocount,
+                         prior_pseudocount=own)
         @test advance!(job)[3] ≈ total / 12 rtol = 1e-5
         @test close_to(em.join, wanted_join; rtol=1e-3)
         @test all(close_to(getfield(f, name), getfield(wanted_field, name); rtol=1e-3) for name in (:first,))

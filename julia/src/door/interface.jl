@@ -126,9 +126,9 @@ end
 
 field_shares_of!(joins, number, patches, mask, f, em, offsets...) = field_shares!(joins, offsets, number, f, em, patches, mask)
 
-function field_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, field_pseudocount, seed, f, em)
+function field_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, f, em)
     return FieldEMJob(f, em, patches; candidates=candidates, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
-                      pseudocount=pseudocount, field_pseudocount=field_pseudocount, seed=seed)
+                      pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 
 flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)

@@ -2,7 +2,7 @@
 
 """
     FieldEMJob(field, emissions, patches; candidates = nothing, epochs = 10, batch_size = 256, step_size = (0.1, 0.01),
-               pseudocount = 0.1, field_pseudocount = 0.1, seed = 0)
+               pseudocount = 0.1, prior_pseudocount = 0.1, seed = 0)
 
 Mini-batch EM on log p(x) of shapes below a field, in place; arguments are those of [`OffsetEMJob`](@ref).
 """
@@ -15,7 +15,7 @@ mutable struct FieldEMJob{T<:Integer,E<:Engine,F<:Field} <: PatchJob{T}
     batch_size::Int
     step_size::Tuple{Float64,Float64}
     pseudocount::Float64
-    field_pseudocount::Float64
+    prior_pseudocount::Float64
     seed::Int
     order::Vector{Int32}
     shuffled::Int
@@ -29,22 +29,17 @@ mutable struct FieldEMJob{T<:Integer,E<:Engine,F<:Field} <: PatchJob{T}
 end
 
 function FieldEMJob(f::Field, em::Emissions, patches::Array{T,3}; candidates::Union{Nothing,Array{UInt16,3}}=nothing, epochs::Integer=10,
-                    batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, field_pseudocount::Real=0.1,
+                    batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, prior_pseudocount::Real=0.1,
                     seed::Integer=0) where {T<:Integer}
-    _, P, N = size(patches)
-    N >= 1 || throw(ArgumentError("patches: found no samples"))
-    P == num_positions(f) || throw(ArgumentError("patches: found $P positions, the field has $(num_positions(f))"))
-    check_schedule(epochs, batch_size, step_size)
-    check_pseudocount(pseudocount)
-    check_pseudocount(field_pseudocount, "field_pseudocount")
-    check_candidates(candidates, P, N)
-    threads = Threads.nthreads()
+    check_patch_job(patches, candidates, num_positions(f), epochs, batch_size, step_size, pseudocount, prior_pseudocount)
+    N, threads = size(patches, 3), Threads.nthreads()
     return FieldEMJob(f, em, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
-                      Float64(field_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0, 0, 0.0, [FieldCounts(f) for _ in 1:threads],
+                      Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0, 0, 0.0, [FieldCounts(f) for _ in 1:threads],
                       [zeros(size(em.join)) for _ in 1:threads], fill(false, length(em.shapes)))
 end
 
-# The field's parameters are few, and counting them is half of the work of messages: of large batches one image in so many counts for all.
+# The field's parameters are few, and counting them is half of the work of messages: of large batches one image in so many counts for
+# all.
 const COUNTED, IMAGES_COUNTED = 4, 64
 
 step_of(job::FieldEMJob) = step_by_batches(job)
@@ -102,8 +97,8 @@ end
 
 function maximise!(job::FieldEMJob)
     em, step = job.emissions, step_of(job)
-    field_step!(job.field, reduce(add!, job.counts), step, job.field_pseudocount)
-    table_step!(em.join, sum(job.joins), step, job.field_pseudocount)
+    field_step!(job.field, reduce(add!, job.counts), step, job.prior_pseudocount)
+    table_step!(em.join, sum(job.joins), step, job.prior_pseudocount)
     for (k, shape) in enumerate(em.shapes)
         if job.counted[k]
             for (e, allowed) in zip(shape, em.allowed[k])

@@ -64,16 +64,11 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
                     batch_size::Integer=256, step_size=(0.1, 0.01), pseudocount::Real=0.1, prior_pseudocount::Real=0.1,
                     seed::Integer=0, backend::Backend=CPU())
     V, P, N = size(patches)
-    N >= 1 || throw(ArgumentError("patches: found no samples"))
-    P == prior.num_vars || throw(ArgumentError("patches: found $P positions, the prior has $(prior.num_vars)"))
+    check_patch_job(patches, candidates, prior.num_vars, epochs, batch_size, step_size, pseudocount, prior_pseudocount)
     where = places(circuits, P; tied=tied)
     K = maximum(last(values) for (_, values) in where)
     all(==(K), prior.categories[isinput.(prior.kind)]) ||
         throw(ArgumentError("prior: its inputs have other numbers of categories than the $K heads of the circuits"))
-    check_schedule(epochs, batch_size, step_size)
-    check_pseudocount(pseudocount)
-    check_pseudocount(prior_pseudocount, "prior_pseudocount")
-    check_candidates(candidates, P, N)
     engines = [engine(c, backend) for c in circuits]
     for e in engines
         check_data(reshape(patches, V, P * N), schedule(e).limits)
@@ -81,6 +76,17 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
     return JointEMJob(engine(prior, backend; soft=true), engines, where, patches, candidates, Int(epochs), Int(min(batch_size, N)),
                       Float64.(step_size), Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0,
                       0, 0.0)
+end
+
+"Checks what all jobs on patches have; `positions` are those of what is above them."
+function check_patch_job(patches, candidates, positions, epochs, batch_size, step_size, pseudocount, prior_pseudocount)
+    _, P, N = size(patches)
+    N >= 1 || throw(ArgumentError("patches: found no samples"))
+    P == positions || throw(ArgumentError("patches: found $P positions, the prior has $positions"))
+    check_schedule(epochs, batch_size, step_size)
+    check_pseudocount(pseudocount)
+    check_pseudocount(prior_pseudocount, "prior_pseudocount")
+    check_candidates(candidates, P, N)
 end
 
 function check_candidates(candidates, P, N)

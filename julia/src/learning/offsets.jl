@@ -75,15 +75,10 @@ end
 function OffsetEMJob(prior::Circuit, em::Emissions, patches::Array{T,3}; candidates::Union{Nothing,Array{UInt16,3}}=nothing,
                      ties::Union{Nothing,Ties}=nothing, epochs::Integer=10, batch_size::Integer=256, step_size=(0.1, 0.01),
                      pseudocount::Real=0.1, prior_pseudocount::Real=0.1, seed::Integer=0, backend::Backend=CPU()) where {T<:Integer}
-    _, P, N = size(patches)
-    N >= 1 || throw(ArgumentError("patches: found no samples"))
-    P == prior.num_vars || throw(ArgumentError("patches: found $P positions, the prior has $(prior.num_vars)"))
+    N = size(patches, 3)
+    check_patch_job(patches, candidates, prior.num_vars, epochs, batch_size, step_size, pseudocount, prior_pseudocount)
     all(==(num_states(em)), category_limits(prior)) ||
         throw(ArgumentError("prior: its inputs have other numbers of categories than the $(num_states(em)) states"))
-    check_schedule(epochs, batch_size, step_size)
-    check_pseudocount(pseudocount)
-    check_pseudocount(prior_pseudocount, "prior_pseudocount")
-    check_candidates(candidates, P, N)
     ties === nothing || check_ties(ties, prior)
     return OffsetEMJob(engine(prior, backend; soft=true), em, ties, patches, candidates, Int(epochs), Int(min(batch_size, N)),
                        Float64.(step_size), Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0, 0, 0.0,
