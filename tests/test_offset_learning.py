@@ -14,7 +14,7 @@ from pyjuice_lvd.cli.main import cli
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays
-from pyjuice_lvd.learn.field import comb, field, starting_field, starting_prior
+from pyjuice_lvd.learn.field import comb, combs_of, starting_field, starting_prior
 from pyjuice_lvd.learn.offsets import Patches, shape_circuits, starting_model
 from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end
@@ -92,8 +92,8 @@ def test_a_field_starts_at_the_counts_of_neighbours() -> None:
     labels[:, 0] = labels[:, 3] = rng.integers(0, 3, 2000)
     for column in (1, 2):
         labels[:, column] = labels[:, column + 3] = (labels[:, column - 1] + (rng.random(2000) < 0.2)) % 3
-    one = field(labels, (2, 3), 3, [comb(2, 3, along="rows")])
-    both = field(labels, (2, 3), 3, [comb(2, 3, along=along) for along in ("rows", "columns")])
+    one = combs_of(labels, (2, 3), 3, [comb(2, 3, along="rows")])
+    both = combs_of(labels, (2, 3), 3, [comb(2, 3, along=along) for along in ("rows", "columns")])
     assert one.prior.num_edges == len(one.ties)
     assert both.prior.num_edges == len(both.ties)
     found = one.prior.posterior_marginals(labels[:300], np.arange(6) == 1)[:, 1]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.clustering import kmeans
-from pyjuice_lvd.models import field_queries as models
+from pyjuice_lvd.models.field_queries import Field
 from pyjuice_lvd.settings import Settings
 
 Labels = npt.NDArray[np.integer]
@@ -31,7 +31,7 @@ _ROUNDS = 10
 """Of EM on lines' kinds, which K-means starts."""
 
 
-class Field(NamedTuple):
+class TiedPrior(NamedTuple):
     """p(h), a circuit over the positions, and which of its edges are tied (`OffsetModel`), if any."""
 
     prior: Circuit
@@ -45,7 +45,9 @@ class Tree(NamedTuple):
     direction: npt.NDArray[np.int64]
 
 
-def starting_prior(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int, settings: Settings) -> Field:
+def starting_prior(
+    labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int, settings: Settings
+) -> TiedPrior:
     """Start p(h) at labels (N, P) as `offsets.trees` says; `seen` (N, P, F) of the positions tells kinds of lines."""
     own, prior, seed = settings.offsets, settings.prior, settings.seed
     if own.trees == "lines":
@@ -56,15 +58,15 @@ def starting_prior(labels: Labels, seen: Float32, grid: tuple[int, int], num_sta
             labels, epochs=prior.epochs, batch_size=prior.batch_size, step_size=prior.step_size,
             pseudocount=prior.pseudocount, seed=seed,
         )  # fmt: skip
-        return Field(circuit, None)
+        return TiedPrior(circuit, None)
     along = ("rows", "columns") if own.trees == "combs" else (own.trees,)
-    return field(labels, grid, num_states, [comb(*grid, along=each) for each in along])
+    return combs_of(labels, grid, num_states, [comb(*grid, along=each) for each in along])
 
 
 def starting_field(
     states: Labels, group: npt.NDArray[np.int64], nearest: npt.NDArray[np.int32], steps: Sequence[int],
     grid: tuple[int, int],
-) -> models.Field:  # fmt: skip
+) -> Field:  # fmt: skip
     """Start p(s, d) at counts of neighbours' states (N, P), in their groups (S,), and `nearest` offsets (N, P, C)."""
     num_states, groups = len(group), int(group[-1]) + 1
     rows, columns = grid
@@ -99,7 +101,7 @@ def starting_field(
             by_step = steps_taken[np.arange(size)[:, None] - np.arange(size) + size - 1]
             table[a] += _OF_STEPS * _columns(by_step) + _OF_LEVELS * of_all / of_all.sum()
         after.append(np.ascontiguousarray(table / table.sum(axis=3, keepdims=True), np.float32))
-    return models.Field(grid, group, share.astype(np.float32), tuple(first), following, tuple(after))
+    return Field(grid, group, share.astype(np.float32), tuple(first), following, tuple(after))
 
 
 def _columns(counts: Float64) -> Float64:
@@ -135,7 +137,7 @@ def comb(rows: int, columns: int, *, along: str) -> Tree:
     return Tree(parent.ravel(), direction.ravel())
 
 
-def field(labels: Labels, grid: tuple[int, int], num_states: int, trees: list[Tree]) -> Field:
+def combs_of(labels: Labels, grid: tuple[int, int], num_states: int, trees: list[Tree]) -> TiedPrior:
     """Start p(h) at the counts of labels (N, P), 0..num_states - 1, of neighbours: an equal mixture of trees."""
     rows, columns = grid
     states = labels.reshape(-1, rows, columns)
@@ -152,7 +154,7 @@ def field(labels: Labels, grid: tuple[int, int], num_states: int, trees: list[Tr
     return _mixed([julia.call("tied_tree_of", tree.parent, tree.direction, share, transitions) for tree in trees])
 
 
-def lines(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int, kinds: int, seed: int) -> Field:
+def lines(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int, kinds: int, seed: int) -> TiedPrior:
     """Start p(h) at labels (N, P): an equal mixture of rows of kinds and of columns of kinds.
 
     Each line of positions is a Markov chain of states, whose transitions depend on the line's kind; the kinds are a
@@ -173,13 +175,13 @@ def lines(labels: Labels, seen: Float32, grid: tuple[int, int], num_states: int,
     return _mixed(made)
 
 
-def _mixed(made: list[tuple[julia.Handle, npt.NDArray[np.int32]]]) -> Field:
+def _mixed(made: list[tuple[julia.Handle, npt.NDArray[np.int32]]]) -> TiedPrior:
     """Mix circuits in equal parts."""
     circuits, ties = [Circuit(handle) for handle, _ in made], [np.array(numbers) for _, numbers in made]
     if len(circuits) == 1:
-        return Field(circuits[0], ties[0])
+        return TiedPrior(circuits[0], ties[0])
     weights = np.zeros(len(circuits), np.int32)  # of the mixture: its own
-    return Field(Circuit.mixture(circuits), np.concatenate([*ties, weights]))
+    return TiedPrior(Circuit.mixture(circuits), np.concatenate([*ties, weights]))
 
 
 def _kinds(

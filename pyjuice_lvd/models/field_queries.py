@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +67,7 @@ class Field:
         if self.grid != grid:
             raise InputError(f"field: found a grid of {self.grid}, wanted {grid} positions")
         states, groups = len(self.group), int(self.group[-1]) + 1 if len(self.group) else 0
-        if not states or self.group[0] or not np.isin(np.diff(self.group), (0, 1)).all():
+        if self.group.ndim != 1 or not states or self.group[0] or not np.isin(np.diff(self.group), (0, 1)).all():
             raise InputError("field: group: wanted 0, 1, ... in ascending order")
         wanted = {"first": ((states,), 0), "next": ((_DIRECTIONS, states, states), 1)}
         for c, d in enumerate(offsets):
@@ -130,12 +131,9 @@ class Field:
         Raises InputError where these are more than `most`.
         """
         sizes = [len(self.first), *map(len, self.first_offsets)]
-        values = np.indices(sizes).reshape(len(sizes), -1)
-        state, offset = values[0], values[1:]
-        if values.shape[1] > most:
-            raise InputError(
-                f"field: found {values.shape[1]} values of state and offsets, wanted at most {most} to write it out"
-            )
+        if (many := math.prod(sizes)) > most:
+            raise InputError(f"field: found {many} values of state and offsets, wanted at most {most} to write it out")
+        state, *offset = np.indices(sizes).reshape(len(sizes), -1)
         root = self.first[state].astype(np.float64)
         for table, d in zip(self.first_offsets, offset, strict=True):
             root *= table[d, state]
