@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,6 +38,11 @@ def start(julia: Julia, threads: int) -> Started:
 
     atexit.register(leave)
 
+    return Started(evaluator(library), lambda: _libraries_for_children(julia), lambda: atexit.unregister(leave))
+
+
+def evaluator(library: ctypes.CDLL) -> Callable[[str], str]:
+    """Evaluate code by a libjulia that runs; `Started` says which code."""
     library.jl_eval_string.argtypes, library.jl_eval_string.restype = [ctypes.c_char_p], ctypes.c_void_p
     library.jl_string_ptr.argtypes, library.jl_string_ptr.restype = [ctypes.c_void_p], ctypes.c_char_p
 
@@ -45,7 +50,7 @@ def start(julia: Julia, threads: int) -> Started:
         answer: bytes = library.jl_string_ptr(library.jl_eval_string(code.encode()))
         return answer.decode()
 
-    return Started(evaluate, lambda: _libraries_for_children(julia), lambda: atexit.unregister(leave))
+    return evaluate
 
 
 def _load_libjulia(julia: Julia) -> ctypes.CDLL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 from pyjuice_lvd.errors import JuliaUnavailableError
 from pyjuice_lvd.julia.find import Julia, Started, depot_trouble, juliacall_has_started
+from pyjuice_lvd.julia.libjulia import evaluator
 
 
 def start(julia: Julia, threads: int) -> Started:
@@ -29,14 +31,26 @@ def start(julia: Julia, threads: int) -> Started:
                 f" that, or set LVD_JULIA_BRIDGE=libjulia{depot_trouble()}"
             ) from failure
 
-    def evaluate(code: str) -> str:
-        return str(juliacall.Main.seval(code))
+    _outlive_julia(vars(juliacall))
+    library = juliacall.CONFIG["lib"]
 
     def forget() -> None:
         # juliacall registers a function for Python's exit that takes this one out of the library.
-        juliacall.CONFIG["lib"].jl_atexit_hook = _nothing
+        library.jl_atexit_hook = _nothing
 
-    return Started(evaluate, nullcontext, forget)
+    # Not by `juliacall.Main.seval`, for which Julia compiles more than a second in each process. The same library, with
+    # functions of our own: juliacall keeps its own declarations. It must hold the GIL, as juliacall's does.
+    return Started(evaluator(ctypes.PyDLL(library._name, handle=library._handle)), nullcontext, forget)
+
+
+def _outlive_julia(values: dict[str, object]) -> None:
+    """Keep what juliacall's module holds for ever.
+
+    At Python's exit, after Julia's end, the module would let go of `Main` and the others, and PythonCall frees a wrapper
+    by a call to Julia. That waits for ever where a thread was compiling as Julia stopped it, or is not there after a fork.
+    """
+    for value in values.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def _nothing(_: int) -> None:
