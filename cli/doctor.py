@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from typing import Any
 
 import click
 
 import pyjuice_lvd.julia as julia
+from pyjuice_lvd.julia.extras import EXTRAS
 from pyjuice_lvd.report.tables import facts, lay_out
 from pyjuice_lvd.versions import version_of
 
@@ -40,7 +42,9 @@ def examine() -> dict[str, Any]:
         "prefix_filled": diagnosis.prefix_filled,
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in ("lvd-juice", "torch", "numpy", "scikit-learn", "juliacall")},
+        "julia_packages": {EXTRAS[name].package: version for name, version in diagnosis.extras.items()},
         "torch_devices": _torch_devices(),
+        "gpus": _gpus(),
     }
 
 
@@ -49,6 +53,25 @@ def _torch_devices() -> list[str]:
 
     names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     return ["cpu", *names]
+
+
+def _gpus() -> list[str]:
+    """Ask the NVIDIA driver what there is: name, driver's version and memory of each; none where there is no driver."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in ran.stdout.splitlines() if line.strip()] if ran.returncode == 0 else []
+
+
+def _packages(found: dict[str, Any]) -> str:
+    """Say of each Julia package that only some want which version there is, or how to get it."""
+    versions = found["julia_packages"]
+    return ", ".join(
+        f"{extra.package}.jl {versions[extra.package] or f'missing (lvd-juice setup --with {name})'}"
+        for name, extra in EXTRAS.items()
+    )
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -69,6 +92,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("private prefix", f"{found['prefix']} ({'filled' if found['prefix_filled'] else 'empty'})"),
         ("Python", found["python"]),
         ("packages", ", ".join(f"{name} {number or 'missing'}" for name, number in found["packages"].items())),
+        *([("Julia packages", _packages(found))] if found["julia"] is not None else []),
         ("torch devices", ", ".join(found["torch_devices"])),
+        ("GPUs", "; ".join(found["gpus"]) or "none that an NVIDIA driver knows"),
         ("missing", found["problem"] or "nothing"),
     ]

@@ -17,7 +17,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.cli.doctor import doctor
 from pyjuice_lvd.cli.setup import setup
 from pyjuice_lvd.errors import InputError, JuliaUnavailableError
-from pyjuice_lvd.julia import find, provide
+from pyjuice_lvd.julia import extras, find, provide
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -199,6 +199,8 @@ def test_doctor_explains_the_choice() -> None:
     assert found["bridges"][info.bridge].startswith("can run Julia")
     assert (found["julia"]["threads"], found["julia"]["why"]) == (info.threads, info.why)
     assert found["torch_devices"][0] == "cpu"
+    assert found["julia_packages"].keys() == {"CUDA", "ProbabilisticCircuits"}
+    assert isinstance(found["gpus"], list)
     text = CliRunner().invoke(doctor).stdout
     assert info.why in text
     assert text.splitlines()[-1].split(maxsplit=1) == ["missing", "nothing"]
@@ -217,3 +219,90 @@ def test_doctor_does_not_need_julia(tmp_path: Path) -> None:
     found = json.loads(ran.stdout)
     assert found["usable"] is False
     assert "run `lvd-juice setup`" in found["problem"]
+
+
+# ----------------------------------------------------------------------------------------- packages that only some want
+
+
+def test_an_unknown_extra_is_told_before_any_work() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "pyjuice_lvd.cli", "setup", "--with", "jucie"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "lvd-juice: error: --with: found 'jucie', want one of cuda, juice\n"
+
+
+def a_choice(executable: Path, version: tuple[int, int, int], bridge: str = "libjulia") -> find.Choice:
+    there = find.Julia(executable, "on PATH", version, executable, executable, executable, ())
+    return find.Choice(bridge, "the test says so", there)
+
+
+def test_an_old_julia_gets_no_extras(tmp_path: Path) -> None:
+    old = a_choice(tmp_path / "julia", (1, 9, 4))
+    with pytest.raises(JuliaUnavailableError, match=r"^CUDA.jl: Julia 1.9.4 \(.*\) is too old, want 1.10 or newer: "):
+        extras.install(["cuda"], old, lambda line: None)
+
+
+def test_extras_go_into_an_environment_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JULIA_LOAD_PATH", "/nowhere")
+    fake = fake_julia(tmp_path, 'echo "load path: $JULIA_LOAD_PATH"; for word; do echo "$word"; done')
+    lines: list[str] = []
+    extras.install(["juice", "cuda", "juice"], a_choice(fake, (1, 12, 0)), lines.append)
+    assert lines[0] == (
+        "installing ProbabilisticCircuits.jl and CUDA.jl for Julia 1.12.0; the first time takes minutes"
+    )
+    assert lines[1] == "load path:"
+    assert "--project=@lvd-juice-v#.#" in lines
+    pinned = [extras.EXTRAS[name] for name in ("juice", "cuda")]
+    assert lines[-2:] == [f"{extra.package}={extra.uuid}={extra.compat}" for extra in pinned]
+
+
+def test_an_extra_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+    fake = fake_julia(tmp_path, "echo Resolving; echo 'ERROR: no server' >&2; echo 'ERROR: later'; exit 1")
+    with pytest.raises(JuliaUnavailableError) as error:
+        extras.install(["cuda"], a_choice(fake, (1, 12, 0)), lambda line: None)
+    assert str(error.value).startswith("CUDA.jl cannot be installed: no server; Julia's")
+
+
+def test_what_juliapkg_resolved_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """juliapkg writes its project anew and removes the manifest before it asks the network."""
+    for name in ("PYTHON_JULIACALL_EXE", "PYTHON_JULIACALL_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "pyjuliapkg").mkdir()
+    before = {"Project.toml": "[deps]", "Manifest.toml": "version 1", "pyjuliapkg/meta.json": "{}"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (1e9, 1e9))
+    breaks = f"""
+import pathlib
+project = pathlib.Path({str(tmp_path)!r})
+(project / "Manifest.toml").unlink()
+(project / "Project.toml").write_text("[deps]\\nCUDA = 1")
+(project / "pyjuliapkg" / "juliapkg.json").write_text("more")
+print("ERROR: no network")
+raise SystemExit(1)
+"""
+    monkeypatch.setattr(extras, "BY_JULIAPKG", breaks)
+    monkeypatch.setattr(extras, "_juliapkg_project", lambda: tmp_path)
+    with pytest.raises(JuliaUnavailableError, match=r"CUDA.jl cannot be installed: no network; "):
+        extras.install(["cuda"], a_choice(tmp_path / "julia", (1, 12, 0), "juliacall"), lambda line: None)
+    there = {str(path.relative_to(tmp_path)): path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in there.items()} == before
+    assert {path.stat().st_mtime for path in there.values()} == {1e9}
+
+
+def test_julia_says_which_version_of_a_package_it_would_load(tmp_path: Path) -> None:
+    folder = tmp_path / "Stray"
+    (folder / "src").mkdir(parents=True)
+    uuid = "0d2fb6a1-8f6e-4a52-9d0c-5a3f3c2f8d11"
+    (folder / "Project.toml").write_text(f'name = "Stray"\nuuid = "{uuid}"\nversion = "1.2.3"\n')
+    (folder / "src" / "Stray.jl").write_text("module Stray end\n")
+    assert julia.call("installed_version", "Stray", uuid) == ""
+    julia.evaluate(f'push!(LOAD_PATH, raw"{folder}")')
+    try:
+        assert julia.call("installed_version", "Stray", uuid) == "1.2.3"
+    finally:
+        julia.evaluate("pop!(LOAD_PATH)")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyjuice_lvd.errors import LVDJuiceError
+from pyjuice_lvd.julia.extras import EXTRAS, Extra
 from pyjuice_lvd.julia.find import Julia, find_for_juliacall, find_for_libjulia, prefix
-from pyjuice_lvd.julia.session import Info, start
+from pyjuice_lvd.julia.session import Info, call, start
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Diagnosis:
     problem: str | None
     prefix: Path
     prefix_filled: bool
+    extras: dict[str, str | None]  # by the name that `setup --with` takes: the version that is installed, if any
 
 
 def diagnose() -> Diagnosis:
@@ -34,7 +36,12 @@ def diagnose() -> Diagnosis:
         info = start()
     except LVDJuiceError as failure:
         problem = str(failure)
-    return Diagnosis(bridges, info, problem, prefix(), (prefix() / "bin" / "julia").exists())
+    extras = {name: _version(extra) if info else None for name, extra in EXTRAS.items()}
+    return Diagnosis(bridges, info, problem, prefix(), (prefix() / "bin" / "julia").exists(), extras)
+
+
+def _version(extra: Extra) -> str | None:
+    return call("installed_version", extra.package, extra.uuid) or None
 
 
 def _describe(julia: Julia) -> str:

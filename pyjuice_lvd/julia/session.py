@@ -17,6 +17,7 @@ import numpy as np
 
 from pyjuice_lvd.errors import InputError, JuliaError, JuliaUnavailableError
 from pyjuice_lvd.julia import libjulia, signals, via_juliacall
+from pyjuice_lvd.julia.extras import ENVIRONMENT
 from pyjuice_lvd.julia.find import Choice, Started, choose, depot_trouble, juliacall_has_started, sources
 from pyjuice_lvd.julia.values import Value, decode, encode, released
 
@@ -34,7 +35,7 @@ BOOT = """
 let package = String(UInt8{package})
     try
         package in LOAD_PATH || pushfirst!(LOAD_PATH, package)
-        "@stdlib" in LOAD_PATH || push!(LOAD_PATH, "@stdlib")
+        foreach(entry -> entry in LOAD_PATH || push!(LOAD_PATH, entry), ("{extras}", "@stdlib"))
         depot = joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(package); base = 16))
         pushfirst!(DEPOT_PATH, depot)
         try
@@ -177,7 +178,7 @@ def start(*, threads: int | None = None, bridge: str | None = None) -> Info:
     if _running is None:
         _running = _Running(choose(bridge), wanted)
     with _running.loading():
-        address = _running.started.evaluate(BOOT.format(package=list(os.fsencode(folder.parent))))
+        address = _running.started.evaluate(BOOT.format(package=list(os.fsencode(folder.parent)), extras=ENVIRONMENT))
     if address.startswith("!"):
         executable, reason = _running.choice.julia.executable, " ".join(address[1:].split())
         raise JuliaUnavailableError(f"{executable} cannot load {folder / 'LVDJuice.jl'}: {reason}{depot_trouble()}")

@@ -46,8 +46,8 @@ def start(julia: Julia, threads: int) -> Started:
 def _outlive_julia(values: dict[str, object]) -> None:
     """Keep what juliacall's module holds for ever.
 
-    At Python's exit, after Julia's end, the module would let go of `Main` and the others, and PythonCall frees a wrapper
-    by a call to Julia. That waits for ever where a thread was compiling as Julia stopped it, or is not there after a fork.
+    At Python's exit, after Julia's end, its module would let go of `Main` and others, and PythonCall frees each by a
+    call to Julia. That waits for ever where a thread was compiling as Julia stopped it, or is not there after a fork.
     """
     for value in values.values():
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

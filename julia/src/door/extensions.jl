@@ -28,3 +28,16 @@ function triggers(name)
     found === nothing && throw(ArgumentError("extension: found $name, want one of $(isempty(known) ? "none" : join(first.(known), ", "))"))
     return [m[1] for m in eachmatch(r"\"(\w+)\"", last(known[found]))]
 end
+
+"""
+    installed_version(package, uuid) -> String
+
+The version of a Julia package that could be loaded here, without loading it; empty if there is none.
+"""
+function installed_version(package::String, uuid::String)
+    source = Base.locate_package(Base.PkgId(Base.UUID(uuid), package))
+    source === nothing && return ""
+    project = joinpath(dirname(dirname(source)), "Project.toml")
+    found = isfile(project) ? match(r"^version *= *\"(.+?)\""m, read(project, String)) : nothing
+    return found === nothing ? "unknown" : String(found[1])
+end
