@@ -38,6 +38,7 @@ include("backends.jl")
 
 include("cpu/simd.jl")
 include("cpu/kernels.jl")
+include("cpu/dense.jl")
 include("cpu/columns.jl")
 include("cpu/inputs.jl")
 include("cpu/statistics.jl")
@@ -71,6 +72,8 @@ include("circuits/grow.jl")
 include("door/interface.jl")
 include("bench.jl")
 include("door/precompile.jl")
+
+__init__() = (WIDE[] = has_wide_registers(); nothing)
 
 export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
 export num_units, num_edges, num_heads, num_params

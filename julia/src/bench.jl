@@ -6,10 +6,6 @@ module Bench
 
 using ..LVDJuice: Circuit, CPUEngine, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
 using ..LVDJuice: child, edges, expect!, isinput, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!, width
-using LinearAlgebra: BLAS
-
-"The BLAS behind sgemm, and the kind of CPU that it takes this one for."
-blas() = strip(string(isdefined(BLAS, :get_config) ? BLAS.get_config() : BLAS.openblas_get_config()))
 
 "log p of every sample under head 1, in nats, evaluated unit by unit in the log domain."
 reference_log_likelihood(c::Circuit, X) = [log_values(c, X, n)[c.heads[1]] for n in 1:num_samples(X)]
@@ -51,15 +47,14 @@ end
 to_shares!(flow, pseudocount) = flow .= (flow .+ pseudocount / length(flow)) ./ (sum(flow) + pseudocount)
 
 """
-Seconds of each EM step, of each evaluation of all likelihoods and of each product of two `n` by `n` matrices: three vectors.
-In each of `rounds` rounds each has its turn of `share` seconds, after a first run that is not counted. An EM step is one batch.
+Seconds of each EM step, and of each evaluation of all likelihoods: two vectors. Each has its turn of `share` seconds, after a first
+run that is not counted. An EM step is one batch.
 """
-function timings(plan::Plan, job::EMJob, X, n, rounds, share)
-    out, a, b, c = zeros(1, num_samples(X)), ones(Float32, n, n), ones(Float32, n, n), zeros(Float32, n, n)
-    works = (() -> step!(job), () -> certain_log_likelihood!(out, CPUEngine(plan), X, 1:1),
-             () -> BLAS.gemm!('N', 'N', 1f0, a, b, 0f0, c))
-    seconds = (Float64[], Float64[], Float64[])
-    for _ in 1:rounds, (work, times) in zip(works, seconds)
+function timings(plan::Plan, job::EMJob, X, share)
+    out = zeros(1, num_samples(X))
+    works = (() -> step!(job), () -> certain_log_likelihood!(out, CPUEngine(plan), X, 1:1))
+    seconds = (Float64[], Float64[])
+    for (work, times) in zip(works, seconds)
         work()
         last = began = time_ns()
         while last - began < 1e9 * share

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl  # type: ignore[import-untyped]
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
@@ -131,7 +134,12 @@ def time_circuit(circuit: Circuit, X: npt.NDArray[np.uint8], effort: Effort) -> 
     """
     job = batch_job(circuit, X, len(X), 1)
     plan = engine_of(circuit).plan(soft=False)
-    em, likelihood, sgemm = julia.call("Bench.timings", plan, job, X, SGEMM_SIZE, effort.rounds, effort.share)
+    seconds: tuple[list[Times], ...] = ([], [], [])
+    for _ in range(effort.rounds):
+        turn = (*julia.call("Bench.timings", plan, job, X, effort.share), time_sgemm(effort.share))
+        for times, more in zip(seconds, turn, strict=True):
+            times.append(more)
+    em, likelihood, sgemm = map(np.concatenate, seconds)
     work, rate = sum_edges(circuit) * len(X), _gflops(2 * SGEMM_SIZE**3, sgemm)
     em_rate = _gflops((FORWARD_FLOPS + BACKWARD_FLOPS) * work, em)
     return {
@@ -143,6 +151,33 @@ def time_circuit(circuit: Circuit, X: npt.NDArray[np.uint8], effort: Effort) -> 
         "sgemm_gflops": rate,
         "em_step_of_sgemm": em_rate / rate,
     }
+
+
+def time_sgemm(share: float) -> Times:
+    """Seconds of each of numpy's products of two square matrices, on one thread, for `share` seconds.
+
+    numpy brings a BLAS of today, whatever Julia runs: the same bar on all of them.
+    """
+    a = np.ones((SGEMM_SIZE, SGEMM_SIZE), np.float32)
+    out = np.empty_like(a)
+    seconds: list[float] = []
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        np.matmul(a, a, out=out)
+        while sum(seconds) < share:
+            began = time.perf_counter()
+            np.matmul(a, a, out=out)
+            seconds.append(time.perf_counter() - began)
+    return np.array(seconds)
+
+
+def numpy_blas() -> str:
+    """Name the BLAS behind `time_sgemm`, and the kind of CPU that it takes this one for."""
+    np.ones((2, 2), np.float32) @ np.ones((2, 2), np.float32)
+    folder = str(Path(np.__file__).parent)
+    for found in threadpoolctl.threadpool_info():
+        if found["user_api"] == "blas" and found["filepath"].startswith(folder):
+            return " ".join(str(found[key]) for key in ("internal_api", "version", "architecture") if found.get(key))
+    return "numpy's own"
 
 
 def milliseconds(times: Times) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pyjuice_lvd.bench.cases import (
     Case,
     Effort,
     check_parity,
+    numpy_blas,
     time_circuit,
 )
 from pyjuice_lvd.bench.peers import time_peers
@@ -52,7 +53,7 @@ def run_bench(*, quick: bool = False, progress: Progress = SILENT) -> dict[str, 
             "python": platform.python_version(),
             "julia": info.version,
             "bridge": info.bridge,
-            "blas": julia.call("Bench.blas"),
+            "blas": numpy_blas(),
             "threads": info.threads,
             "lvd_juice": version("lvd-juice"),
         },

@@ -103,7 +103,8 @@ def worker(fields: str) -> None:
     circuit, X = case.circuit(), case.rows(case.batch_size)
     job = batch_job(circuit, X, len(X), 1)
     plan = engine_of(circuit).plan(soft=False)
-    print(json.dumps(julia.call("Bench.timings", plan, job, X, 1, effort.rounds, effort.share)[0].tolist()))
+    turns = [julia.call("Bench.timings", plan, job, X, effort.share)[0] for _ in range(effort.rounds)]
+    print(json.dumps(np.concatenate(turns).tolist()))
 
 
 def measure_memory(case: Case) -> dict[str, Any]:

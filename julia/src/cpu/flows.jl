@@ -100,7 +100,8 @@ function sum_flows!(stat, ws, plan, gi)
         value, flow = value_columns(ws, plan, block.child), flow_columns(ws, plan, block.child)
         adds = plan.columns[block.child].first_sender != gi
         if isdense(block)
-            edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g))
+            edge_flows!(pointer(stat.weight, block.first), value, ratio, block.stride, width(child), width(g), pointer(ws.turned),
+                        length(stat.weight) - block.first + 1)
             flow_down!(flow, value, ratio, pointer(c.weight, block.first), block.stride, width(child), width(g), adds)
         else
             flow_down_sparse!(flow, value, ratio, pointer(c.weight, block.first), pointer(stat.weight, block.first),

@@ -3,128 +3,12 @@
 const TILE = 64
 const VECTORS = TILE ÷ LANES
 
-# The matrix products keep this many sums of 16 samples in registers: enough to hide the latency of a multiply-add, and few
-# enough for the 16 registers of a CPU that needs two of them for 16 samples.
-const BLOCK = 6
-
-# The unrolled kernels, `*_code`, are written out when the package is compiled (see simd.jl).
-accumulator(i) = Symbol(:acc, i)
-vector(name, v) = Symbol(name, v)
-
 const Tile = NTuple{VECTORS,Lanes}  # a unit's samples
 
 @inline column(buffer::Ptr{Float32}, j) = buffer + j * (TILE * sizeof(Float32))
 
 "A Julia matrix over memory that the caller keeps alive."
 @inline matrix(p::Ptr{Float32}, rows, columns) = unsafe_wrap(Array, p, (Int(rows), Int(columns)))
-
-"Calls `kernel!(Val(n), arguments...)`, n = 1:BLOCK: code for each, without looking for it in a table of methods."
-macro unrolled(n, kernel!, arguments...)
-    calls = [:($n == $m && $kernel!(Val($m), $(arguments...))) for m in BLOCK:-1:1]
-    return esc(Expr(:block, calls..., nothing))
-end
-
-"out[:, k] = sum over j of in[:, j] w[j, k], for an (inputs, outputs) matrix of weights with the given stride."
-function multiply!(out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
-    for k in 0:BLOCK:outputs - 1, v in 0:VECTORS - 1
-        n = min(BLOCK, outputs - k)
-        @unrolled(n, multiply_block!, column(out, k) + 64 * v, in + 64 * v, w + 4 * k * stride, stride, inputs)
-    end
-end
-
-"`outputs` sums over all inputs, for 16 samples, in registers."
-function multiply_code(outputs)
-    return quote
-        $([:($(accumulator(k)) = splat(0f0)) for k in 1:outputs]...)
-        for j in 1:inputs
-            x = load_lanes(column(in, j - 1))
-            $([:($(accumulator(k)) = muladd_lanes(x, splat(unsafe_load(w, j + $(k - 1) * stride)), $(accumulator(k))))
-               for k in 1:outputs]...)
-        end
-        $([:(store_lanes(column(out, $(k - 1)), $(accumulator(k)))) for k in 1:outputs]...)
-        return
-    end
-end
-
-"flow[:, j] (+)= value[:, j] * sum over k of w[j, k] r[:, k]: the flow that a dense block sends to its children."
-function flow_down!(flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int,
-                    outputs::Int, accumulate::Bool)
-    for j in 0:BLOCK:inputs - 1, v in 0:VECTORS - 1
-        n = min(BLOCK, inputs - j)
-        @unrolled(n, flow_down_block!, column(flow, j) + 64 * v, column(value, j) + 64 * v, r + 64 * v, w + 4 * j, stride, outputs,
-                  accumulate)
-    end
-end
-
-function flow_down_code(inputs)
-    result(j) = :(mul(load_lanes(column(value, $(j - 1))), $(accumulator(j))))
-    return quote
-        $([:($(accumulator(j)) = splat(0f0)) for j in 1:inputs]...)
-        for k in 1:outputs
-            x = load_lanes(column(r, k - 1))
-            $([:($(accumulator(j)) = muladd_lanes(x, splat(unsafe_load(w, $j + (k - 1) * stride)), $(accumulator(j))))
-               for j in 1:inputs]...)
-        end
-        if accumulate
-            $([:(store_lanes(column(flow, $(j - 1)), add(load_lanes(column(flow, $(j - 1))), $(result(j))))) for j in 1:inputs]...)
-        else
-            $([:(store_lanes(column(flow, $(j - 1)), $(result(j)))) for j in 1:inputs]...)
-        end
-        return
-    end
-end
-
-for n in 1:BLOCK
-    @eval function multiply_block!(::Val{$n}, out::Ptr{Float32}, in::Ptr{Float32}, w::Ptr{Float32}, stride::Int, inputs::Int)
-        $(multiply_code(n))
-    end
-    @eval function flow_down_block!(::Val{$n}, flow::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, w::Ptr{Float32},
-                                    stride::Int, outputs::Int, accumulate::Bool)
-        $(flow_down_code(n))
-    end
-end
-
-const EDGES = 4  # edge flows are summed over a tile in blocks of EDGES x EDGES: 16 sums, added up across the lanes together
-
-"stat[j, k] += sum over the tile of value[:, j] r[:, k]: a dense block's edge flows, divided by its weights."
-function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int)
-    whole_j, whole_k = inputs - inputs % EDGES, outputs - outputs % EDGES
-    for k in 0:EDGES:whole_k - 1, j in 0:EDGES:whole_j - 1
-        edge_flows_block!(stat + 4 * (j + k * stride), column(value, j), column(r, k), stride)
-    end
-    for k in 0:outputs - 1, j in (k < whole_k ? whole_j : 0):inputs - 1
-        e = 1 + j + k * stride
-        unsafe_store!(stat, unsafe_load(stat, e) + dot_tile(column(value, j), column(r, k)), e)
-    end
-end
-
-"The sum over the tile of a[:] b[:]."
-@inline dot_tile(a::Ptr{Float32}, b::Ptr{Float32}) = horizontal_sum(dot_lanes(load_tile(a), load_tile(b)))
-
-function edge_flows_code()
-    each = [(j, k) for k in 1:EDGES for j in 1:EDGES]
-    name(j, k) = accumulator(j + (k - 1) * EDGES)
-    code = quote end
-    for v in 1:VECTORS
-        append!(code.args, [:($(vector(:x, j)) = load_lanes(column(value, $(j - 1)) + $(64 * (v - 1)))) for j in 1:EDGES])
-        append!(code.args, [:($(vector(:y, k)) = load_lanes(column(r, $(k - 1)) + $(64 * (v - 1)))) for k in 1:EDGES])
-        for (j, k) in each
-            x, y, acc = vector(:x, j), vector(:y, k), name(j, k)
-            push!(code.args, v == 1 ? :($acc = mul($x, $y)) : :($acc = muladd_lanes($x, $y, $acc)))
-        end
-    end
-    push!(code.args, :(totals = horizontal_sums($(Expr(:tuple, (name(j, k) for (j, k) in each)...)))))
-    for (i, (j, k)) in enumerate(each)
-        push!(code.args, :(e = $j + $(k - 1) * stride))
-        push!(code.args, :(unsafe_store!(stat, unsafe_load(stat, e) + totals[$i].value, e)))
-    end
-    push!(code.args, :(return))
-    return code
-end
-
-@eval function edge_flows_block!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int)
-    $(edge_flows_code())
-end
 
 @inline load_tile(p::Ptr{Float32}) = ntuple(v -> load_lanes(p + 64 * (v - 1)), Val(VECTORS))
 
