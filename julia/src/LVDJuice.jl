@@ -11,7 +11,7 @@ Standard library only; runs on Julia 1.5 and later. What it does together with o
 """
 module LVDJuice
 
-using LinearAlgebra: transpose!
+using LinearAlgebra: mul!, transpose!
 using LinearAlgebra.BLAS: gemm!
 
 include("door/boundary.jl")
@@ -49,6 +49,10 @@ include("cpu/losses.jl")
 include("cpu/flows.jl")
 include("cpu/engine.jl")
 
+include("device/levels.jl")
+include("device/kernels.jl")
+include("device/engine.jl")
+
 include("exact.jl")
 
 include("learning/em.jl")
@@ -80,7 +84,7 @@ export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
 export Emissions, OffsetEMJob, Ties, emission_scores!, emission_shares!
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
-export Backend, CPU, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
+export Backend, CPU, Device, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 
 end

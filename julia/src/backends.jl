@@ -4,7 +4,7 @@
 """
     Backend
 
-Where circuits are evaluated: `CPU()`, here. A backend implements, for a subtype of [`Engine`](@ref) of its own, the verbs
+Where circuits are evaluated: `CPU()`, in tiles of samples on all threads, or [`Device`](@ref), on arrays of any kind. A backend implements, for a subtype of [`Engine`](@ref) of its own, the verbs
 
 | verb | does |
 |---|---|

@@ -1,0 +1,287 @@
+# Kernels of the device engine: each does what it does for one index, whatever array it is given, and knows no device. Arrays of values
+# are (samples, columns): the samples of one unit are neighbours, for neighbouring threads.
+
+"""
+    launch!(f, like, n, args...)
+
+Calls `f(i, args...)` for i = 1:n, in any order and side by side, where the array `like` is. Here: on the CPU's threads. A package of
+arrays of another kind adds a method for them, with `args` as its kernels take them.
+"""
+function launch!(f::F, like::Array, n::Int, args::Vararg{Any,K}) where {F,K}
+    if n < 1024
+        for i in 1:n
+            f(i, args...)
+        end
+    else
+        Threads.@threads for i in 1:n
+            f(i, args...)
+        end
+    end
+    return nothing
+end
+
+"""
+    matrix_product!(c, a, b, beta, turn_a, turn_b)
+
+c = a b + beta c, of matrices on the device, each turned (transposed) first where `turn_a`, `turn_b` say so.
+"""
+function matrix_product!(c, a, b, beta::Float32, turn_a::Bool=false, turn_b::Bool=false)
+    mul!(c, turn_a ? transpose(a) : a, turn_b ? transpose(b) : b, 1f0, beta)
+    return nothing
+end
+
+"Sample and item of index `i`, of `rows` samples an item."
+@inline at(i::Int, rows::Int) = (i - 1) % rows + 1, (i - 1) ÷ rows + 1
+
+# The scalar forms of what simd.jl has for 16 samples.
+@inline function rounded_exponent(top::Float32)
+    top > 0 || return EXPONENT_OF_ZERO
+    return ((reinterpret(UInt32, top) + (0x3f800000 - 0x3f3504f3)) >> 23) % Int32 - Int32(127)
+end
+
+@inline two_to(e::Int32) = e < -126 ? 0f0 : reinterpret(Float32, ((min(e, Int32(127)) + Int32(127)) % UInt32) << 23)
+
+@inline safe_ratio(a::Float32, b::Float32) = b >= Float32(SMALLEST_DIVISOR) ? a / b : 0f0
+
+"A bound on what values lack, once they are multiplied by `factor`: where all was lost, Inf, nothing makes it small."
+@inline scaled_bound(bound::Float32, factor::Float32) = bound > 0 ? (factor > 1 / LOSS ? Inf32 : bound * factor) : bound
+
+# ------------------------------------------------------------------------------------------------------------------------ up
+
+"The value of an input unit; a hidden variable is -1."
+function input_value!(i, values, rows, x, leaf, column, variable, start, stride)
+    n, u = at(i, rows)
+    @inbounds category = x[n, variable[u]]
+    @inbounds values[n, column[u]] = category < 0 ? 1f0 : leaf[start[u] + category * stride[u]]
+    return nothing
+end
+
+"A binomial's values that are smaller than `LOSS` have lost digits, or all, in its table."
+function binomial_bound!(i, lost, values, rows, groups, first, width)
+    n, p = at(i, rows)
+    @inbounds for k in 1:width[p]
+        values[n, first[p] + k] < LOSS && (lost[n, groups[p]] = LOSS)
+    end
+    return nothing
+end
+
+"""
+The values of a product group, factor by factor; after every `FACTORS_BETWEEN_SCALING`, and at the end where `nested`, they are scaled.
+The bound of (a + da) (b + db) - a b is a db + (b + db) da.
+"""
+function product_values!(i, values, exponents, lost, rows, groups, first, width, nested, factors, child, child_first, place, index, largest)
+    n, p = at(i, rows)
+    @inbounds begin
+        own, top_of_group, bound, most, underflowed = first[p], Int32(0), 0f0, 1f0, false
+        last_factor, done = factors[p + 1] - Int32(1), 0
+        for f in factors[p]:last_factor
+            for k in Int32(1):width[p]
+                b = values[n, child_first[f] + (place[f] < 0 ? k : index[place[f] + k])]
+                a = done == 0 ? 1f0 : values[n, own + k]
+                underflowed |= a * b < LOSS && a > 0 && b > 0
+                values[n, own + k] = a * b
+            end
+            done += 1
+            db = lost[n, child[f]]
+            bound = most * db + (bound > 0 ? (largest[f] + db) * bound : 0f0) + (underflowed ? LOSS : 0f0)
+            underflowed = false
+            most *= largest[f]
+            top_of_group += exponents[n, child[f]]
+            if done % FACTORS_BETWEEN_SCALING == 0 || (f == last_factor && nested[p])
+                top = 0f0
+                for k in 1:width[p]
+                    top = max(top, values[n, own + k])
+                end
+                e = rounded_exponent(top)
+                scale = two_to(-e)
+                for k in 1:width[p]
+                    values[n, own + k] *= scale
+                end
+                top_of_group += e
+                bound, most = scaled_bound(bound, scale), LARGEST_SUM
+            end
+        end
+        exponents[n, groups[p]], lost[n, groups[p]] = top_of_group, bound
+    end
+    return nothing
+end
+
+"The exponent that a sum group's blocks are brought to: the largest of its child groups'."
+function common_exponent!(i, exponents, rows, groups, blocks, child)
+    n, p = at(i, rows)
+    @inbounds begin
+        top = exponents[n, child[blocks[p]]]
+        for b in blocks[p] + 1:blocks[p + 1] - 1
+            top = max(top, exponents[n, child[b]])
+        end
+        exponents[n, groups[p]] = top
+    end
+    return nothing
+end
+
+"values[:, first + k] (+)= part[:, k], brought from the child group's scale to the group's."
+function add_block!(i, values, part, exponents, rows, first, group, child, adds)
+    n, k = at(i, rows)
+    @inbounds value = part[n, k] * two_to(exponents[n, child] - exponents[n, group])
+    @inbounds values[n, first + k] = adds ? values[n, first + k] + value : value
+    return nothing
+end
+
+"part[:, k] = the sum over the edges of sum k of a sparse block."
+function sparse_sums!(i, part, values, weight, rows, child_first, first_edge, start, index, edge)
+    n, k = at(i, rows)
+    total = 0f0
+    @inbounds for e in start[k]:start[k + 1] - 1
+        total += values[n, child_first + index[e]] * weight[first_edge + edge[e]]
+    end
+    @inbounds part[n, k] = total
+    return nothing
+end
+
+"""
+Scales a sum group, and bounds what its values lack: what its children lack; a `LOSS` for each of its `terms` where a value is so small
+that terms may have underflowed; and what is too small to divide flows by.
+"""
+function finish_sums!(i, values, exponents, lost, rows, groups, first, width, blocks, child, terms)
+    n, p = at(i, rows)
+    @inbounds begin
+        g, own, bound = groups[p], first[p], 0f0
+        for b in blocks[p]:blocks[p + 1] - 1
+            carried, scale = lost[n, child[b]], two_to(exponents[n, child[b]] - exponents[n, g])
+            bound = max(bound, carried < Inf32 ? carried * scale : carried)
+        end
+        top, low = 0f0, Inf32
+        for k in 1:width[p]
+            top, low = max(top, values[n, own + k]), min(low, values[n, own + k])
+        end
+        e = rounded_exponent(top)
+        scale = two_to(-e)
+        min(low, low * scale) < SMALL && (bound += LARGEST_FACTOR * LOSS * terms[p])
+        bound = scaled_bound(bound, scale)
+        small = false
+        for k in 1:width[p]
+            value = values[n, own + k] * scale
+            small |= 0 < value < Float32(SMALLEST_DIVISOR)
+            values[n, own + k] = value
+        end
+        small && (bound += Float32(SMALLEST_DIVISOR))
+        lost[n, g] = bound < low * scale * DWARFED ? 0f0 : bound
+        exponents[n, g] += e
+    end
+    return nothing
+end
+
+"A head's value, NaN where it is not certain, and its exponent."
+function take_head!(i, head_value, head_exponent, values, exponents, lost, rows, column, group)
+    n, h = at(i, rows)
+    @inbounds value, bound = values[n, column[h]], lost[n, group[h]]
+    @inbounds head_value[n, h] = value > 0 && (bound == 0 || value * DWARFED > bound) ? value : NaN32
+    @inbounds head_exponent[n, h] = exponents[n, group[h]]
+    return nothing
+end
+
+# ---------------------------------------------------------------------------------------------------------------------- down
+
+"Puts what starts in the heads' units there."
+function start_flow!(i, flows, rows, started, column)
+    n, h = at(i, rows)
+    @inbounds flows[n, column[h]] = started[n, h]
+    return nothing
+end
+
+"Adds the flows of all products that have a unit for a factor to its own."
+function gather_flow!(i, flows, rows, column, start, parent)
+    n, q = at(i, rows)
+    @inbounds total = flows[n, column[q]]
+    @inbounds for p in start[q]:start[q + 1] - 1
+        total += flows[n, parent[p]]
+    end
+    @inbounds flows[n, column[q]] = total
+    return nothing
+end
+
+"ratio[:, k] = flow / value of a sum, in the scale of the child group that it goes to."
+function flow_ratio!(i, ratio, flows, values, exponents, rows, first, group, child)
+    n, k = at(i, rows)
+    @inbounds scale = two_to(exponents[n, child] - exponents[n, group])
+    @inbounds ratio[n, k] = safe_ratio(flows[n, first + k], values[n, first + k]) * scale
+    return nothing
+end
+
+"flows[:, first + j] += values[:, first + j] * part[:, j]"
+function send_flow!(i, flows, values, part, rows, first)
+    n, j = at(i, rows)
+    @inbounds flows[n, first + j] += values[n, first + j] * part[n, j]
+    return nothing
+end
+
+"The same over a sparse block, whose edges come from `ratio`."
+function sparse_flow!(i, flows, values, ratio, weight, rows, first, first_edge, start, index, edge)
+    n, j = at(i, rows)
+    total = 0f0
+    @inbounds for e in start[j]:start[j + 1] - 1
+        total += ratio[n, index[e]] * weight[first_edge + edge[e]]
+    end
+    @inbounds flows[n, first + j] += values[n, first + j] * total
+    return nothing
+end
+
+"Adds a sparse block's edge flows, less their weights, over all samples: index `i` is a child, whose edges no other has."
+function sparse_edges!(i, statistic, values, ratio, rows, first, first_edge, start, index, edge)
+    @inbounds for e in start[i]:start[i + 1] - 1
+        total, k = 0f0, index[e]
+        for n in 1:rows
+            total += values[n, first + i] * ratio[n, k]
+        end
+        statistic[first_edge + edge[e]] += total
+    end
+    return nothing
+end
+
+"Adds an input's flows to those of its categories."
+function input_flow!(i, statistic, flows, rows, x, column, variable, start, stride)
+    @inbounds for n in 1:rows
+        category = x[n, variable[i]]
+        category < 0 || (statistic[start[i] + category * stride[i]] += flows[n, column[i]])
+    end
+    return nothing
+end
+
+# -------------------------------------------------------------------------------------------------------------------- M-step
+
+"theta <- (1 - step) theta + step * shares of flow, for a sum: its flows are theta times what `statistic` holds, which is cleared."
+function sum_step!(i, weight, statistic, step, pseudocount, first, count)
+    @inbounds begin
+        total = pseudocount
+        for e in first[i]:first[i] + count[i] - 1
+            total += weight[e] * statistic[e]
+        end
+        learns = has_flow(total)
+        take, keep = learns ? step / total : 0f0, learns ? 1 - step : 1f0
+        prior = take * (pseudocount / count[i])
+        for e in first[i]:first[i] + count[i] - 1
+            weight[e] = (keep + take * statistic[e]) * weight[e] + prior
+            statistic[e] = 0f0
+        end
+    end
+    return nothing
+end
+
+"The same for a categorical input, whose statistic is its flows."
+function categorical_step!(i, leaf, statistic, step, pseudocount, start, stride, categories)
+    @inbounds begin
+        total = pseudocount
+        for c in 0:categories[i] - 1
+            total += statistic[start[i] + c * stride[i]]
+        end
+        learns = has_flow(total)
+        take, keep = learns ? step / total : 0f0, learns ? 1 - step : 1f0
+        prior = take * (pseudocount / categories[i])
+        for c in 0:categories[i] - 1
+            e = start[i] + c * stride[i]
+            leaf[e] = keep * leaf[e] + take * statistic[e] + prior
+            statistic[e] = 0f0
+        end
+    end
+    return nothing
+end

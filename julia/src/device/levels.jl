@@ -1,0 +1,133 @@
+# The schedule as tables for kernels: groups level by level, and what each launch needs to know of its groups, units and edges.
+
+"Of a table of one launch, how many it is for."
+count_of(table) = length(first(table))
+
+"""
+One level: the groups that need only groups of lower levels. `products` and `sums` are tables over the level's groups, `gather` over its
+units that products have for factors; `members` are its sum groups, which are matrix products and sparse sums of their own.
+"""
+struct Level
+    products::Tuple     # groups, first, width, nested, factors, child, child_first, place, index, largest
+    sums::Tuple         # groups, first, width, blocks, child, terms
+    gather::Tuple       # column, start, parent
+    members::Vector{Int}
+end
+
+"The lists of a sparse block, where kernels are."
+struct DeviceBlock
+    of_sums::Tuple
+    of_children::Tuple
+end
+
+function group_levels(schedule::Schedule)
+    level = zeros(Int, length(schedule.groups))
+    for (gi, g) in enumerate(schedule.groups)
+        for f in g.factors
+            level[gi] = max(level[gi], level[f.child] + 1)
+        end
+        for b in g.blocks
+            level[gi] = max(level[gi], level[b.child] + 1)
+        end
+    end
+    return level
+end
+
+"The first column of each group, less 1: every unit has one, in the order of work."
+function first_columns(schedule::Schedule)
+    first, next = zeros(Int32, length(schedule.groups)), 0
+    for (gi, g) in enumerate(schedule.groups)
+        first[gi] = next
+        next += width(g)
+    end
+    return first, next
+end
+
+"All levels, from the inputs' up; `place!` puts an array of integers or numbers where kernels are."
+function levels_of(place!, schedule::Schedule, first::Vector{Int32})
+    groups, level = schedule.groups, group_levels(schedule)
+    parents = product_parents(schedule, first)
+    return map(0:maximum(level)) do l
+        own = findall(==(l), level)
+        products = filter(gi -> groups[gi].kind == PRODUCT, own)
+        sums = filter(gi -> groups[gi].kind == SUM, own)
+        Level(place!.(product_table(schedule, first, products)), place!.(sum_table(schedule, first, sums)),
+              place!.(gather_table(schedule, first, own, parents)), sums)
+    end
+end
+
+function product_table(schedule, first, own)
+    groups = schedule.groups
+    factors, child, child_first, place, index, largest = Int32[1], Int32[], Int32[], Int32[], Int32[], Float32[]
+    for gi in own
+        for f in groups[gi].factors
+            push!(child, f.child)
+            push!(child_first, first[f.child])
+            push!(place, f.identity ? -1 : length(index))
+            append!(index, f.index)
+            push!(largest, largest_value(groups[f.child]))
+        end
+        push!(factors, length(child) + 1)
+    end
+    nested = [any(f -> groups[f.child].kind == PRODUCT, groups[gi].factors) for gi in own]
+    return (Int32.(own), first[own], Int32[width(groups[gi]) for gi in own], nested, factors, child, child_first, place, index, largest)
+end
+
+function sum_table(schedule, first, own)
+    groups = schedule.groups
+    blocks, child, terms = Int32[1], Int32[], Float32[]
+    for gi in own
+        append!(child, [b.child for b in groups[gi].blocks])
+        push!(blocks, length(child) + 1)
+        push!(terms, sum(width(groups[b.child]) for b in groups[gi].blocks))
+    end
+    return (Int32.(own), first[own], Int32[width(groups[gi]) for gi in own], blocks, child, terms)
+end
+
+"Of each column: the columns of the products that have it for a factor."
+function product_parents(schedule::Schedule, first)
+    parents = Dict{Int32,Vector{Int32}}()
+    for (gi, g) in enumerate(schedule.groups), f in g.factors, k in 1:width(g)
+        push!(get!(() -> Int32[], parents, first[f.child] + Int32(f.identity ? k : f.index[k])), first[gi] + k)
+        pause(10)
+    end
+    return parents
+end
+
+function gather_table(schedule, first, own, parents)
+    column, start, parent = Int32[], Int32[1], Int32[]
+    for gi in own, k in 1:width(schedule.groups[gi])
+        found = get(parents, first[gi] + Int32(k), nothing)
+        found === nothing && continue
+        push!(column, first[gi] + k)
+        append!(parent, found)
+        push!(start, length(parent) + 1)
+    end
+    return (column, start, parent)
+end
+
+"Of all input units: their column, variable, and where their parameters lie; those of the kind, or of any."
+function input_table(schedule::Schedule, first, wanted=isinput)
+    c, column, units = schedule.circuit, Int32[], Int32[]
+    for (gi, g) in enumerate(schedule.groups)
+        wanted(g.kind) || continue
+        append!(column, first[gi] .+ (1:width(g)))
+        append!(units, g.units)
+    end
+    return (column, c.variable[units], c.param_start[units], c.param_stride[units]), c.categories[units]
+end
+
+function binomial_groups(schedule::Schedule, first)
+    own = findall(g -> g.kind == BINOMIAL, schedule.groups)
+    return (Int32.(own), first[own], Int32[width(schedule.groups[gi]) for gi in own])
+end
+
+"The sparse blocks, by group and number."
+function device_blocks(place!, schedule::Schedule)
+    lists(list) = place!.((list.start, list.index, list.edge))
+    found = Dict{Tuple{Int,Int},DeviceBlock}()
+    for (gi, g) in enumerate(schedule.groups), (b, block) in enumerate(g.blocks)
+        isdense(block) || (found[gi, b] = DeviceBlock(lists(block.of_sums), lists(block.of_children)))
+    end
+    return found
+end

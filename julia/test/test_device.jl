@@ -1,0 +1,139 @@
+# The device engine, on Julia's own arrays and on arrays whose numbers cannot be looked at one by one: nothing falls back to the host.
+
+"An array elsewhere: only kernels, matrix products and whole copies reach its numbers."
+struct Remote{T,N,A<:AbstractArray{T,N}} <: AbstractArray{T,N}
+    data::A
+end
+
+Base.size(a::Remote) = size(a.data)
+Base.getindex(a::Remote, i...) = error("a number was read one by one")
+Base.setindex!(a::Remote, x, i...) = error("a number was written one by one")
+Base.Array(a::Remote) = Array(a.data)
+Base.view(a::Remote, i...) = Remote(view(a.data, i...))
+Base.reshape(a::Remote, sizes::Int...) = Remote(reshape(a.data, sizes...))
+Base.fill!(a::Remote, x) = (fill!(a.data, x); a)
+Base.copyto!(a::Remote, b::Remote) = (copyto!(a.data, b.data); a)
+near(a) = a
+near(a::Remote) = a.data
+LVDJuice.launch!(f, ::Remote, n::Int, args...) = LVDJuice.launch!(f, zeros(0), n, map(near, args)...)
+LVDJuice.matrix_product!(c::Remote, a::Remote, b::Remote, beta::Float32, turn_a::Bool=false, turn_b::Bool=false) =
+    LVDJuice.matrix_product!(near(c), near(a), near(b), beta, turn_a, turn_b)
+
+const DEVICES = (Device(), Device(a -> Remote(copy(a))))
+
+"Dense and sparse circuits, with shared units, several heads, sums over several groups, and inputs of all kinds."
+function device_circuits(rng, trial)
+    V, C, heads = rand(rng, 2:6), rand(rng, 2:3), rand(rng, 1:3)
+    trial % 3 == 0 && return random_circuit(rng, V, C, heads), V, C
+    c = hclt([i == 1 ? 0 : rand(rng, 1:i - 1) for i in 1:V]; latents=rand(rng, 1:20), categories=C, heads=heads, seed=trial)
+    trial % 3 == 1 && return c, V, C
+    X = rand(rng, 0:C - 1, V, 60)
+    return prune(c, X, rand(rng, 1:heads, 60); keep=0.4), V, C
+end
+
+@testset "device: likelihoods of random circuits, complete and masked, as the CPU has them" begin
+    rng = MersenneTwister(60)
+    for trial in 1:45, device in DEVICES
+        c, V, C = device_circuits(rng, trial)
+        X = assignments(V, C)
+        for data in (X, UInt8.(X), Masked(X, rand(rng, Bool, size(X))))
+            wanted, found = log_likelihood(c, data), log_likelihood(engine(c, device), data)
+            @test isfinite.(found) == isfinite.(wanted)
+            @test close_to(exp.(found), exp.(wanted))
+        end
+        values, scale = zeros(Float32, num_heads(c), size(X, 2)), zeros(size(X, 2))
+        LVDJuice.certain_head_values!(values, scale, engine(c, device), X)
+        @test close_to(values .* exp.(scale'), exp.(log_likelihood(c, X)))
+    end
+end
+
+@testset "device: flows of random circuits, from several heads, weighted" begin
+    rng = MersenneTwister(61)
+    for trial in 1:45, device in DEVICES
+        c, V, C = device_circuits(rng, trial)
+        X = assignments(V, C)
+        N = size(X, 2)
+        head_of, weights = rand(rng, 1:num_heads(c), N), rand(rng, Float32, N)
+        job = LVDJuice.FlowJob(engine(c, device), X, head_of; weights=weights)
+        LVDJuice.advance!(job)
+        units, edges = LVDJuice.unit_flows(job)
+        wanted_units, wanted_edges = flows(c, X, head_of; weights=weights)
+        @test isapprox(units, wanted_units; rtol=1e-5, atol=1e-6)
+        @test isapprox(edges, wanted_edges; rtol=1e-5, atol=1e-6)
+    end
+end
+
+@testset "device: EM is the CPU's, in batches, beyond what single precision adds up, and with counts from elsewhere" begin
+    rng = MersenneTwister(62)
+    for trial in 1:30, device in DEVICES, pseudocount in (0.0, 0.3)
+        c, V, C = device_circuits(rng, trial)
+        other = twin(c)
+        X, head_of, weights = rand(rng, 0:C - 1, V, 150), rand(rng, 1:num_heads(c), 150), rand(rng, Float32, 150)
+        for (own, backend) in ((c, CPU()), (other, device))
+            finish!(EMJob(own, X, head_of; weights=weights, epochs=2, batch_size=64, step_size=(0.8, 0.3), pseudocount=pseudocount,
+                          backend=backend))
+        end
+        @test same_parameters(c, other)
+    end
+    for device in DEVICES
+        make() = hclt([0, 1, 1, 2]; latents=5, categories=4, heads=2, seed=3)
+        X, head_of = rand(rng, 0:3, 4, 20_000), rand(rng, 1:2, 20_000)
+        wanted, found, shared = make(), make(), make()
+        settings = (epochs=1, batch_size=20_000, step_size=(0.7, 0.7), pseudocount=0.1)
+        finish!(EMJob(wanted, X, head_of; settings...))
+        finish!(EMJob(found, X, head_of; settings..., backend=device))
+        @test same_parameters(found, wanted)
+        counts = ExpectedCounts(shared)
+        jobs = [EMJob(shared, X[:, part], head_of[part]; settings..., backend=device) for part in (1:7_000, 7_001:20_000)]
+        foreach(expect!, jobs)
+        foreach(job -> counts!(counts, job), jobs)
+        maximise!(jobs[1], counts)
+        @test same_parameters(shared, wanted)
+        @test log_likelihood(jobs[1].engine, X[:, 1:50]) ≈ log_likelihood(wanted, X[:, 1:50]) rtol=1e-4
+    end
+end
+
+@testset "device: thousands of nats, and what underflow takes is done exactly" begin
+    rng = MersenneTwister(63)
+    for device in DEVICES
+        c = hclt([i == 1 ? 0 : i ÷ 2 for i in 1:400]; latents=6, categories=256, seed=1)
+        X = rand(rng, UInt8, 400, 70)
+        exact = reduce(hcat, [LVDJuice.log_values(c, X, n)[c.heads] for n in axes(X, 2)])
+        @test maximum(exact) < -1000
+        @test log_likelihood(engine(c, device), X) ≈ exact rtol=1e-7
+    end
+    for trial in 1:60, device in DEVICES
+        V, C, heads = rand(rng, 2:6), rand(rng, 2:3), rand(rng, 1:2)
+        c = sharpen!(rng, random_circuit(rng, V, C, heads), rand(rng, (5, 20, 30)))
+        X = assignments(V, C)
+        exact = reduce(hcat, [LVDJuice.log_values(c, X, n)[c.heads] for n in axes(X, 2)])
+        found = log_likelihood(engine(c, device), X)
+        @test isfinite.(found) == isfinite.(exact)
+        @test same_nats(found[isfinite.(exact)], exact[isfinite.(exact)])
+    end
+    c = fully_factorized(num_vars=3, num_cats=2)
+    c.leaf .= [0.5, 0.5, 1, 0, 0.25, 0.75]
+    X = zeros(Int, 3, 1000)
+    X[2, 400] = 1  # impossible
+    for device in DEVICES
+        e = engine(c, device)
+        total, uncertain = accumulate!(e, X, LVDJuice.Sources(ones(Int32, 1000)), 1:1000, 1:1000)
+        @test uncertain == [400]
+        @test total ≈ 999 * (log(0.5) + log(0.25)) rtol=1e-6
+        @test add_exact!(e, X, LVDJuice.Sources(ones(Int32, 1000)), 1:1000, 1:1000, uncertain) == (-Inf, [400])
+        @test occursin("soft evidence is for the backend CPU() alone", message_of(() -> engine(c, device; soft=true)))
+    end
+end
+
+@testset "device: a unit with next to no flow keeps its parameters" begin
+    for device in DEVICES
+        c = hclt([0, 1]; latents=2, categories=3)
+        before = twin(c)
+        finish!(EMJob(c, ones(Int, 2, 40), ones(Int, 40); weights=fill(1f-20, 40), epochs=1, batch_size=40, step_size=(1.0, 1.0), pseudocount=0,
+                      backend=device))
+        wanted = twin(before)
+        finish!(EMJob(wanted, ones(Int, 2, 40), ones(Int, 40); weights=fill(1f-20, 40), epochs=1, batch_size=40, step_size=(1.0, 1.0), pseudocount=0))
+        @test same_parameters(c, wanted)
+        @test all(isfinite, c.weight) && all(isfinite, c.leaf)
+    end
+end
