@@ -19,7 +19,12 @@ LVDJuice.launch!(f, ::Remote, n::Int, args...) = LVDJuice.launch!(f, zeros(0), n
 LVDJuice.matrix_product!(c::Remote, a::Remote, b::Remote, beta::Float32, turn_a::Bool=false, turn_b::Bool=false) =
     LVDJuice.matrix_product!(near(c), near(a), near(b), beta, turn_a, turn_b)
 
-const DEVICES = (Device(), Device(a -> Remote(copy(a))))
+const DEVICES = Any[Device(), Device(a -> Remote(copy(a)))]
+if Base.find_package("JLArrays") !== nothing  # arrays that are tested like a GPU's, by KernelAbstractions.jl; minutes
+    @eval import JLArrays
+    JLArrays.allowscalar(false)
+    push!(DEVICES, Device(JLArrays.JLArray))
+end
 
 "Dense and sparse circuits, with shared units, several heads, sums over several groups, and inputs of all kinds."
 function device_circuits(rng, trial)
