@@ -679,7 +679,8 @@ def checkout(folder: Path, *, extensions: str = "", code: str = "") -> Path:
     package = folder / "julia"
     shutil.copytree(find.sources() / "door", package / "src" / "door")
     project = (find.sources().parent / "Project.toml").read_text()
-    project = re.sub(r"(?m)^\[(weakdeps|extensions)\]\n(?:[^\[].*\n|\n)*", "", project)  # its own extensions stay behind
+    # Its own extensions stay behind.
+    project = re.sub(r"(?m)^\[(weakdeps|extensions)\]\n(?:[^\[].*\n|\n)*", "", project)
     (package / "Project.toml").write_text(project + extensions)
     includes = 'include("door/boundary.jl")\ninclude("door/extensions.jl")\n'
     (package / "src" / "LVDJuice.jl").write_text(f"module LVDJuice\n{includes}{code}\nend\n")
