@@ -258,6 +258,9 @@ def test_extras_go_into_an_environment_of_our_own(tmp_path: Path, monkeypatch: p
     assert "--project=@lvd-juice-v#.#" in lines
     pinned = [extras.EXTRAS[name] for name in ("juice", "cuda")]
     assert lines[-2:] == [f"{extra.package}={extra.uuid}={extra.compat}" for extra in pinned]
+    monkeypatch.setenv("PYTHON_JULIACALL_PROJECT", "/own/project")  # or into the project that the user named
+    extras.install(["cuda"], a_choice(fake, (1, 12, 0), "juliacall"), lines.append)
+    assert "--project=/own/project" in lines
 
 
 def test_an_extra_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
