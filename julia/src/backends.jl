@@ -105,6 +105,26 @@ function scale_of(counts::ExpectedCounts)
     return largest > 0 ? exp2(Base.exponent(largest)) : 1.0
 end
 
+# What engines share: flows add up in single precision, `accumulated` samples of them, and before these are too many they go to
+# `counts`, in double precision. `take_counts!(counts, engine, scale)` is a backend's own: it adds what single precision holds and clears it.
+
+"Makes room for the flows of `count` samples more."
+function begin_accumulating!(e::Engine, count::Int)
+    if 0 < e.accumulated && e.accumulated + count > SINGLE_PRECISION_SAMPLES
+        e.counts === nothing && (e.counts = ExpectedCounts(circuit(e)))
+        take_counts!(e.counts, e, 1.0)
+    end
+    e.accumulated += count
+    return nothing
+end
+
+function counts!(counts::ExpectedCounts, e::Engine, scale::Real=1)
+    take_counts!(counts, e, Float64(scale))
+    e.counts === nothing || add!(counts, e.counts, Float64(scale))
+    e.counts = nothing
+    return counts
+end
+
 "[`accumulate!`](@ref), and what it leaves uncertain exactly: the total, and the places in `order` of the impossible samples."
 function expect!(e::Engine, X, sources::Starts, order, range::UnitRange)
     total, uncertain = accumulate!(e, X, sources, order, range)

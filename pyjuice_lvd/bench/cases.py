@@ -172,7 +172,6 @@ def time_sgemm(share: float) -> Times:
 
 def numpy_blas() -> str:
     """Name the BLAS behind `time_sgemm`, and the kind of CPU that it takes this one for."""
-    np.ones((2, 2), np.float32) @ np.ones((2, 2), np.float32)
     folder = str(Path(np.__file__).parent)
     for found in threadpoolctl.threadpool_info():
         if found["user_api"] == "blas" and found["filepath"].startswith(folder):

@@ -120,11 +120,7 @@ samples, the first of which is at `position`, from 0, of the range.
 """
 function accumulate!(at_inputs::F, e::CPUEngine, X::Data, sources::Starts, order, range::UnitRange) where {F}
     prepare!(e)
-    if 0 < e.accumulated && e.accumulated + length(range) > SINGLE_PRECISION_SAMPLES
-        e.counts === nothing && (e.counts = ExpectedCounts(circuit(e)))
-        take_statistics!(e.counts, e, 1.0)
-    end
-    e.accumulated += length(range)
+    begin_accumulating!(e, length(range))
     e.inputs === nothing || begin_batch!(e.inputs, X, view(order, range))
     plan, threads, tiles = e.plan, length(e.statistics), cld(length(range), TILE)
     totals, uncertain = zeros(threads), [Int[] for _ in 1:threads]
@@ -187,17 +183,8 @@ function add_exact!(e::CPUEngine, X::Data, sources::Starts, order, range::UnitRa
     return sum(totals), reduce(vcat, impossible)
 end
 
-function counts!(counts::ExpectedCounts, e::CPUEngine, scale::Real=1)
-    take_statistics!(counts, e, Float64(scale))
-    if e.counts !== nothing
-        add!(counts, e.counts, Float64(scale))
-        e.counts = nothing
-    end
-    return counts
-end
-
 "Adds what single precision holds, times `scale`, to `counts`, and clears it."
-function take_statistics!(counts::ExpectedCounts, e::CPUEngine, scale::Float64)
+function take_counts!(counts::ExpectedCounts, e::CPUEngine, scale::Float64)
     e.inputs === nothing || add_counts!(counts, e.inputs, schedule(e), scale)
     for stat in e.statistics
         take_counts!(counts, circuit(e), stat, scale)

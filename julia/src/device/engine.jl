@@ -42,7 +42,7 @@ mutable struct DeviceEngine{A} <: Engine
     scratch::Tuple                        # (rows, widest), twice
     exponents::AbstractMatrix{Int32}      # (rows, groups)
     lost::AbstractMatrix{Float32}
-    x::AbstractMatrix{Int32}              # (rows, variables)
+    x::AbstractMatrix{Int32}              # (rows, variables): categories of the pass under way, -1 where hidden
     ahead::Bool                 # whether the parameters here are newer than the circuit's
     accumulated::Int            # samples in the statistics
     exact::Union{Nothing,Statistics}  # flows of samples that were done exactly
@@ -71,7 +71,7 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
                         Int[findfirst(==(u), head_units) for u in c.heads], place(vcat(c.weight, beyond)), place(copy(c.leaf)),
                         room(Float32, 0), room(Float32, 0), room(Float32, rows, columns), room(Float32, 0, 0),
                         (room(Float32, rows, schedule.widest), room(Float32, rows, schedule.widest)), room(Int32, rows, groups),
-                        room(Float32, rows, groups), room(Int32, rows, c.num_vars), false, 0, nothing, nothing)
+                        room(Float32, rows, groups), room(Int32, 0, 0), false, 0, nothing, nothing)
 end
 
 "An array where kernels are."
@@ -96,14 +96,14 @@ end
 
 "Puts the categories of samples `order[range]` where kernels are; the last one again where a pass is not full. -1 is hidden."
 function load_pass!(e::DeviceEngine, X::Data, order, range::UnitRange)
-    x, values, mask = Matrix{Int32}(undef, e.rows, size(e.x, 2)), X isa Masked ? X.values : X, X isa Masked ? X.mask : nothing
+    x, values, mask = Matrix{Int32}(undef, e.rows, circuit(e).num_vars), X isa Masked ? X.values : X, X isa Masked ? X.mask : nothing
     for n in 1:e.rows
         sample = order[min(first(range) + n - 1, last(range))]
         for i in axes(x, 2)
             x[n, i] = hidden(mask, i, sample) ? Int32(-1) : values[i, sample] % Int32
         end
     end
-    copyto!(e.x, place(e, x))
+    e.x = place(e, x)
     return nothing
 end
 
@@ -115,13 +115,12 @@ function forward!(e::DeviceEngine)
     over!(binomial_bound!, e, count_of(e.binomials), e.lost, e.values, e.rows, e.binomials...)
     for level in e.levels
         over!(product_values!, e, count_of(level.products), e.values, e.exponents, e.lost, e.rows, level.products...)
-        groups, firsts, widths, blocks, child, terms = level.sums
+        groups, _, _, blocks, child, _ = level.sums
         over!(common_exponent!, e, length(groups), e.exponents, e.rows, groups, blocks, child)
         for gi in level.members
             group_sums!(e, gi)
         end
         over!(finish_sums!, e, length(groups), e.values, e.exponents, e.lost, e.rows, level.sums...)
-        pause()
     end
 end
 
@@ -134,7 +133,7 @@ function group_sums!(e::DeviceEngine, gi::Int)
             inputs = width(e.schedule.groups[block.child])
             matrix_product!(part, group_columns(e, e.values, block.child), block_matrix(e.weight, g, block, inputs), 0f0)
         else
-            over!(sparse_sums!, e, width(g), part, e.values, e.weight, e.rows, e.first[block.child], block.first, e.blocks[(gi, b)].of_sums...)
+            over!(sparse_sums!, e, width(g), part, e.values, e.weight, e.rows, e.first[block.child], block.first, e.blocks[gi, b].of_sums...)
         end
         alone || over!(add_block!, e, width(g), e.values, part, e.exponents, e.rows, e.first[gi], gi, block.child, b > 1)
     end
@@ -210,10 +209,7 @@ end
 
 function accumulate!(e::DeviceEngine, X::Data, sources::Starts, order, range::UnitRange)
     prepare!(e)
-    if 0 < e.accumulated && e.accumulated + length(range) > SINGLE_PRECISION_SAMPLES
-        e.counts = take_counts!(something(e.counts, ExpectedCounts(circuit(e))), e, 1.0)
-    end
-    e.accumulated += length(range)
+    begin_accumulating!(e, length(range))
     total, uncertain = 0.0, Int[]
     for pass in pieces(range, e.rows)
         load_pass!(e, X, order, pass)
@@ -254,7 +250,6 @@ function backward!(e::DeviceEngine, started::Matrix{Float32})
         for gi in level.members, (b, block) in enumerate(e.schedule.groups[gi].blocks)
             block_flows!(e, gi, b, block)
         end
-        pause()
     end
     launch!(input_flow!, e.values, count_of(e.inputs), e.leaf_flow, e.flows, e.rows, e.x, e.inputs...)
 end
@@ -269,7 +264,7 @@ function block_flows!(e::DeviceEngine, gi::Int, b::Int, block::Block)
         matrix_product!(part, ratio, block_matrix(e.weight, g, block, inputs), 0f0, false, true)
         over!(send_flow!, e, inputs, e.flows, e.values, part, e.rows, first)
     else
-        lists = e.blocks[(gi, b)].of_children
+        lists = e.blocks[gi, b].of_children
         launch!(sparse_edges!, e.values, inputs, e.weight_flow, e.values, ratio, e.rows, first, block.first, lists...)
         over!(sparse_flow!, e, inputs, e.flows, e.values, ratio, e.weight, e.rows, first, block.first, lists...)
     end
@@ -286,15 +281,6 @@ function add_exact!(e::DeviceEngine, X::Data, sources::Starts, order, range::Uni
         append!(impossible, own[.!possible])
     end
     return sum_of, impossible
-end
-
-function counts!(counts::ExpectedCounts, e::DeviceEngine, scale::Real=1)
-    take_counts!(counts, e, Float64(scale))
-    if e.counts !== nothing
-        add!(counts, e.counts, Float64(scale))
-        e.counts = nothing
-    end
-    return counts
 end
 
 "Adds what single precision holds, times `scale`, to `counts`, and clears it."

@@ -127,14 +127,19 @@ function add_block!(i, values, part, exponents, rows, first, group, child, adds)
     return nothing
 end
 
+"The sum over the edges that unit k has in a sparse block's list, of sample n of the units at their other ends."
+@inline function over_edges(other, n, k, first, weight, first_edge, start, index, edge)
+    total = 0f0
+    @inbounds for e in start[k]:start[k + 1] - 1
+        total += other[n, first + index[e]] * weight[first_edge + edge[e]]
+    end
+    return total
+end
+
 "part[:, k] = the sum over the edges of sum k of a sparse block."
 function sparse_sums!(i, part, values, weight, rows, child_first, first_edge, start, index, edge)
     n, k = at(i, rows)
-    total = 0f0
-    @inbounds for e in start[k]:start[k + 1] - 1
-        total += values[n, child_first + index[e]] * weight[first_edge + edge[e]]
-    end
-    @inbounds part[n, k] = total
+    @inbounds part[n, k] = over_edges(values, n, k, child_first, weight, first_edge, start, index, edge)
     return nothing
 end
 
@@ -218,11 +223,7 @@ end
 "The same over a sparse block, whose edges come from `ratio`."
 function sparse_flow!(i, flows, values, ratio, weight, rows, first, first_edge, start, index, edge)
     n, j = at(i, rows)
-    total = 0f0
-    @inbounds for e in start[j]:start[j + 1] - 1
-        total += ratio[n, index[e]] * weight[first_edge + edge[e]]
-    end
-    @inbounds flows[n, first + j] += values[n, first + j] * total
+    @inbounds flows[n, first + j] += values[n, first + j] * over_edges(ratio, n, j, 0, weight, first_edge, start, index, edge)
     return nothing
 end
 
