@@ -1,10 +1,12 @@
-"""`lvd-juice` as tests run it: in this process, where Julia and PyTorch load once, or in one of its own."""
+"""`lvd-juice` as tests run it: in this process, where Julia and PyTorch load once, or in one of its own; and Python."""
 
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
+import textwrap
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -34,3 +36,14 @@ def lvd_juice_apart(*args: str | Path, check: bool = True) -> Ran:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert not check or ran.returncode == 0, ran.stderr
     return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

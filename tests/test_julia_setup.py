@@ -6,28 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from commands import python
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.cli.doctor import doctor
 from pyjuice_lvd.cli.setup import setup
 from pyjuice_lvd.errors import InputError, JuliaUnavailableError
 from pyjuice_lvd.julia import extras, find, provide
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def fake_julia(folder: Path, script: str) -> Path:
