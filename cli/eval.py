@@ -7,21 +7,23 @@ from pathlib import Path
 
 import click
 
+from pyjuice_lvd.circuit.devices import CPU, use_device
 from pyjuice_lvd.data.splits import noun
 from pyjuice_lvd.evaluate.merit import figures_of_merit
 from pyjuice_lvd.progress import make_progress
 
 from .models import Run, start_julia
-from .options import emit, json_option, quiet_option, threads_option
+from .options import device_option, emit, json_option, quiet_option, threads_option
 
 
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data")
 @threads_option
+@device_option
 @json_option
 @quiet_option
-def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bool) -> None:
+def evaluate(run: Path, data: str, threads: int | None, device: str | None, as_json: bool, quiet: bool) -> None:
     """Report the bpd of the model in RUN on the test images, or rows, of DATA.
 
     Of the DATA that the run was fitted on, the same test set as then; of other DATA without a test set, all.
@@ -31,8 +33,9 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     progress = make_progress(quiet)
     test = opened.test_data(data, progress)
     start_julia(opened.settings, threads)
-    model = opened.load()
-    scores = model.score_samples(test.data, progress=progress)
+    with use_device(device or CPU):
+        model = opened.load()
+        scores = model.score_samples(test.data, progress=progress)
     emit(
         {
             "method": opened.method,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.circuit.devices import usable, use_device
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
 from pyjuice_lvd.data.splits import Splits, digest_of
 from pyjuice_lvd.errors import InputError
@@ -94,7 +95,8 @@ def fit(
             progress.log(f"--set {text}: method {settings.method}{offsets} has no use for it")
         if splits.train.ndim == 2 and (color or crop):
             progress.log(f"{'--color' if color else '--crop'}: {splits.source} is a table, which has no use for it")
-    with RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed) as directory:
+    created = RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed)
+    with created as directory, use_device(settings.device):
         _check_same_source(directory, about)
         if not (directory / names.DATA).exists():
             write_json(directory / names.DATA, about)
@@ -125,7 +127,7 @@ def fit(
 def prepare(settings: Settings, *, threads: int | None = None, device: str | None = None) -> None:
     """Start Julia, so that a machine without one is told so at once, and let PyTorch use as many threads.
 
-    PyTorch comes first: that a device is missing is found without Julia.
+    PyTorch comes first: that it misses a device is found without Julia. Then the circuits' device must be there.
     """
     if settings.method not in BASELINES:  # which do without PyTorch and the seconds that it takes to load
         import torch
@@ -134,6 +136,7 @@ def prepare(settings: Settings, *, threads: int | None = None, device: str | Non
 
         resolve_device(settings.device if device is None else device)
     started = julia.start(threads=(settings.threads if threads is None else threads) or None)
+    usable(settings.device if device is None else device)
     if settings.method not in BASELINES:
         torch.set_num_threads(started.threads)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyjuice_lvd.circuit.devices import use_device
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
@@ -74,7 +75,8 @@ def gap(
     # Older versions left mirror images out where they learned the centres.
     if bounds is None or (settings.data.flip and bounds.centres is not None and not bounds.mirror_images):
         bounds = _learn_bounds(teacher, folder, data, settings, directory.data["train_digest"], progress)
-    measured = measure_gap(model, teacher, bounds, images, progress=progress)
+    with use_device(device or settings.device):
+        measured = measure_gap(model, teacher, bounds, images, progress=progress)
     of = opened.protocol(model)
     plot_gap(picture, measured, protocol_text(of))
     result = {

@@ -17,7 +17,9 @@ quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), help="CPU threads [default: LVD_THREADS, else all]."
 )
-device_option = click.option("--device", type=click.Choice(DEVICES), help="Where the teacher runs.")
+device_option = click.option(
+    "--device", type=click.Choice(DEVICES), help="Where teacher and circuits run; auto: a GPU for the teacher alone."
+)
 seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of everything random.")
 
 

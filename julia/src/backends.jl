@@ -13,9 +13,11 @@ Where circuits are evaluated: `CPU()`, in tiles of samples on all threads, or [`
 | [`head_values!`](@ref)`(values, scale, engine, X)` | the same of all heads, without logarithms |
 | [`accumulate!`](@ref)`(engine, X, sources, order, range)` | adds flows up; returns the log-likelihood and such samples |
 | [`add_exact!`](@ref)`(engine, X, sources, order, range, uncertain)` | adds the flows of such samples up, exactly |
+| [`accumulate_posterior!`](@ref)`(posterior, engine, X, head_of)` | both, of soft evidence, and the posterior of what it is of |
 | [`counts!`](@ref)`(counts, engine, scale)` | takes out what was added up: plain arrays that add up |
 | [`apply!`](@ref)`(engine, [counts,] step, pseudocount)` | the M-step |
 | [`settle!`](@ref)`(engine)` | brings the circuit's parameters up to date |
+| [`refresh!`](@ref)`(engine)` | takes the circuit's parameters anew, where others changed them |
 | [`release!`](@ref)`(engine)` | gives back the room that it works in |
 """
 abstract type Backend end
@@ -66,6 +68,15 @@ have probability 0, and so no flow.
 function add_exact! end
 
 """
+    accumulate_posterior!(posterior, engine, X::SoftEvidence, head_of) -> total
+
+[`accumulate!`](@ref) of all samples of soft evidence, the uncertain ones exactly; `posterior`, Float32 `(categories, variables,
+samples)`, all zeros, receives p(x_i = k | evidence), which are the flows into what the evidence comes from. A sample of probability 0
+has none.
+"""
+function accumulate_posterior! end
+
+"""
     counts!(counts, engine, scale = 1)
 
 Adds the engine's statistics, times `scale`, to [`ExpectedCounts`](@ref), and clears them.
@@ -91,6 +102,13 @@ function apply! end
 Brings the circuit's parameters up to date with the steps that were applied.
 """
 function settle! end
+
+"""
+    refresh!(engine)
+
+Takes the circuit's parameters anew: others changed them since the engine's own were settled.
+"""
+function refresh! end
 
 """
     release!(engine)
@@ -132,6 +150,17 @@ function expect!(e::Engine, X, sources::Starts, order, range::UnitRange)
     # (Called by its name, which is looked up now, it is compiled now, and not in a process that never comes here.)
     more, impossible = Base.invokelatest(add_exact!, e, X, sources, order, range, uncertain)::Tuple{Float64,Vector{Int}}
     return total + more, impossible
+end
+
+"What [`accumulate_posterior!`](@ref) leaves uncertain, exactly; the log-likelihood of these samples."
+function exact_posterior!(posterior, e::Engine, X::SoftEvidence, head_of, uncertain)
+    for n in uncertain
+        posterior[:, :, n] .= 0f0
+        Base.invokelatest(exact_marginals!, posterior, circuit(e), X, head_of, n)  # compiled only here
+    end
+    samples = 1:num_samples(X)
+    more, _ = Base.invokelatest(add_exact!, e, X, Sources(head_of), samples, samples, uncertain)::Tuple{Float64,Vector{Int}}
+    return more
 end
 
 "Cuts a range into pieces of at most `size`."

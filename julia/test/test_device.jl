@@ -126,7 +126,6 @@ end
         @test uncertain == [400]
         @test total ≈ 999 * (log(0.5) + log(0.25)) rtol=1e-6
         @test add_exact!(e, X, LVDJuice.Sources(ones(Int32, 1000)), 1:1000, 1:1000, uncertain) == (-Inf, [400])
-        @test occursin("soft evidence is for the backend CPU() alone", message_of(() -> engine(c, device; soft=true)))
     end
 end
 
@@ -140,5 +139,79 @@ end
         finish!(EMJob(wanted, ones(Int, 2, 40), ones(Int, 40); weights=fill(1f-20, 40), epochs=1, batch_size=40, step_size=(1.0, 1.0), pseudocount=0))
         @test same_parameters(c, wanted)
         @test all(isfinite, c.weight) && all(isfinite, c.leaf)
+    end
+end
+
+"Scores of soft evidence, some of which exclude a category."
+function random_scores(rng, C, V, N)
+    scores = randn(rng, Float32, C, V, N) .* 3 .- 5
+    scores[rand(rng, C, V, N) .< 0.2] .= -Inf32
+    scores[1, :, :] .= -4
+    return scores
+end
+
+@testset "device: soft evidence: likelihoods, posteriors and EM are the CPU's" begin
+    rng = MersenneTwister(64)
+    for trial in 1:30, device in DEVICES
+        c, V, C = device_circuits(rng, trial)
+        scores = random_scores(rng, C, V, 90)
+        wanted, found = log_likelihood(c, SoftEvidence(copy(scores))), log_likelihood(engine(c, device; soft=true), SoftEvidence(copy(scores)))
+        @test found ≈ wanted rtol = 1e-5
+        head_of = Int32.(rand(rng, 1:num_heads(c), 90))
+        own = map((CPU(), device)) do backend
+            posterior, e = zeros(Float32, C, V, 90), engine(c, backend; soft=true)
+            total = LVDJuice.accumulate_posterior!(posterior, e, SoftEvidence(copy(scores)), head_of)
+            return posterior, total, counts!(ExpectedCounts(c), e)
+        end
+        @test isapprox(own[2][1], own[1][1]; atol=1e-5)
+        @test own[2][2] ≈ own[1][2] rtol = 1e-6
+        @test isapprox(own[2][3].weight, own[1][3].weight; rtol=1e-4, atol=1e-5)
+        @test isapprox(own[2][3].leaf, own[1][3].leaf; rtol=1e-4, atol=1e-5)
+        other = twin(c)
+        for (model, backend) in ((c, CPU()), (other, device))
+            finish!(EMJob(model, SoftEvidence(copy(scores)), head_of; epochs=2, batch_size=40, step_size=(0.8, 0.3), pseudocount=0.2,
+                          backend=backend))
+        end
+        @test same_parameters(c, other)
+    end
+    c = hclt([0, 1]; latents=2, categories=3)
+    for device in DEVICES  # evidence that nothing allows, and such as the arithmetic does not hold
+        scores = zeros(Float32, 3, 2, 4)
+        scores[:, 2, 2] .= -Inf32
+        scores[:, 1, 3] .= [0, -200, -300]
+        found, wanted = log_likelihood(engine(c, device; soft=true), SoftEvidence(copy(scores))), log_likelihood(c, SoftEvidence(copy(scores)))
+        @test wanted[2] == found[2] == -Inf && isapprox(exp.(found), exp.(wanted); rtol=1e-6)
+        posterior = zeros(Float32, 3, 2, 4)
+        LVDJuice.accumulate_posterior!(posterior, engine(c, device; soft=true), SoftEvidence(copy(scores)), ones(Int32, 4))
+        @test all(iszero, posterior[:, :, 2]) && all(isfinite, posterior)
+    end
+end
+
+@testset "device: joint models and models with offsets learn what they learn on the CPU" begin
+    rng = MersenneTwister(65)
+    tried = rand(rng, UInt16(0):UInt16(1), 1, 2, 60)
+    for device in DEVICES, candidates in (nothing, tried)
+        patches = rand(rng, UInt8(0):UInt8(2), 2, 2, 60)
+        settings = (candidates=candidates, epochs=3, batch_size=25, step_size=(0.9, 0.4), pseudocount=0.2, prior_pseudocount=0.3)
+        models = [small_joint() for _ in 1:2]
+        means = [finish!(JointEMJob(model..., patches; settings..., backend=backend)) for (model, backend) in zip(models, (CPU(), device))]
+        @test means[2] ≈ means[1] rtol = 1e-5
+        for (mine, theirs) in zip([models[1][1]; models[1][2]], [models[2][1]; models[2][2]])
+            @test same_parameters(mine, theirs)
+        end
+        patches = rand(rng, UInt8.(0:7), 4, 2, 60)
+        found = map((CPU(), device)) do backend
+            em, prior = random_emissions(2; steps=[4, 2]), hclt([0, 1]; latents=2, categories=3, seed=7)
+            circuit(em.shapes[1][1]).leaf[1:2] .= 0  # a value that one variable's units may not have
+            em = Emissions([[engine(circuit(e), backend) for e in shape] for shape in em.shapes], em.steps, em.join, em.shifts)
+            scores = zeros(Float32, num_states(em), 2, 60)
+            mean = finish!(OffsetEMJob(prior, em, patches; settings..., backend=backend))
+            emission_scores!(scores, em, patches)
+            return mean, [prior; [circuit(e) for shape in em.shapes for e in shape]], em, scores
+        end
+        @test found[2][1] ≈ found[1][1] rtol = 1e-5
+        @test all(same_parameters(pair...) for pair in zip(found[1][2], found[2][2]))
+        @test close_to(found[2][3].join, found[1][3].join; rtol=1e-4)
+        @test found[2][4] ≈ found[1][4] rtol = 1e-5
     end
 end

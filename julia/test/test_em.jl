@@ -98,6 +98,20 @@ end
     @test close_to(c.leaf, expected; rtol=1e-4)
 end
 
+@testset "evidence that is certain teaches inputs of all kinds what its categories do" begin
+    rng = MersenneTwister(35)
+    for trial in 1:20
+        V, C = rand(rng, 2:4), rand(rng, 2:4)
+        c = random_circuit(rng, V, C, 1)
+        X, other = rand(rng, 0:C - 1, V, 50), deepcopy(c)
+        scores = Float32[X[i, n] == k ? 0 : -Inf for k in 0:C - 1, i in 1:V, n in 1:50]
+        settings = (epochs=2, batch_size=30, step_size=(0.9, 0.5), pseudocount=0.1)
+        finish!(EMJob(c, X, ones(Int, 50); settings...))
+        finish!(EMJob(other, SoftEvidence(scores), ones(Int, 50); settings...))
+        @test close_to(other.weight, c.weight; rtol=1e-4) && close_to(other.leaf, c.leaf; rtol=1e-4) && close_to(other.success, c.success; rtol=1e-4)
+    end
+end
+
 @testset "an impossible sample of weight zero counts for nothing" begin
     c = hclt([0, 1]; latents=2, categories=2)
     c.leaf .= [1, 1, 0, 0, 1, 1, 0, 0]  # category 1 is impossible

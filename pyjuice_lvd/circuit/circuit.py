@@ -233,16 +233,16 @@ class Circuit:
         """
         which = which_head(head, self.num_heads)
         rows, hidden = self.engine.rows(X, mask)
-        plan = self.engine.plan(soft=isinstance(rows, Evidence))
+        evaluator = self.engine.evaluator(soft=isinstance(rows, Evidence))
         out = np.empty((len(rows), self.num_heads if which < 0 else 1))
         with progress.stage("log-likelihood", total=len(rows)) as stage:
             for piece in self.engine.pieces(len(rows)):
                 if isinstance(rows, Evidence):
-                    julia.call("log_likelihoods!", out[piece], plan, rows.handle, piece.start, which)
+                    julia.call("log_likelihoods!", out[piece], evaluator, rows.handle, piece.start, which)
                 else:
                     part = for_engine(rows[piece], masked=hidden is not None)
                     mine = None if hidden is None else hidden[piece]
-                    julia.call("log_likelihoods!", out[piece], plan, part, mine, which)
+                    julia.call("log_likelihoods!", out[piece], evaluator, part, mine, which)
                 stage.advance(piece.stop - piece.start)
         return out if which < 0 else out[:, 0]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import function, integers, number, step_sizes, typed
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
+from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.engine import PIECE, Engine, Rows, for_julia
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.progress import Progress
@@ -57,7 +58,7 @@ def train(
         state.restore(history, watch)
     job = julia.call(
         "em_job", engine.circuit, borrowed, heads, weights, epochs, batch_size, *steps, pseudocount, shuffle, seed,
-        len(history),
+        len(history), *backend(),
     )  # fmt: skip
     try:
         with progress.stage("EM", total=epochs * n, unit="samples") as stage:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.circuit.devices import CPU, backend, current
 from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -29,6 +30,9 @@ _FIELDS = (*ARRAYS[:7], "list", *ARRAYS[7:])
 """As Julia keeps them, with one list of children for units that share theirs."""
 
 _LEARNED = ("weight", "leaf", "success")
+
+ON_DEVICES = frozenset({"flow_job"})
+"""The jobs that every device does; others run on the CPU."""
 
 
 class Evidence:
@@ -63,6 +67,7 @@ class Engine:
         self._settle(circuit)
         self._edges, self._params = map(int, julia.call("circuit_size", circuit)[3:])
         self._plans: dict[bool, julia.Handle] = {}
+        self._on_device: dict[bool, tuple[str, julia.Handle]] = {}
 
     def _settle(self, circuit: julia.Handle) -> None:
         """Take a circuit that is in Julia."""
@@ -81,7 +86,7 @@ class Engine:
         return self._circuit
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_circuit": None, "_plans": {}}
+        return {**vars(self), "_circuit": None, "_plans": {}, "_on_device": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy in this process is given the very arrays of the other, which may go on changing.
@@ -102,6 +107,15 @@ class Engine:
         if soft not in self._plans:
             self._plans[soft] = julia.call("plan_of", self.circuit, soft)
         return self._plans[soft]
+
+    def evaluator(self, *, soft: bool) -> julia.Handle:
+        """What evaluates the circuit on the device in use: its plan, on the CPU."""
+        device = current()
+        if device == CPU:
+            return self.plan(soft=soft)
+        if self._on_device.get(soft, ("", None))[0] != device:
+            self._on_device[soft] = device, julia.call("engine_on", self.circuit, soft, *backend())
+        return self._on_device[soft][1]
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """View the circuit's arrays; those that are learned are its own memory."""
@@ -162,9 +176,10 @@ class Engine:
         progress: Progress,
     ) -> julia.Handle:
         """Start a job on rows, and finish it."""
-        plan = self.plan(soft=isinstance(rows, Evidence))
+        soft = isinstance(rows, Evidence)
+        evaluator = self.evaluator(soft=soft) if function in ON_DEVICES else self.plan(soft=soft)
         borrowed = rows if rows is None else for_julia(rows, masked=hidden is not None)
-        job: julia.Handle = julia.call(function, plan, borrowed, hidden, *rest)
+        job: julia.Handle = julia.call(function, evaluator, borrowed, hidden, *rest)
         with progress.stage(stage, total=total) as shown:
             done = 0
             while done < total:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyjuice_lvd.circuit.devices import use_device
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, model_folder, seed_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.learn.pipeline import distill
@@ -32,7 +33,7 @@ class LVDPG(DensityEstimator):
     random_state : int, RandomState or None
         Seed of everything random, as scikit-learn has it: None draws one.
     device : "auto", "cpu" or "cuda"
-        Where the teacher runs.
+        Where the teacher runs, and with "cuda" the circuits learn; "auto": the teacher on a GPU, if there is one.
     progress : Progress, optional
         Where the work is shown; default: nowhere.
 
@@ -73,7 +74,8 @@ class LVDPG(DensityEstimator):
         if self.settings_.threads:
             torch.set_num_threads(self.settings_.threads)
         train, valid = self._set_apart(self._checked(X, fitting=True))
-        learned = distill(train, valid, self.settings_, progress=self._shown)
+        with use_device(self.settings_.device):
+            learned = distill(train, valid, self.settings_, progress=self._shown)
         self.model_: JointModel | ShapeModel = learned.model
         self.teacher_: Teacher = learned.teacher
         self.n_features_in_ = self.model_.dims

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.patches import to_patches
@@ -116,7 +117,7 @@ class JointModel(LatentModel):
         """Make the job of EM on p(x) (`LatentModel.em_job`)."""
         job: julia.Handle = julia.call(
             "joint_em_job", patches, candidates, *schedule, self.tied,
-            *(circuit.engine.circuit for circuit in self.learning),
+            *(circuit.engine.circuit for circuit in self.learning), *backend(),
         )  # fmt: skip
         return job
 
@@ -141,8 +142,8 @@ class JointModel(LatentModel):
         images, hidden = self._checked(images, mask)
         patches, masks = self.patches(images), to_patches(hidden, self.patch)
         scores = np.zeros((*patches.shape[:2], self.num_latent_values), np.float32)
-        plans = (circuit.engine.plan(soft=False) for circuit in self.circuits)
-        julia.call("patch_scores!", scores, patches, masks if masks.any() else None, self.tied, *plans)
+        engines = (circuit.engine.evaluator(soft=False) for circuit in self.circuits)
+        julia.call("patch_scores!", scores, patches, masks if masks.any() else None, self.tied, *engines)
         return scores
 
     def posterior(

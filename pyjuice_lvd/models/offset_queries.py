@@ -77,8 +77,9 @@ class Shapes:
 
     def handle(self) -> julia.Handle:
         """Give the engine's form of it, which shares its memory."""
-        plans = (circuit.engine.plan(soft=False) for circuit in self.circuits)
-        handle: julia.Handle = julia.call("emissions", np.array(self.steps, np.int64), self.join, *self.shifts, *plans)
+        engines = (circuit.engine.evaluator(soft=False) for circuit in self.circuits)
+        steps = np.array(self.steps, np.int64)
+        handle: julia.Handle = julia.call("emissions", steps, self.join, *self.shifts, *engines)
         return handle
 
     def log_given(self, patches: UInt8, h: Ints, join: Ints, offset: Ints) -> Float64:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit, Evidence
+from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.patches import to_patches
@@ -132,7 +133,7 @@ class OffsetModel(ShapeModel, LatentModel):
         """Make the job of EM on p(x) (`LatentModel.em_job`)."""
         job: julia.Handle = julia.call(
             "offset_em_job", patches, candidates, *schedule, self.prior.engine.circuit, self.emissions.handle(),
-            self.ties,
+            self.ties, *backend(),
         )  # fmt: skip
         return job
 

@@ -9,6 +9,9 @@ const BINOMIAL = 0x06      # input: successes in N trials, N + 1 categories; the
 
 isinput(kind::UInt8) = kind >= CATEGORICAL
 
+"Whether inputs of a kind learn."
+has_parameters(kind) = kind == CATEGORICAL || kind == BINOMIAL
+
 """
     Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf, heads,
             head_weight = equal)

@@ -23,7 +23,8 @@ CPUEngine(plan::Plan; batch_size::Int=0) =
     CPUEngine(plan, suit_batch(plan.schedule, batch_size) ? BatchInputs(plan.schedule, batch_size) : nothing, Workspace[],
               Statistics[], 0, nothing)
 
-circuit(e::CPUEngine) = e.plan.circuit
+circuit(plan::Plan) = plan.circuit
+circuit(e::CPUEngine) = circuit(e.plan)
 schedule(e::CPUEngine) = e.plan.schedule
 is_soft(e::CPUEngine) = e.plan.soft
 
@@ -141,13 +142,6 @@ function accumulate!(at_inputs::F, e::CPUEngine, X::Data, sources::Starts, order
     return sum(totals), reduce(vcat, uncertain)
 end
 
-"""
-    accumulate_posterior!(posterior, engine, X::SoftEvidence, head_of) -> total
-
-[`accumulate!`](@ref) of all samples of soft evidence, the uncertain ones exactly; `posterior`, Float32 `(categories, variables,
-samples)`, all zeros, receives p(x_i = k | evidence), which are the flows into what the evidence comes from. A sample of probability 0
-has none.
-"""
 function accumulate_posterior!(posterior::Array{Float32,3}, e::CPUEngine, X::SoftEvidence, head_of::Vector{Int32})
     N, sources, plan, c = num_samples(X), Sources(head_of), e.plan, circuit(e)
     total, uncertain = accumulate!(e, X, sources, 1:N, 1:N) do stat, ws, gi, _, count
@@ -160,12 +154,7 @@ function accumulate_posterior!(posterior::Array{Float32,3}, e::CPUEngine, X::Sof
         is_uncertain[n] || finish_marginals!(posterior, c, X, n, head_of)
     end
     isempty(uncertain) && return total
-    for n in uncertain
-        posterior[:, :, n] .= 0f0
-        Base.invokelatest(exact_marginals!, posterior, c, X, head_of, n)  # compiled only here
-    end
-    more, _ = Base.invokelatest(add_exact!, e, X, sources, 1:N, 1:N, uncertain)::Tuple{Float64,Vector{Int}}
-    return total + more
+    return total + exact_posterior!(posterior, e, X, head_of, uncertain)
 end
 
 function add_exact!(e::CPUEngine, X::Data, sources::Starts, order, range::UnitRange, uncertain::Vector{Int})
@@ -219,3 +208,5 @@ function apply!(e::CPUEngine, counts::ExpectedCounts, step::Real, pseudocount::R
 end
 
 settle!(e::CPUEngine) = e.inputs === nothing ? nothing : settle!(e.inputs, schedule(e))
+
+refresh!(::CPUEngine) = nothing  # whose parameters, once they are settled, are the circuit's own

@@ -5,7 +5,7 @@
 
 Arrays that `array` makes of Julia's own: `Device(Array)` is the CPU by other code, `Device(CuArray)` would be a GPU. All that is
 computed is a launch of a kernel or a matrix product ([`launch!`](@ref), [`matrix_product!`](@ref)); numbers that are looked at one by one
-come to the host first. Samples whose arithmetic did not hold are done exactly on the CPU. No soft evidence, sampling or max-product.
+come to the host first. Samples whose arithmetic did not hold are done exactly on the CPU. No sampling or max-product.
 """
 struct Device{A} <: Backend
     array::A
@@ -13,16 +13,32 @@ end
 
 Device() = Device(Array)
 
+"""
+    backend(name) -> Backend
+
+By its name: `"cpu"`, `"array"`, which is `Device(Array)`, the device engine on the CPU, and what extensions add: `"cuda"`. Throws an `ArgumentError`
+where there is none of this name, or it does not work here.
+"""
+backend(name::AbstractString) = backend(Val(Symbol(name)))
+backend(::Val{:cpu}) = CPU()
+backend(::Val{:array}) = Device()
+backend(::Val{name}) where {name} = throw(ArgumentError("device: found $name, which no loaded extension knows"))
+
+"Whether an error says that a device's memory is full; extensions add their own."
+is_full(error) = error isa OutOfMemoryError
+
 # Values and flows of a pass take so many numbers each, whatever the circuit.
 const PASS_NUMBERS = 2^25
 
 """
 A circuit on a device. Its parameters are taken when it is made, and the circuit's own are brought up to date by [`settle!`](@ref). Flows
-are summed in single precision, and every few thousand samples in double precision in `counts`, on the host.
+are summed in single precision, and every few thousand samples in double precision in `counts`, on the host. The room for a pass is made
+when it is first needed.
 """
 mutable struct DeviceEngine{A} <: Engine
     schedule::Schedule
     device::Device{A}
+    soft::Bool
     rows::Int                   # samples of a pass
     first::Vector{Int32}        # of each group: its first column, less 1
     levels::Vector{Level}
@@ -30,19 +46,20 @@ mutable struct DeviceEngine{A} <: Engine
     inputs::Tuple               # column, variable, start, stride of all input units
     learned::Tuple              # start, stride, categories of the categorical ones
     sums::Tuple                 # of every sum unit: its first edge, and how many
-    binomials::Tuple            # groups, first, width
+    small::Tuple                # of input groups whose small values have lost digits: groups, first, width
     heads::Tuple                # of each unit that is a head: its column, and its group
     head_place::Vector{Int}     # of each head: its place among these
     weight::AbstractVector{Float32}       # parameters, and zeros beyond them, so that every block is a matrix
     leaf::AbstractVector{Float32}
-    weight_flow::AbstractVector{Float32}  # statistics; none before there is need of them
-    leaf_flow::AbstractVector{Float32}
+    weight_flow::AbstractVector{Float32}  # statistics, less the weight; none before there is need of them
+    leaf_flow::AbstractVector{Float32}    # of soft evidence, less the parameter
     values::AbstractMatrix{Float32}       # (rows, columns)
     flows::AbstractMatrix{Float32}
     scratch::Tuple                        # (rows, widest), twice
     exponents::AbstractMatrix{Int32}      # (rows, groups)
     lost::AbstractMatrix{Float32}
     x::AbstractMatrix{Int32}              # (rows, variables): categories of the pass under way, -1 where hidden
+    evidence::AbstractArray{Float32,3}    # (rows, categories, variables), in their place where it is soft
     ahead::Bool                 # whether the parameters here are newer than the circuit's
     accumulated::Int            # samples in the statistics
     exact::Union{Nothing,Statistics}  # flows of samples that were done exactly
@@ -50,12 +67,12 @@ mutable struct DeviceEngine{A} <: Engine
 end
 
 function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size::Int=0)
-    soft && throw(ArgumentError("soft evidence is for the backend CPU() alone"))
-    c, groups = schedule.circuit, length(schedule.groups)
+    c = schedule.circuit
     place(x) = device.array(x)
-    room(T, sizes...) = place(zeros(T, sizes...))
+    none(T, dimensions=1) = place(zeros(T, ntuple(_ -> 0, dimensions)))
     first, columns = first_columns(schedule)
-    rows = clamp(PASS_NUMBERS ÷ max(columns, 1), TILE, SINGLE_PRECISION_SAMPLES)
+    numbers = columns + (soft ? 2 * c.num_vars * Int(maximum(schedule.limits)) : 0)
+    rows = clamp(PASS_NUMBERS ÷ max(numbers, 1), TILE, SINGLE_PRECISION_SAMPLES)
     batch_size > 0 && (rows = min(rows, batch_size))
     head_units = unique(c.heads)
     own = [findfirst(==(u), c.heads) for u in head_units]  # of each such unit, one head
@@ -64,22 +81,25 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     inputs, _ = input_table(schedule, first)
     learned, categories = input_table(schedule, first, ==(CATEGORICAL))
     beyond = zeros(Float32, schedule.widest * maximum(g -> length(g.blocks) + 1, schedule.groups))
-    return DeviceEngine(schedule, device, rows, first, levels_of(place, schedule, first), device_blocks(place, schedule), place.(inputs),
+    return DeviceEngine(schedule, device, soft, rows, first, levels_of(place, schedule, first), device_blocks(place, schedule), place.(inputs),
                         place.((learned[3], learned[4], categories)),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
-                        place.(binomial_groups(schedule, first)), place.((head_columns, schedule.head_group[own])),
-                        Int[findfirst(==(u), head_units) for u in c.heads], place(vcat(c.weight, beyond)), place(copy(c.leaf)),
-                        room(Float32, 0), room(Float32, 0), room(Float32, rows, columns), room(Float32, 0, 0),
-                        (room(Float32, rows, schedule.widest), room(Float32, rows, schedule.widest)), room(Int32, rows, groups),
-                        room(Float32, rows, groups), room(Int32, 0, 0), false, 0, nothing, nothing)
+                        place.(small_inputs(schedule, first, soft)), place.((head_columns, schedule.head_group[own])),
+                        Int[findfirst(==(u), head_units) for u in c.heads], place(vcat(c.weight, beyond)),
+                        place(vcat(c.leaf, zeros(Float32, widest_stride(schedule)))), none(Float32), none(Float32), none(Float32, 2),
+                        none(Float32, 2), (none(Float32, 2), none(Float32, 2)), none(Int32, 2), none(Float32, 2), none(Int32, 2),
+                        none(Float32, 3), false, 0, nothing, nothing)
 end
+
+"Room beyond the inputs' tables, so that each is a matrix, (units, categories), of whole columns."
+widest_stride(schedule::Schedule) = maximum(g -> isinput(g.kind) ? g.param_stride : 0, schedule.groups)
 
 "An array where kernels are."
 place(e::DeviceEngine, x) = e.device.array(x)
 
 circuit(e::DeviceEngine) = e.schedule.circuit
 schedule(e::DeviceEngine) = e.schedule
-is_soft(::DeviceEngine) = false
+is_soft(e::DeviceEngine) = e.soft
 samples_at_once(e::DeviceEngine) = e.rows
 steps_at_once(::DeviceEngine, ::Int) = 1
 
@@ -94,11 +114,49 @@ function block_matrix(array, g::Group, b::Block, inputs::Int)
     return view(reshape(view(array, b.first:b.first + b.stride * width(g) - 1), b.stride, width(g)), 1:inputs, :)
 end
 
-"Puts the categories of samples `order[range]` where kernels are; the last one again where a pass is not full. -1 is hidden."
-function load_pass!(e::DeviceEngine, X::Data, order, range::UnitRange)
+"The table of a group of inputs, (units, categories), of `array`, in the parameters' layout."
+function table_matrix(array, g::Group)
+    stride = Int(g.param_stride)
+    return view(reshape(view(array, g.param_start:g.param_start + stride * g.categories - 1), stride, g.categories), 1:width(g), :)
+end
+
+"""
+Makes the room for the values and flows of a pass, where there is none; where the device's memory has not as much, passes have fewer samples from
+now on.
+"""
+function make_room!(e::DeviceEngine)
+    isempty(e.values) || return
+    while true
+        try
+            room(T, columns) = place(e, zeros(T, e.rows, columns))
+            groups, widest, columns = length(e.schedule.groups), e.schedule.widest, sum(width, e.schedule.groups)
+            e.values, e.flows, e.scratch = room(Float32, columns), room(Float32, columns), (room(Float32, widest), room(Float32, widest))
+            e.exponents, e.lost = room(Int32, groups), room(Float32, groups)
+            return
+        catch error
+            drop_room!(e)
+            is_full(error) && e.rows > 1 || rethrow()
+            e.rows ÷= 2
+        end
+    end
+end
+
+"Gives back what `make_room!` and `load_pass!` took."
+function drop_room!(e::DeviceEngine)
+    none = place(e, zeros(Float32, 0, 0))
+    e.values, e.flows, e.scratch, e.lost = none, none, (none, none), none
+    e.exponents, e.x, e.evidence = place(e, zeros(Int32, 0, 0)), place(e, zeros(Int32, 0, 0)), place(e, zeros(Float32, 0, 0, 0))
+    return nothing
+end
+
+"The sample at `row` of a pass over `order[range]`: the last one again where the pass is not full."
+sample_at(order, range::UnitRange, row::Int) = Int(order[min(first(range) + row - 1, last(range))])
+
+"Puts what is known of samples `order[range]` where kernels are: their categories, -1 where one is hidden, or the evidence."
+function load_pass!(e::DeviceEngine, X::Union{AbstractMatrix,Masked}, order, range::UnitRange)
     x, values, mask = Matrix{Int32}(undef, e.rows, circuit(e).num_vars), X isa Masked ? X.values : X, X isa Masked ? X.mask : nothing
     for n in 1:e.rows
-        sample = order[min(first(range) + n - 1, last(range))]
+        sample = sample_at(order, range, n)
         for i in axes(x, 2)
             x[n, i] = hidden(mask, i, sample) ? Int32(-1) : values[i, sample] % Int32
         end
@@ -107,12 +165,25 @@ function load_pass!(e::DeviceEngine, X::Data, order, range::UnitRange)
     return nothing
 end
 
+function load_pass!(e::DeviceEngine, X::SoftEvidence, order, range::UnitRange)
+    K, V, _ = size(X.likelihood)
+    evidence = Array{Float32,3}(undef, e.rows, K, V)
+    for n in 1:e.rows
+        sample = sample_at(order, range, n)
+        for i in 1:V, k in 1:K
+            @inbounds evidence[n, k, i] = X.likelihood[k, i, sample]
+        end
+    end
+    e.evidence = place(e, evidence)
+    return nothing
+end
+
 "Values of all units for the samples of `load_pass!`, and what underflow may have taken from them."
 function forward!(e::DeviceEngine)
     fill!(e.lost, 0f0)
     fill!(e.exponents, Int32(0))
-    over!(input_value!, e, count_of(e.inputs), e.values, e.rows, e.x, e.leaf, e.inputs...)
-    over!(binomial_bound!, e, count_of(e.binomials), e.lost, e.values, e.rows, e.binomials...)
+    e.soft ? evidence_values!(e) : over!(input_value!, e, count_of(e.inputs), e.values, e.rows, e.x, e.leaf, e.inputs...)
+    over!(small_input!, e, count_of(e.small), e.lost, e.values, e.rows, e.soft ? SMALL : LOSS, e.small...)
     for level in e.levels
         over!(product_values!, e, count_of(level.products), e.values, e.exponents, e.lost, e.rows, level.products...)
         groups, _, _, blocks, child, _ = level.sums
@@ -121,6 +192,14 @@ function forward!(e::DeviceEngine)
             group_sums!(e, gi)
         end
         over!(finish_sums!, e, length(groups), e.values, e.exponents, e.lost, e.rows, level.sums...)
+    end
+end
+
+"leaf_h = sum over k of theta_{h,k} p(x_i | k), for all groups of inputs."
+function evidence_values!(e::DeviceEngine)
+    for (gi, g) in enumerate(e.schedule.groups)
+        isinput(g.kind) || continue
+        matrix_product!(group_columns(e, e.values, gi), view(e.evidence, :, :, g.variable), table_matrix(e.leaf, g), 0f0, false, true)
     end
 end
 
@@ -151,6 +230,7 @@ log_value(value::Float32, exponent::Int32) = log(Float64(value)) + exponent * lo
 
 "Calls `f(range, value, exponent)` with the heads' values of all samples, pass by pass."
 function each_pass(f, e::DeviceEngine, X::Data)
+    make_room!(e)
     for range in pieces(1:num_samples(X), e.rows)
         load_pass!(e, X, 1:num_samples(X), range)
         forward!(e)
@@ -164,7 +244,7 @@ function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::DeviceEngine, 
         for (row, n) in enumerate(range)
             for (i, head) in enumerate(heads)
                 h = e.head_place[head]
-                out[i, n] = log_value(value[row, h], exponent[row, h])
+                out[i, n] = log_value(value[row, h], exponent[row, h]) + offset(X, n)
             end
             all(i -> isfinite(out[i, n]), axes(out, 1)) || push!(uncertain, n)
         end
@@ -182,7 +262,7 @@ function head_values!(values::Matrix{Float32}, scale::Vector{Float64}, e::Device
             for (head, h) in enumerate(places)
                 values[head, n] = ldexp(value[row, h], exponent[row, h] - top)
             end
-            scale[n] = top * log(2.0)
+            scale[n] = top * log(2.0) + offset(X, n)
             any(h -> isnan(value[row, h]), places) && push!(uncertain, n)
         end
     end
@@ -194,52 +274,57 @@ end
 
 "Makes the room to accumulate in, where there is none."
 function prepare!(e::DeviceEngine)
-    isempty(e.flows) || return
-    e.flows = place(e, zeros(Float32, size(e.values)))
+    isempty(e.weight_flow) || return
     e.weight_flow, e.leaf_flow = place(e, zeros(Float32, length(e.weight))), place(e, zeros(Float32, length(e.leaf)))
     return nothing
 end
 
 function release!(e::DeviceEngine)
-    nothing_here = place(e, zeros(Float32, 0))
-    e.flows, e.weight_flow, e.leaf_flow = place(e, zeros(Float32, 0, 0)), nothing_here, nothing_here
+    drop_room!(e)
+    e.weight_flow, e.leaf_flow = place(e, zeros(Float32, 0)), place(e, zeros(Float32, 0))
     e.accumulated, e.exact, e.counts = 0, nothing, nothing
     return nothing
 end
 
-function accumulate!(e::DeviceEngine, X::Data, sources::Starts, order, range::UnitRange)
+accumulate!(e::DeviceEngine, X::Data, sources::Starts, order, range::UnitRange) =
+    accumulate!((pass, certain) -> nothing, e, X, sources, order, range)
+
+"As above; `after(pass, certain)` is called with the places in `order` of each pass when its flows are there, and which rows have any."
+function accumulate!(after::F, e::DeviceEngine, X::Data, sources::Starts, order, range::UnitRange) where {F}
     prepare!(e)
     begin_accumulating!(e, length(range))
     total, uncertain = 0.0, Int[]
+    make_room!(e)
     for pass in pieces(range, e.rows)
         load_pass!(e, X, order, pass)
         forward!(e)
-        own, started = begin_flows(e, sources, order, pass, uncertain)
+        own, started, certain = begin_flows(e, X, sources, order, pass)
         total += own
+        append!(uncertain, pass[.!certain])
         backward!(e, started)
+        after(pass, certain)
     end
     return total, uncertain
 end
 
-"What the flows of a pass start with, `(rows, units that are heads)`, and the weighted log-likelihood; samples without go to `uncertain`."
-function begin_flows(e::DeviceEngine, sources::Starts, order, pass, uncertain)
+"""
+The weighted log-likelihood of a pass; what its flows start with, `(rows, units that are heads)`; and for which of its samples the arithmetic
+held: the others have no flow.
+"""
+function begin_flows(e::DeviceEngine, X::Data, sources::Starts, order, pass)
     value, exponent = head_values(e)
-    started, total = zeros(Float32, size(value)), 0.0
+    started, total, certain = zeros(Float32, size(value)), 0.0, fill(true, length(pass))
     for (row, place) in enumerate(pass)
-        own = 0.0
-        for (head, weight) in starts(sources, Int(order[place]))
+        own, n = 0.0, Int(order[place])
+        for (head, weight) in starts(sources, n)
             h = e.head_place[head]
-            weight > 0 && (own += weight * log_value(value[row, h], exponent[row, h]))
+            weight > 0 && (own += weight * (log_value(value[row, h], exponent[row, h]) + offset(X, n)))
             started[row, h] += weight
         end
-        if isfinite(own)
-            total += own
-        else
-            started[row, :] .= 0f0
-            push!(uncertain, place)
-        end
+        certain[row] = isfinite(own)
+        certain[row] ? (total += own) : (started[row, :] .= 0f0)
     end
-    return total, started
+    return total, started, certain
 end
 
 function backward!(e::DeviceEngine, started::Matrix{Float32})
@@ -251,7 +336,48 @@ function backward!(e::DeviceEngine, started::Matrix{Float32})
             block_flows!(e, gi, b, block)
         end
     end
-    launch!(input_flow!, e.values, count_of(e.inputs), e.leaf_flow, e.flows, e.rows, e.x, e.inputs...)
+    e.soft ? evidence_flows!(e) : launch!(input_flow!, e.values, count_of(e.inputs), e.leaf_flow, e.flows, e.rows, e.x, e.inputs...)
+end
+
+"Adds the flows of all categories, less their parameters, to the inputs' statistics; the inputs' values make place for flow / value."
+function evidence_flows!(e::DeviceEngine)
+    for (gi, g) in enumerate(e.schedule.groups)
+        isinput(g.kind) || continue
+        ratio = group_columns(e, e.values, gi)
+        over!(flow_ratio!, e, width(g), ratio, e.flows, e.values, e.exponents, e.rows, e.first[gi], gi, gi)
+        has_parameters(g.kind) || continue
+        matrix_product!(table_matrix(e.leaf_flow, g), ratio, view(e.evidence, :, :, g.variable), 1f0, true)
+    end
+end
+
+"p(x_i = k | evidence) of the samples of a pass, up to a factor for each, from what [`evidence_flows!`](@ref) leaves: on the host."
+function evidence_posterior(e::DeviceEngine)
+    _, K, V = size(e.evidence)
+    posterior, part = place(e, zeros(Float32, e.rows, K, V)), place(e, zeros(Float32, e.rows, K))
+    for (gi, g) in enumerate(e.schedule.groups)
+        isinput(g.kind) || continue
+        matrix_product!(part, group_columns(e, e.values, gi), table_matrix(e.leaf, g), 0f0)
+        over!(add_posterior!, e, K, posterior, part, e.evidence, e.rows, g.variable)
+    end
+    return Array(posterior)
+end
+
+"[`accumulate_posterior!`](@ref)"
+function accumulate_posterior!(posterior::Array{Float32,3}, e::DeviceEngine, X::SoftEvidence, head_of::Vector{Int32})
+    N, sources = num_samples(X), Sources(head_of)
+    total, uncertain = accumulate!(e, X, sources, 1:N, 1:N) do pass, certain
+        found = evidence_posterior(e)
+        for (row, n) in enumerate(pass)
+            certain[row] || continue
+            for i in axes(posterior, 2), k in axes(posterior, 1)
+                posterior[k, i, n] = found[row, k, i]
+            end
+            finish_marginals!(posterior, circuit(e), X, n, head_of)
+        end
+    end
+    isempty(uncertain) && return total
+    settle!(e)
+    return total + exact_posterior!(posterior, e, X, head_of, uncertain)
 end
 
 function block_flows!(e::DeviceEngine, gi::Int, b::Int, block::Block)
@@ -288,7 +414,8 @@ function take_counts!(counts::ExpectedCounts, e::DeviceEngine, scale::Float64)
     c = circuit(e)
     if !isempty(e.weight_flow)
         settle!(e)
-        own = Statistics(Array(e.weight_flow)[1:length(c.weight)], Array(e.leaf_flow))
+        multiply_in!(e)
+        own = Statistics(Array(e.weight_flow)[1:length(c.weight)], Array(e.leaf_flow)[1:length(c.leaf)])
         take_counts!(counts, c, own, scale)
         fill!(e.weight_flow, 0f0)
         fill!(e.leaf_flow, 0f0)
@@ -298,12 +425,16 @@ function take_counts!(counts::ExpectedCounts, e::DeviceEngine, scale::Float64)
     return counts
 end
 
+"Makes the inputs' statistics flows, where they leave the parameters out."
+multiply_in!(e::DeviceEngine) = e.soft && launch!(multiply_by!, e.leaf, length(e.leaf), e.leaf_flow, e.leaf)
+
 function apply!(e::DeviceEngine, step::Real, pseudocount::Real)
     prepare!(e)
-    if e.counts !== nothing || e.exact !== nothing || count_of(e.binomials) > 0
+    if e.counts !== nothing || e.exact !== nothing || any(==(BINOMIAL), circuit(e).kind)
         return apply!(e, counts!(ExpectedCounts(circuit(e)), e), step, pseudocount, 1.0)
     end
     s, a = Float32(step), Float32(pseudocount)
+    multiply_in!(e)
     launch!(sum_step!, e.weight, length(e.sums[1]), e.weight, e.weight_flow, s, a, e.sums...)
     launch!(categorical_step!, e.leaf, length(e.learned[1]), e.leaf, e.leaf_flow, s, a, e.learned...)
     fill!(e.leaf_flow, 0f0)  # of inputs that have nothing to learn
@@ -314,9 +445,15 @@ end
 function apply!(e::DeviceEngine, counts::ExpectedCounts, step::Real, pseudocount::Real, scale::Real=scale_of(counts))
     settle!(e)
     m_step!(e.schedule, counts, Float64(step), Float64(pseudocount), pseudocount > 0 ? 0.0 : LEAST_FLOW * Float64(scale))
+    refresh!(e)
+    return nothing
+end
+
+function refresh!(e::DeviceEngine)
     c = circuit(e)
     copyto!(view(e.weight, 1:length(c.weight)), place(e, c.weight))
-    copyto!(e.leaf, place(e, c.leaf))
+    copyto!(view(e.leaf, 1:length(c.leaf)), place(e, c.leaf))
+    e.ahead = false
     return nothing
 end
 
@@ -324,7 +461,7 @@ function settle!(e::DeviceEngine)
     e.ahead || return nothing
     c = circuit(e)
     copyto!(c.weight, 1, Array(e.weight), 1, length(c.weight))
-    copyto!(c.leaf, Array(e.leaf))
+    copyto!(c.leaf, 1, Array(e.leaf), 1, length(c.leaf))
     e.ahead = false
     return nothing
 end

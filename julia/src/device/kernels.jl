@@ -56,11 +56,11 @@ function input_value!(i, values, rows, x, leaf, column, variable, start, stride)
     return nothing
 end
 
-"A binomial's values that are smaller than `LOSS` have lost digits, or all, in its table."
-function binomial_bound!(i, lost, values, rows, groups, first, width)
+"Groups of inputs whose values smaller than `least` have lost digits, or all."
+function small_input!(i, lost, values, rows, least, groups, first, width)
     n, p = at(i, rows)
     @inbounds for k in 1:width[p]
-        values[n, first[p] + k] < LOSS && (lost[n, groups[p]] = LOSS)
+        values[n, first[p] + k] < least && (lost[n, groups[p]] = least)
     end
     return nothing
 end
@@ -248,7 +248,20 @@ function input_flow!(i, statistic, flows, rows, x, column, variable, start, stri
     return nothing
 end
 
+"posterior[:, k, variable] += part[:, k] times the evidence's likelihood."
+function add_posterior!(i, posterior, part, evidence, rows, variable)
+    n, k = at(i, rows)
+    @inbounds posterior[n, k, variable] += part[n, k] * evidence[n, k, variable]
+    return nothing
+end
+
 # -------------------------------------------------------------------------------------------------------------------- M-step
+
+"statistic[i] *= parameter[i]"
+function multiply_by!(i, statistic, parameter)
+    @inbounds statistic[i] *= parameter[i]
+    return nothing
+end
 
 "theta <- (1 - step) theta + step * shares of flow, for a sum: its flows are theta times what `statistic` holds, which is cleared."
 function sum_step!(i, weight, statistic, step, pseudocount, first, count)

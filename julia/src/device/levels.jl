@@ -117,8 +117,12 @@ function input_table(schedule::Schedule, first, wanted=isinput)
     return (column, c.variable[units], c.param_start[units], c.param_stride[units]), c.categories[units]
 end
 
-function binomial_groups(schedule::Schedule, first)
-    own = findall(g -> g.kind == BINOMIAL, schedule.groups)
+"""
+The groups of inputs whose small values have lost digits: binomials, in their tables; and all under soft evidence, which are sums over
+the categories, small only where no category that the evidence allows is likely.
+"""
+function small_inputs(schedule::Schedule, first, soft::Bool)
+    own = findall(g -> g.kind == BINOMIAL || (soft && isinput(g.kind)), schedule.groups)
     return (Int32.(own), first[own], Int32[width(schedule.groups[gi]) for gi in own])
 end
 

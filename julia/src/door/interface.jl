@@ -52,6 +52,13 @@ circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c)
 
 plan_of(c::Circuit, soft) = Plan(c; soft=soft)
 
+"What evaluates a circuit on the backend of that name; a plan does on the CPU."
+engine_on(c::Circuit, soft, on::Backend) = engine(c, on; soft=soft)
+
+"An engine that has the circuit's parameters of now."
+ready(plan::Plan) = CPUEngine(plan)
+ready(e::Engine) = (refresh!(e); e)
+
 query(X, ::Nothing) = X
 query(X, mask) = Masked(X, mask)
 
@@ -59,47 +66,50 @@ query(X, mask) = Masked(X, mask)
 check_table(c::Circuit, X, mask) = check_data(query(X, mask), category_limits(c))
 
 "Fills `out`, (heads, samples), with the log-likelihoods of all heads, or, where it has one row, of head `head`."
-log_likelihoods!(out, plan::Plan, X, mask, head) =
-    (certain_log_likelihood!(out, CPUEngine(plan), query(X, mask), which_heads(plan, head)); nothing)
+log_likelihoods!(out, evaluator, X, mask, head) =
+    (certain_log_likelihood!(out, ready(evaluator), query(X, mask), which_heads(evaluator, head)); nothing)
 
 "Of as many samples of the evidence, from `first` on, as `out` has room for."
-function log_likelihoods!(out, plan::Plan, X::SoftEvidence, first, head)
+function log_likelihoods!(out, evaluator, X::SoftEvidence, first, head)
     K, V, _ = size(X.likelihood)
     GC.@preserve X begin
         part = unsafe_wrap(Array, pointer(X.likelihood, 1 + first * K * V), (K, V, size(out, 2)))
-        certain_log_likelihood!(out, CPUEngine(plan), SoftEvidence(part, X.offset[first + 1:first + size(out, 2)]), which_heads(plan, head))
+        evidence = SoftEvidence(part, X.offset[first + 1:first + size(out, 2)])
+        certain_log_likelihood!(out, ready(evaluator), evidence, which_heads(evaluator, head))
     end
     return nothing
 end
 
-which_heads(plan, head) = head < 0 ? (1:num_heads(plan.circuit)) : (head + 1:head + 1)
+which_heads(evaluator, head) = head < 0 ? (1:num_heads(circuit(evaluator))) : (head + 1:head + 1)
 
 "EM from epoch `finished` on: an epoch's order and step depend on its number alone."
-function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed, finished)
-    job = EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size,
-                step_size=(first_step, last_step), pseudocount=pseudocount, shuffle=shuffle, seed=seed)
+function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed, finished, on::Backend=CPU())
+    job = EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
+                pseudocount=pseudocount, shuffle=shuffle, seed=seed, backend=on)
     job.epoch = finished
     return job
 end
 
-"EM on a joint model; the patch circuits come last, `candidates` are from 0. The order and step of an epoch depend on its number alone."
+"EM on a joint model; the patch circuits come last, but for a backend, `candidates` are from 0. The order and step of an epoch depend on its number alone."
 function joint_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, tied, prior,
-                      circuits...)
-    return JointEMJob(prior, collect(circuits), patches; candidates=candidates, tied=tied, epochs=epochs, batch_size=batch_size,
-                      step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
+                      rest::Union{Circuit,Backend}...)
+    on, circuits = rest[end] isa Backend ? (rest[end], rest[1:end - 1]) : (CPU(), rest)
+    return JointEMJob(prior, collect(Circuit, circuits), patches; candidates=candidates, tied=tied, epochs=epochs, batch_size=batch_size,
+                      step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed,
+                      backend=on)
 end
 
-"Fills `scores`, zeros, with the heads' scores of all patches (`head_scores!`), of circuits whose plans are given."
-function patch_scores!(scores, patches, mask, tied, plans...)
-    found = places([plan.circuit for plan in plans], size(patches, 2); tied=tied)
-    head_scores!(scores, [CPUEngine(plan) for plan in plans], found, patches, mask, nothing)
+"Fills `scores`, zeros, with the heads' scores of all patches (`head_scores!`), of circuits whose plans or engines are given."
+function patch_scores!(scores, patches, mask, tied, evaluators...)
+    found = places([circuit(evaluator) for evaluator in evaluators], size(patches, 2); tied=tied)
+    head_scores!(scores, [ready(evaluator) for evaluator in evaluators], found, patches, mask, nothing)
     return nothing
 end
 
-"`parts`: a table of p_c(d | h) for each channel, then the plans of the circuits, shape after shape and channel after channel."
+"`parts`: a table of p_c(d | h) for each channel, then plans or engines of the circuits, shape after shape and channel after channel."
 function emissions(steps, join, parts...)
     channels = length(steps)
-    engines = [CPUEngine(plan) for plan in parts[channels + 1:end]]
+    engines = [ready(evaluator) for evaluator in parts[channels + 1:end]]
     shapes = [engines[i:i + channels - 1] for i in 1:channels:length(engines)]
     return Emissions(shapes, steps, join, collect(Matrix{Float32}, parts[1:channels]))
 end
@@ -109,9 +119,11 @@ emission_scores!(out, patches, mask, em::Emissions) = emission_scores!(out, em, 
 emission_shares!(joins, patches, mask, weights, em::Emissions, offsets...) = emission_shares!(joins, offsets, em, patches, mask, weights)
 
 "EM on a model with offsets. `ties`: those of [`Ties`](@ref), or nothing where no parameters of the prior are tied."
-function offset_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, prior, em, ties)
+function offset_em_job(patches, candidates, epochs, batch_size, first_step, last_step, pseudocount, prior_pseudocount, seed, prior, em, ties,
+                       on::Backend=CPU())
     return OffsetEMJob(prior, em, patches; candidates=candidates, ties=ties === nothing ? nothing : Ties(ties), epochs=epochs, batch_size=batch_size,
-                       step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
+                       step_size=(first_step, last_step), pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed,
+                       backend=on)
 end
 
 """
@@ -131,7 +143,7 @@ function field_em_job(patches, candidates, epochs, batch_size, first_step, last_
                       pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 
-flow_job(plan, X, mask, head_of, weights) = FlowJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
+flow_job(evaluator, X, mask, head_of, weights) = FlowJob(ready(evaluator), query(X, mask), head_of .+ Int32(1); weights=weights)
 
 "The flows of all units, and of the edges that `write_jpc` writes, in its order."
 function file_flows(job::FlowJob)

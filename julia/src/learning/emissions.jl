@@ -88,6 +88,14 @@ function limit_inputs!(c::Circuit, allowed::AbstractMatrix{Bool})
     return nothing
 end
 
+"The same of an engine's circuit."
+function limit_inputs!(e::Engine, allowed::AbstractMatrix{Bool})
+    all(allowed) && return nothing
+    settle!(e)
+    limit_inputs!(circuit(e), allowed)
+    return refresh!(e)
+end
+
 "The tables in Float64, as the sums over offsets read them."
 struct OffsetTables
     join::Matrix{Float64}

@@ -44,6 +44,8 @@ const COUNTED, IMAGES_COUNTED = 4, 64
 
 step_of(job::FieldEMJob) = step_by_batches(job)
 
+engines(job::FieldEMJob) = reduce(vcat, job.emissions.shapes)
+
 function expect!(job::FieldEMJob)
     job.batch === nothing && begin_batch!(job)
     b, em, f, threads = job.batch, job.emissions, job.field, Threads.nthreads()
@@ -103,7 +105,7 @@ function maximise!(job::FieldEMJob)
         if job.counted[k]
             for (e, allowed) in zip(shape, em.allowed[k])
                 apply!(e, step, job.pseudocount)
-                limit_inputs!(circuit(e), allowed)
+                limit_inputs!(e, allowed)
             end
         end
         foreach(release!, shape)

@@ -109,6 +109,7 @@ function advance!(job::PatchJob, seconds::Real=Inf)
         maximise!(job)
         job.batch === nothing && time() - started > seconds && break
     end
+    foreach(settle!, engines(job))
     mean = job.total / job.position
     if job.position == N
         job.epoch += 1
@@ -116,6 +117,9 @@ function advance!(job::PatchJob, seconds::Real=Inf)
     end
     return job.epoch, job.position, mean
 end
+
+"All engines of a job."
+engines(job::JointEMJob) = [job.prior; job.circuits]
 
 "As for [`EMJob`](@ref), of the part of the model whose turn it is."
 function expect!(job::JointEMJob)
@@ -172,6 +176,7 @@ function head_scores!(scores, engines, places, patches, mask, tried)
             all_scores[values, own[piece]] = found
             pause()
         end
+        release!(e)  # there may be hundreds
     end
 end
 
@@ -208,7 +213,7 @@ end
 part_pseudocount(job::JointEMJob) = job.batch.part == 0 ? job.prior_pseudocount : job.pseudocount
 
 function next_part!(job::JointEMJob, b::JointBatch)
-    b.part == 0 || release!(part(job))  # there may be hundreds of circuits
+    b.part == 0 || release!(part(job))
     b.part += 1
     if b.part > length(job.circuits)
         job.position = b.last

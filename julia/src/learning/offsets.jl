@@ -97,6 +97,8 @@ end
 
 step_of(job::OffsetEMJob) = step_by_batches(job)
 
+engines(job::OffsetEMJob) = [job.prior; reduce(vcat, job.emissions.shapes)]
+
 "As for [`EMJob`](@ref), of the part of the model whose turn it is: the prior, then shape after shape, then the tables."
 function expect!(job::OffsetEMJob)
     job.batch === nothing && begin_batch!(job)
@@ -186,7 +188,7 @@ function maximise!(job::OffsetEMJob)
     elseif b.counted
         for (e, allowed) in zip(em.shapes[b.part], em.allowed[b.part])
             apply!(e, step_of(job), job.pseudocount)
-            limit_inputs!(circuit(e), allowed)
+            limit_inputs!(e, allowed)
         end
     end
     0 < b.part <= length(em.shapes) && foreach(release!, em.shapes[b.part])

@@ -1,0 +1,125 @@
+"""Circuits on a device: what they answer and learn there is what they do on the CPU."""
+
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import lvd_juice
+from models import offset_model, tiny_model
+
+from pyjuice_lvd import Circuit, julia
+from pyjuice_lvd.circuit import Evidence
+from pyjuice_lvd.circuit.devices import current, use_device
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.joint_em import fit_end_to_end
+from pyjuice_lvd.models.offsets import OffsetModel
+
+rng = np.random.default_rng(3)
+X = rng.integers(0, 4, (300, 6))
+
+
+@pytest.fixture
+def circuit() -> Circuit:
+    return Circuit.hclt(X, num_latents=4, heads=2, seed=1, perturbation=0.9)
+
+
+def same(one: Circuit, other: Circuit, rtol: float = 1e-4) -> bool:
+    """Whether their parameters are equal, but for the order of sums."""
+    pairs = zip(one.engine.learned(), other.engine.learned(), strict=True)
+    return all(np.allclose(a, b, rtol=rtol, atol=1e-6) for a, b in pairs)
+
+
+def test_likelihoods_flows_and_what_goes_by_them(circuit: Circuit) -> None:
+    mask, heads = rng.random(X.shape) < 0.3, rng.integers(0, 2, len(X))
+    evidence = rng.normal(size=(50, 6, 4)).astype(np.float32)
+
+    def answers() -> list[np.ndarray]:
+        flows = circuit.flows(X, heads=heads)
+        pruned = circuit.prune(X, heads=heads, keep=0.5)
+        grown = circuit.grow(X, heads=heads, select=[1], threshold=5, noise=0)
+        return [
+            circuit.log_likelihood(X, head="all"), circuit.log_likelihood(X, mask=mask, head=1),
+            circuit.log_likelihood(Evidence(evidence.copy())), flows.nodes, flows.edges,
+            pruned.log_likelihood(X), grown.log_likelihood(X, head=2),
+        ]  # fmt: skip
+
+    wanted = answers()
+    with use_device("array") as name:
+        assert name == current() == "array"
+        found = answers()
+    assert current() == "cpu"
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_em_learns_the_same_and_later_calls_see_what_it_learned(circuit: Circuit) -> None:
+    other, valid = copy(circuit), rng.integers(0, 4, (40, 6))
+    settings = {"heads": X[:, 0] % 2, "weights": rng.random(len(X)), "epochs": 3, "batch_size": 64, "valid": valid}
+    history = circuit.fit_em(X, **settings)
+    with use_device("array"):
+        before = other.log_likelihood(X)
+        np.testing.assert_allclose(other.fit_em(X, **settings), history, rtol=1e-5)
+        assert same(other, circuit)
+        after = other.log_likelihood(X)  # by the engine that there was before
+    np.testing.assert_allclose(after, circuit.log_likelihood(X), rtol=1e-5)
+    assert abs(after - before).max() > 0.01
+    circuit.fit_em(X, epochs=2)
+    with use_device("array"):
+        other.fit_em(X, epochs=2)
+    assert same(other, circuit)
+
+
+def joint_model() -> tuple[JointModel, np.ndarray]:
+    return tiny_model(), np.random.default_rng(5).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
+
+
+def shapes_under_offsets() -> tuple[OffsetModel, np.ndarray]:
+    model, values = offset_model((4, 4, 1), (2, 2), "rgb", (64,), [list(range(0, 256, 16))])
+    return model, np.random.default_rng(5).choice(values[0], (40, 4, 4, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("make", [joint_model, shapes_under_offsets])
+def test_models_of_patches_answer_and_learn_as_on_the_cpu(make) -> None:
+    (model, images), (other, _) = make(), make()
+    before = model.score_samples(images)
+    settings = {"epochs": 2, "batch_size": 16, "step_size": (0.5, 0.1)}
+    history = fit_end_to_end(model, images, images[:20], **settings)
+    with use_device("array"):
+        np.testing.assert_allclose(other.score_samples(images), before, rtol=1e-5)
+        np.testing.assert_allclose(fit_end_to_end(other, images, images[:20], **settings), history, rtol=1e-5)
+        scores = other.score_samples(images)
+    np.testing.assert_allclose(scores, model.score_samples(images), rtol=1e-5)
+    assert abs(scores - before).max() > 0.01
+
+
+def test_devices_that_are_not_there(tmp_path: Path) -> None:
+    wanted = "device: found 'tpu', wanted one of auto, cpu, cuda, array"
+    with pytest.raises(InputError, match=wanted), use_device("tpu"):
+        pass
+    with use_device("auto") as name:
+        assert name == "cpu"
+    if _cuda_works():
+        pytest.skip("CUDA.jl works here")
+    with pytest.raises(InputError, match=r"device: found '?cuda'?, but"), use_device("cuda"):
+        pass
+    np.savetxt(tmp_path / "table.csv", X, delimiter=",", fmt="%d")
+    command = ("fit", tmp_path / "table.csv", "--method", "hclt", "--device", "cuda", "-o", tmp_path / "run")
+    ran = lvd_juice(*command, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith("lvd-juice: error: device: found ")
+    assert not (tmp_path / "run").exists()
+
+
+def _cuda_works() -> bool:
+    try:
+        with use_device("cuda"):
+            return True
+    except InputError:
+        return False
+
+
+def test_julia_names_devices() -> None:
+    with pytest.raises(InputError, match="device: found tpu"):
+        julia.call("backend", "tpu")
