@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit
+    from pyjuice_lvd.circuit.devices import use_device
     from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit"]
+__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "use_device"]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
@@ -20,6 +21,7 @@ _HOMES = {
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",
     "RATSPN": "pyjuice_lvd.estimators.baselines",
+    "use_device": "pyjuice_lvd.circuit.devices",
 }
 
 
