@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, number
+from pyjuice_lvd.checks import integer, integers, number, one_of
+from pyjuice_lvd.circuit import juice
 from pyjuice_lvd.circuit.em import train
 from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
@@ -210,6 +211,7 @@ class Circuit:
         *,
         mask: npt.ArrayLike | None = None,
         head: int | Literal["all"] = 0,
+        engine: str = "lvdjuice",
         progress: Progress = SILENT,
     ) -> npt.NDArray[np.float64]:
         """Evaluate log p(x | head), in nats.
@@ -222,6 +224,8 @@ class Circuit:
             True where a variable is marginalised; its value is not looked at.
         head : int or "all"
             Which head, from 0.
+        engine : "lvdjuice" or "juice"
+            What computes it: "juice" is Juice.jl on the CPU, in single precision, to compare with (docs/juice.md).
         progress : Progress
             Where the work is shown.
 
@@ -231,8 +235,11 @@ class Circuit:
             In nats; -inf where p(x) is 0.
 
         """
+        one_of("engine", engine, juice.ENGINES)
         which = which_head(head, self.num_heads)
         rows, hidden = self.engine.rows(X, mask)
+        if engine == juice.JUICE:
+            return juice.log_likelihood(self.engine, rows, hidden, which)
         evaluator = self.engine.evaluator(soft=isinstance(rows, Evidence))
         out = np.empty((len(rows), self.num_heads if which < 0 else 1))
         with progress.stage("log-likelihood", total=len(rows)) as stage:
@@ -575,6 +582,24 @@ class Circuit:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return circuit
+
+    @classmethod
+    def from_juice(cls, circuit: julia.Handle) -> Self:
+        """Take a circuit of Juice.jl's (a `ProbCircuit` in Julia) over, exactly: its root is head 0.
+
+        Raises InputError where it is none, or not smooth or not decomposable, and where Juice.jl is not installed.
+        """
+        ours = cls(juice.taken_over(circuit))
+        ours.engine.plan(soft=False)
+        return ours
+
+    def to_juice(self, *, head: int | None = None) -> julia.Handle:
+        """Hand the circuit over to Juice.jl, exactly: one head of it, or the sum over all by `head_weights`.
+
+        `julia.call("ProbabilisticCircuits.NAME", ...)` calls any of its functions on it. Raises InputError where
+        Juice.jl is not installed.
+        """
+        return juice.handed_over(self.engine.circuit, None if head is None else which_head(head, self.num_heads))
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.

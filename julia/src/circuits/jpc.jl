@@ -105,7 +105,7 @@ function finish!(r::JpcReader)
                    b.child, b.weight, b.leaf, Vector{Int32}(heads), head_weight)
 end
 
-refuse(r::JpcReader, reason) = throw(ArgumentError("line $(r.line): $reason"))
+refuse(r::JpcReader, reason) = throw(ArgumentError(r.line > 0 ? "line $(r.line): $reason" : reason))  # 0: units come from no file
 refuse_unit(r::JpcReader, reason) = refuse(r, "unit $(length(r.builder.kind)): $reason")  # the one that comes next
 
 # A line's fields, which spaces part, one after another: there may be millions.
@@ -482,7 +482,8 @@ function advance!(w::JpcWriter, seconds::Real=Inf)
 end
 
 # Through Float64, so that every platform and version rounds to the same Float32.
-log_parameter(p) = Float32(log(Float64(max(p, nextfloat(0f0)))))
+log_weight(p) = Float32(log(Float64(p)))
+log_parameter(p) = log_weight(max(p, nextfloat(0f0)))  # what a file can hold
 
 function print_unit(io::IO, c::Circuit, u::Int)
     kind, id, variable = c.kind[u], u - 1, c.variable[u]

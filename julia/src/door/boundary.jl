@@ -136,8 +136,16 @@ function encode_error(e)
     return text(ERROR, line; eltype = is_input_error(cause) ? 1 : 0)
 end
 
-"`name` in LVDJuice; a dotted name goes through submodules."
-lookup(name) = foldl(getfield, Symbol.(split(name, '.')); init = parentmodule(@__MODULE__))
+"`name` in LVDJuice; a dotted name goes through submodules, or begins with a package that is loaded."
+function lookup(name)
+    path, home = Symbol.(split(name, '.')), parentmodule(@__MODULE__)
+    if length(path) > 1 && !isdefined(home, path[1])
+        for package in values(Base.loaded_modules)
+            nameof(package) == path[1] && return foldl(getfield, path[2:end]; init = package)
+        end
+    end
+    return foldl(getfield, path; init = home)
+end
 
 "Evaluate `code` in Main; the value of its last expression."
 evaluate(code::String) = include_string(Main, code, "evaluate")

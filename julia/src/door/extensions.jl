@@ -29,6 +29,12 @@ function triggers(name)
     return [m[1] for m in eachmatch(r"\"(\w+)\"", last(known[found]))]
 end
 
+"`circuit` as Juice.jl's, what `head`, from 0, reaches; nothing: all heads. An extension's (ext/LVDJuiceProbabilisticCircuitsExt.jl)."
+function juice_circuit end
+
+"Juice.jl's own likelihoods of our circuits: an extension's, too."
+function juice_log_likelihoods! end
+
 """
     installed_version(package, uuid) -> String
 
