@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.reduce import Reducer, TorchReducer, current, using
-from pyjuice_lvd.errors import LVDJuiceError
+from pyjuice_lvd.errors import InputError, LVDJuiceError
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BEAT = 2.0
 """Seconds between two signs of life of a process."""
 SILENCE = 20.0
-"""Seconds without one, after which a process counts as lost."""
+"""Seconds without one, after which a process counts as lost, unless LVD_SILENCE says otherwise."""
 _LONGEST_WAIT = datetime.timedelta(days=30)
 """A process may wait for a slow one as long as that is alive, which the signs of life tell."""
 
@@ -122,6 +122,19 @@ def start_together(threads: int | None = None) -> julia.Info:
     return started
 
 
+def _silence() -> float:
+    found = os.environ.get("LVD_SILENCE", "")
+    if not found:
+        return SILENCE
+    try:
+        seconds = float(found)
+    except ValueError:
+        seconds = 0.0
+    if not 2 * BEAT <= seconds < float("inf"):
+        raise InputError(f"LVD_SILENCE: found {found!r}, wanted seconds, at least {2 * BEAT:g}")
+    return seconds
+
+
 class _Watch:
     """Signs of life in torchrun's store: a process that gives none is gone, and so is the store that cannot be asked.
 
@@ -136,6 +149,7 @@ class _Watch:
         self._meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._silence = _silence()
         self._store: Store = dist.PrefixStore(f"lvd-juice/alive/{attempt}", store)  # type: ignore[attr-defined]
         self._done = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
@@ -170,16 +184,16 @@ class _Watch:
         woke = time.monotonic()
         while not self._done.wait(1):
             now = time.monotonic()
-            if now - woke > SILENCE / 2:  # this process itself, or its machine, stood still: it has not looked
+            if now - woke > self._silence / 2:  # this process itself, or its machine, stood still: it has not looked
                 self._asked = now
                 self._seen = [now] * len(self._hosts)
             woke = now
-            if now - self._asked > SILENCE:
+            if now - self._asked > self._silence:
                 self._end(f"torchrun's meeting point {self._meeting} cannot be reached")
-            lost = [rank for rank, seen in enumerate(self._seen) if now - seen > SILENCE]
+            lost = [rank for rank, seen in enumerate(self._seen) if now - seen > self._silence]
             if lost:
                 who = ", ".join(f"process {rank} ({self._hosts[rank]})" for rank in lost)
-                self._end(f"no sign of life of {who} for {SILENCE:.0f} s")
+                self._end(f"no sign of life of {who} for {self._silence:g} s")
 
     def _end(self, reason: str) -> None:
         if self._done.is_set():
