@@ -71,17 +71,21 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
     if not joined_by_torchrun():
         yield Reducer()
         return
+    import torch
     import torch.distributed as dist
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
     def end(_: int, __: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise EndedError(
             f"process {rank} of {size}: ended by torchrun, because another process ended or the job was stopped; "
             "what was done is kept, and --resume goes on from it"
         )
 
     before = signal.signal(signal.SIGTERM, end)
+    if torch.cuda.is_available():  # the processes of a machine share its GPUs out
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
         with using(TorchReducer()) as reducer:
@@ -95,8 +99,10 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
             finally:
                 _watch.stop()
         dist.destroy_process_group()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends this process, too: it has yet to say why it ends
+        raise
+    signal.signal(signal.SIGTERM, before)
 
 
 def start_together(threads: int | None = None) -> julia.Info:

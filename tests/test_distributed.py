@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from pyjuice_lvd.circuit.reduce import Reducer, current, on_first, owners, sprea
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVD_THREADS": "1", "LVD_SILENCE": "6"}
 HCLT = [
     "--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=300", "--set", "hclt.batch_size=64",
-    "--set", "hclt.patience=300", "--threads", "1", "--json",
+    "--set", "hclt.patience=300", "--json",
 ]  # fmt: skip
 DISTILLED: dict[str, Any] = {
     "random_state": 3,
-    "settings": {
-        "threads": 1,
+    "config": {
         "teacher": {"epochs": 1, "codes": 8, "channels": 8, "patch": (4, 4)},
         "clusters": {"outer": 2, "inner": 2},
         "refining": {"rounds": 1, "latents": 2},
@@ -101,7 +99,7 @@ def test_one_process_shares_with_nobody() -> None:
     assert type(current()) is Reducer
     assert (current().rank, current().size) == (0, 1)
     rows = np.arange(6.0)
-    assert spread(6, lambda part: rows[part]) is not None
+    assert np.array_equal(spread(6, lambda part: rows[part]), rows)
     assert np.array_equal(on_first(lambda: rows), rows)
     assert owners([5, 1, 3]) == [0, 0, 0]
     reducer = Reducer()
@@ -171,7 +169,7 @@ def test_processes_learn_what_one_does(processes: int, table: Path, tmp_path: Pa
     program.write_text(textwrap.dedent(PROGRAM))
     offsets = {"steps": (32,), "joins": 2, "states": 4, "epochs": 1, "batch_size": 50, "groups": 2}
     trees = "combs" if processes == 2 else "field"
-    models = {trees: {**DISTILLED, "settings": {**DISTILLED["settings"], "offsets": {**offsets, "trees": trees}}}}
+    models = {trees: {**DISTILLED, "config": {**DISTILLED["config"], "offsets": {**offsets, "trees": trees}}}}
     said = ends(torchrun(processes, program, data, json.dumps(models)))
     (line,) = [line for line in said.splitlines() if line.startswith("FOUND")] or [said]
     history, valid, bpds = json.loads(line.removeprefix("FOUND"))
@@ -185,7 +183,7 @@ def test_processes_learn_what_one_does(processes: int, table: Path, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def interrupted(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def interrupted(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes, of which one was killed in the midst of EM."""
     run = tmp_path_factory.mktemp("runs") / "shared"
     started = fit(2, table, run)
@@ -202,7 +200,7 @@ def interrupted(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert len(lines) == 1, said
     assert "process 0 of 2" in lines[0]
     assert "--resume goes on" in lines[0]
-    yield run
+    return run
 
 
 def test_other_numbers_of_processes_finish_a_run(table: Path, interrupted: Path, whole: dict[str, Any]) -> None:
