@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from pyjuice_lvd.circuit.devices import CPU, use_device
+from pyjuice_lvd.circuit.reduce import spread
 from pyjuice_lvd.data.splits import noun
+from pyjuice_lvd.distributed import processes
 from pyjuice_lvd.evaluate.merit import figures_of_merit
 from pyjuice_lvd.progress import make_progress
 
@@ -29,21 +31,24 @@ def evaluate(run: Path, data: str, threads: int | None, device: str | None, as_j
     Of the DATA that the run was fitted on, the same test set as then; of other DATA without a test set, all.
     """
     started = time.monotonic()
-    opened = Run.open(run)
-    progress = make_progress(quiet)
-    test = opened.test_data(data, progress)
-    start_julia(opened.settings, threads)
-    with use_device(device or CPU):
-        model = opened.load()
-        scores = model.score_samples(test.data, progress=progress)
-    emit(
-        {
-            "method": opened.method,
-            **figures_of_merit(scores, model.dims),
-            "params": model.num_params,
-            "protocol": opened.protocol(model),
-            "seconds": time.monotonic() - started,
-            noun(test.data): test.how,
-        },
-        as_json,
-    )
+    with processes(start=False) as reducer:
+        opened = Run.open(run)
+        progress = make_progress(quiet or reducer.rank > 0)
+        test = opened.test_data(data, progress)
+        start_julia(opened.settings, threads)
+        with use_device(device or CPU):
+            model = opened.load()
+            scores = spread(len(test.data), lambda rows: model.score_samples(test.data[rows], progress=progress))
+        if reducer.rank:
+            return
+        emit(
+            {
+                "method": opened.method,
+                **figures_of_merit(scores, model.dims),
+                "params": model.num_params,
+                "protocol": opened.protocol(model),
+                "seconds": time.monotonic() - started,
+                noun(test.data): test.how,
+            },
+            as_json,
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import ExitStack
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +13,14 @@ import click
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.devices import usable, use_device
+from pyjuice_lvd.circuit.reduce import Reducer, spread
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
 from pyjuice_lvd.data.splits import Splits, digest_of
+from pyjuice_lvd.distributed import processes, restarted, start_together
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import write_json
+from pyjuice_lvd.files.formats import json_text, write_json
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.learn.sizes import check_categories, check_fit
 from pyjuice_lvd.progress import Progress, make_progress
@@ -70,58 +74,76 @@ def fit(
     table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
     """
     started = time.monotonic()
-    # All that can be wrong with what was typed is found first: Julia and PyTorch take seconds to start.
-    RunDirectory.check(run, resume=resume)
-    earlier = RunDirectory.open_existing(run, finished=False) if resume else None
-    settings = resolve(
-        preset, config, assignments, base=restored(earlier.settings, f"{run / names.SETTINGS}: ") if earlier else None,
-        method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
-    )  # fmt: skip
-    if earlier:
-        earlier.check_settings(kept(settings), _completed)
-    progress = make_progress(quiet)
-    learn = _learn_baseline if settings.method in BASELINES else _distill
-    splits = load_data(data, **settings.loading)
-    _check_data(splits, settings)
-    about = _about(splits)
-    if earlier:
-        _check_same_source(earlier, about)
-    if not (earlier and earlier.finished):
-        prepare(settings)
-        for line in (splits.how, *splits.notes):
-            progress.log(f"{splits.source}: {line}")
-        for text in without_use(assignments, settings):
-            offsets = " with offsets" if settings.offsets.steps else ""
-            progress.log(f"--set {text}: method {settings.method}{offsets} has no use for it")
-        if splits.train.ndim == 2 and (color or crop):
-            progress.log(f"{'--color' if color else '--crop'}: {splits.source} is a table, which has no use for it")
-    created = RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed)
-    with created as directory, use_device(settings.device):
-        _check_same_source(directory, about)
-        if not (directory / names.DATA).exists():
-            write_json(directory / names.DATA, about)
-        if not directory.finished:
-            model, more = learn(splits, settings, directory, progress)
-            directory.finish(
-                {
-                    **_result(model, splits, settings, progress),
-                    "seconds": time.monotonic() - started,
-                    "seed": settings.seed,
-                    "threads": julia.start().threads,
-                    "run": str(directory.path),
-                    "data": {
-                        "source": splits.source,
-                        "split": splits.how,
-                        "train": len(splits.train),
-                        "valid": len(splits.valid),
-                        **({"notes": splits.notes} if splits.notes else {}),
-                    },
-                    **more,
-                    "versions": versions(),
-                }
-            )
-        result = directory.result
-    emit(result, as_json)
+    with processes(start=False) as reducer, ExitStack() as on_device:
+        # All that can be wrong with what was typed is found first: Julia and PyTorch take seconds to start.
+        first, earlier, settings = reducer.rank == 0, None, Settings()
+        if first:  # of torchrun's processes: the others need not see the run, nor what it was resumed from
+            resume = resume or (restarted() and (run / names.SETTINGS).exists())
+            RunDirectory.check(run, resume=resume)
+            earlier = RunDirectory.open_existing(run, finished=False) if resume else None
+            base = restored(earlier.settings, f"{run / names.SETTINGS}: ") if earlier else None
+            settings = resolve(
+                preset, config, assignments, base=base,
+                method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
+            )  # fmt: skip
+            if earlier:
+                earlier.check_settings(kept(settings), _completed)
+        if reducer.size > 1:
+            settings = restored(json.loads(reducer.broadcast_bytes(json_text(kept(settings)).encode())))
+        progress = make_progress(quiet or not first)
+        learn = _learn_baseline if settings.method in BASELINES else _distill
+        splits = load_data(data, **settings.loading)
+        _check_data(splits, settings)
+        about = _about(splits)
+        reducer.check_same(DATA=json_text([about[f"{part}digest"] for part in ("", "train_", "valid_", "test_")]))
+        if earlier:
+            _check_same_source(earlier, about)
+        if not _finished(earlier, reducer):
+            prepare(settings)
+            on_device.enter_context(use_device(settings.device))
+            for line in (splits.how, *splits.notes):
+                progress.log(f"{splits.source}: {line}")
+            for text in without_use(assignments, settings):
+                offsets = " with offsets" if settings.offsets.steps else ""
+                progress.log(f"--set {text}: method {settings.method}{offsets} has no use for it")
+            if splits.train.ndim == 2 and (color or crop):
+                progress.log(f"{'--color' if color else '--crop'}: {splits.source} is a table, which has no use for it")
+        if not first:
+            if not _finished(None, reducer):
+                _result(learn(splits, settings, None, progress)[0], splits, settings, progress)
+            return
+        with RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed) as directory:
+            _check_same_source(directory, about)
+            if not (directory / names.DATA).exists():
+                write_json(directory / names.DATA, about)
+            if not _finished(directory, reducer):
+                model, more = learn(splits, settings, directory, progress)
+                directory.finish(
+                    {
+                        **_result(model, splits, settings, progress),
+                        "seconds": time.monotonic() - started,
+                        "seed": settings.seed,
+                        "threads": julia.start().threads,
+                        **({"processes": reducer.size} if reducer.size > 1 else {}),
+                        "run": str(directory.path),
+                        "data": {
+                            "source": splits.source,
+                            "split": splits.how,
+                            "train": len(splits.train),
+                            "valid": len(splits.valid),
+                            **({"notes": splits.notes} if splits.notes else {}),
+                        },
+                        **more,
+                        "versions": versions(),
+                    }
+                )
+            result = directory.result
+        emit(result, as_json)
+
+
+def _finished(directory: RunDirectory | None, reducer: Reducer) -> bool:
+    """Say to all processes whether the run is finished: the first of them knows, from its directory."""
+    return bool(reducer.broadcast_bytes(b"finished" if directory is not None and directory.finished else b""))
 
 
 def prepare(settings: Settings, *, threads: int | None = None, device: str | None = None) -> None:
@@ -135,7 +157,7 @@ def prepare(settings: Settings, *, threads: int | None = None, device: str | Non
         from pyjuice_lvd.teacher.teacher import resolve_device
 
         resolve_device(settings.device if device is None else device)
-    started = julia.start(threads=(settings.threads if threads is None else threads) or None)
+    started = start_together((settings.threads if threads is None else threads) or None)
     usable(settings.device if device is None else device)
     if settings.method not in BASELINES:
         torch.set_num_threads(started.threads)
@@ -185,11 +207,16 @@ def _completed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distill(
-    splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
+    splits: Splits, settings: Settings, directory: RunDirectory | None, progress: Progress
 ) -> tuple[DensityModel, dict[str, Any]]:
-    """Learn by distillation; returns the model and what the result says beyond its figures."""
+    """Learn by distillation; returns the model and what the result says beyond its figures.
+
+    Without a directory it is another process that keeps it, with the figures.
+    """
     from pyjuice_lvd.learn.pipeline import distill
 
+    if directory is None:
+        return distill(splits.train, splits.valid, settings, progress=progress).model, {}
     learned = distill(
         splits.train, splits.valid, settings,
         folder=directory / names.MODEL, record=directory.log, progress=progress,
@@ -209,11 +236,14 @@ def _distill(
 
 
 def _learn_baseline(
-    splits: Splits, settings: Settings, directory: RunDirectory, progress: Progress
+    splits: Splits, settings: Settings, directory: RunDirectory | None, progress: Progress
 ) -> tuple[DensityModel, dict[str, Any]]:
     """Learn one circuit; as `_distill`."""
     from pyjuice_lvd.learn.baselines import learn_circuit
 
+    if directory is None:
+        cats = num_categories(splits)
+        return learn_circuit(splits.train, splits.valid, settings, num_cats=cats, progress=progress), {}
     model = learn_circuit(
         splits.train, splits.valid, settings, num_cats=num_categories(splits),
         folder=directory / names.MODEL, record=directory.log, progress=progress,
@@ -225,7 +255,7 @@ def _learn_baseline(
 def _result(model: DensityModel, splits: Splits, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Measure the model on the test set, beside the factorised one."""
     train, valid, test = (model.modelled(part) for part in (splits.train, splits.valid, splits.test))
-    scores = model.score_samples(splits.test, progress=progress)
+    scores = spread(len(splits.test), lambda rows: model.score_samples(splits.test[rows], progress=progress))
     return {
         "method": settings.method,
         **figures_of_merit(scores, model.dims),

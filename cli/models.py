@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from pyjuice_lvd import julia
 from pyjuice_lvd.data.load import load_test_data
 from pyjuice_lvd.data.source import column_name
 from pyjuice_lvd.data.splits import TestPart
+from pyjuice_lvd.distributed import start_together
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
@@ -106,7 +106,7 @@ def _check_columns(data: str, test: TestPart, names: Sequence[str], width: int, 
 
 def start_julia(settings: Settings, threads: int | None) -> None:
     """Start Julia with as many threads as the option says, or the run's settings do."""
-    julia.start(threads=(settings.threads if threads is None else threads) or None)
+    start_together((settings.threads if threads is None else threads) or None)
 
 
 def _check_output(_: click.Context, __: click.Parameter, value: Path) -> Path:

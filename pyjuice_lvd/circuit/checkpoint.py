@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit.engine import Evidence, Rows
 from pyjuice_lvd.circuit.history import History, Validation
+from pyjuice_lvd.circuit.reduce import current
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import check_arrays_file, read_arrays, write_arrays
 from pyjuice_lvd.shares import shares
@@ -151,12 +152,12 @@ class Checkpoint:
     def keep(
         self, history: History, watch: Validation | None, position: int = 0, total: float = 0.0, *, now: bool = False
     ) -> None:
-        """Write the state, unless that was done a short time ago and need not be `now`.
+        """Write the state, unless that was done a short time ago and need not be `now`; of processes, one does.
 
         `position` and `total` are the finished samples of the epoch under way, and their log-likelihood.
         """
         began = time.monotonic()
-        if began < self._due and not now:
+        if (began < self._due and not now) or current().rank:
             return
         arrays: Arrays = {f"learned/{n}": array for n, array in enumerate(self._learned)}
         arrays["train"] = np.array(history, np.float64)

@@ -18,6 +18,7 @@ from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
+from pyjuice_lvd.circuit.reduce import spread
 from pyjuice_lvd.circuit.rows import (
     Table,
     as_heads,
@@ -330,7 +331,11 @@ class Circuit:
         def score() -> float:
             """Mean log-likelihood of validation rows, each under its head."""
             assert held_out is not None
-            scores = self.log_likelihood(held_out[0], head="all")
+            own = held_out[0]
+            if isinstance(own, Evidence):
+                scores = self.log_likelihood(own, head="all")
+            else:
+                scores = spread(len(own), lambda part: self.log_likelihood(own[part], head="all"))
             return float(scores[np.arange(len(scores)), held_out[1]].mean())
 
         return train(

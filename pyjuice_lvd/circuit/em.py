@@ -12,8 +12,10 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checks import function, integers, number, step_sizes, typed
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
 from pyjuice_lvd.circuit.devices import backend
-from pyjuice_lvd.circuit.engine import PIECE, Engine, Rows, for_julia
+from pyjuice_lvd.circuit.engine import Engine, Rows, for_julia
 from pyjuice_lvd.circuit.history import History, Validation
+from pyjuice_lvd.circuit.reduce import current
+from pyjuice_lvd.circuit.steps import Steps
 from pyjuice_lvd.progress import Progress
 
 
@@ -42,7 +44,7 @@ def train(
     shuffle = typed("shuffle", shuffle, bool)
     function("on_epoch", on_epoch)
     n, learned, borrowed = len(rows), engine.learned(), for_julia(rows)
-    history, state = History(), None
+    history, state, reducer = History(), None, current()
     if checkpoint is not None:
         about = {
             "structure": engine.structure, "rows": n, "epochs": epochs, "batch_size": batch_size,
@@ -53,20 +55,26 @@ def train(
             "valid": None if valid is None else " ".join(map(digest_of, valid)),
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about, data)
+    if reducer.size > 1:
+        reducer.check_same(circuit=engine.structure, X=digest_of(rows), heads=digest_of(heads))
+        reducer.broadcast(*learned)
     watch = None if valid is None else Validation(score, learned, patience)
     if state:
         state.restore(history, watch)
+        reducer.check_same(checkpoint=str(len(history)))
     job = julia.call(
         "em_job", engine.circuit, borrowed, heads, weights, epochs, batch_size, *steps, pseudocount, shuffle, seed,
         len(history), *backend(),
     )  # fmt: skip
+    under_way = Steps(job)
     try:
         with progress.stage("EM", total=epochs * n, unit="samples") as stage:
             while len(history) < epochs and not (watch and watch.over(history)):
-                finished, position, mean = julia.call("advance!", job, PIECE)
-                stage.update(completed=finished * n + position, log_likelihood=mean)
+                finished, position, mean = under_way.advance()
+                stage.update(completed=finished * n + position, log_likelihood=mean, **under_way.shown)
                 if finished > len(history):
                     history.append(mean)
+                    reducer.broadcast(*learned)  # processors that round differently do not drift apart
                     if watch:
                         watch.look(history)
                         stage.update(completed=finished * n, valid=history.valid[-1])

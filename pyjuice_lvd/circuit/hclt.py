@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
+from pyjuice_lvd.circuit.reduce import current, on_first
 from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, categories_of, for_engine, some_rows
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
@@ -77,13 +80,17 @@ def hclt_over(
 
 def chow_liu_parents(X: Table, num_cats: int, pseudocount: float, progress: Progress) -> npt.NDArray[np.int64]:
     """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root."""
+    reducer = current()
     job = julia.call("mutual_information_job", X, num_cats, float(pseudocount))
+    julia.call("share_out!", job, reducer.rank + 1, reducer.size)
     with progress.stage("mutual information", total=X.shape[1], unit="variables") as stage:
         done = False
         while not done:
             done, finished, _ = julia.call("advance!", job, PIECE)
             stage.update(completed=finished)
-    parent: npt.NDArray[np.int64] = julia.call("chow_liu_parents", julia.call("mutual_information", job))
+    mutual_information = julia.call("mutual_information", job)
+    reducer.all_reduce(mutual_information)  # each pair is one process' own: the sums are exact
+    parent: npt.NDArray[np.int64] = julia.call("chow_liu_parents", mutual_information)
     return parent
 
 
@@ -109,6 +116,6 @@ def hidden_states(
             if parent[i] >= 0:
                 near = np.append(near, parent[i])
             local = np.hstack([values[:, i : i + 1], _NEIGHBOUR * values[:, near]])
-            states[:, i] = kmeans(local, num_states, seed + i, seen=_CENTRES_SEE * num_states)
+            states[:, i] = on_first(partial(kmeans, local, num_states, seed + i, seen=_CENTRES_SEE * num_states))
             stage.advance(1)
     return states

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.history import History
+from pyjuice_lvd.circuit.reduce import on_first
 from pyjuice_lvd.circuit.rows import Table
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
@@ -95,11 +96,12 @@ def learn_circuit(
 
     circuit.fit_em(
         rows, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,
-        valid=held_out, patience=own.patience, checkpoint=pieces.path(names.EM), on_epoch=on_epoch, progress=progress,
+        valid=held_out, patience=own.patience, checkpoint=pieces.checkpoint(names.EM), on_epoch=on_epoch,
+        progress=progress,
     )  # fmt: skip
     model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
-    if folder is not None:
-        model.save(folder)
+    if pieces.folder is not None:
+        model.save(pieces.folder)
     pieces.drop(names.UNTRAINED, names.EM)
     return model
 
@@ -128,7 +130,7 @@ def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: P
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
     if own.trees == 1:
         return Circuit.hclt(rows, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress)
-    clusters = kmeans(rows.astype(np.float32), own.trees, seed)
+    clusters = on_first(lambda: kmeans(rows.astype(np.float32), own.trees, seed))
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.reduce import on_first
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.models.field_queries import Field
 from pyjuice_lvd.settings import Settings
@@ -195,7 +196,8 @@ def _kinds(
     """
     halves = np.array_split(seen, 2, axis=2) if seen.shape[2] > 1 else [seen]
     about = np.concatenate([*(half.mean(axis=2) for half in halves), seen.std(axis=2)], axis=2)
-    kind = kmeans(about.reshape(-1, about.shape[2]).astype(np.float32), kinds, seed).reshape(labels.shape[:2])
+    features = about.reshape(-1, about.shape[2]).astype(np.float32)
+    kind = on_first(lambda: kmeans(features, kinds, seed)).reshape(labels.shape[:2])
     kinds, share = int(kind.max()) + 1, np.bincount(labels.ravel(), minlength=num_states) + 1.0
     share /= share.sum()
     pairs = (labels[:, :, :-1].astype(np.int64) * num_states + labels[:, :, 1:]).reshape(-1)

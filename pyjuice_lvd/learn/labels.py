@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.reduce import on_first
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
@@ -86,7 +88,8 @@ def outer_clusters(
     clusters, wanted, first, ranks = settings.clusters, max(candidates, 1), 0, []
     for position in (None,) if clusters.tied else range(h.shape[1]):
         positions = slice(None) if position is None else slice(position, position + 1)
-        own = kmeans(h[:, positions].reshape(-1, h.shape[2]), clusters.outer, settings.seed)[:, None]
+        features = h[:, positions].reshape(-1, h.shape[2])
+        own = on_first(partial(kmeans, features, clusters.outer, settings.seed))[:, None]
         if settings.refining.rounds:
             own = refine(
                 np.ascontiguousarray(x[:, positions]).reshape(-1, x.shape[2]), own[:, 0], settings.refining,

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.exchange import exchanged
 from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states, rows_for_states
+from pyjuice_lvd.circuit.reduce import alone, current, on_first, owners
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.learn.field import starting_field, starting_prior
@@ -101,17 +103,25 @@ def starting_model(
     else:
         states = position_states(patches, settings.teacher.patch, own.states, seed)
     join_of, first, circuits = np.empty(len(shape_of), np.int64), 0, []
-    with progress.stage("shapes", total=len(shape_of), unit="patches") as stage:
-        for shape in range(int(shape_of.max()) + 1):
-            members = np.flatnonzero(shape_of == shape)
-            channels, head = shape_circuits(
-                residuals[members], patches.steps, windows, latents=settings.circuit.latents, joins=own.joins,
-                side=settings.teacher.patch[1], seed=derived_seed(seed, shape), progress=progress,
-            )  # fmt: skip
-            circuits.append(channels)
-            join_of[members] = first + head
-            first += channels[0].num_heads
-            stage.advance(len(members))
+    made: dict[int, Circuit] = {}
+    heads: dict[str, Integers] = {}
+    sizes, reducer = np.bincount(shape_of), current()
+    owner = owners(sizes.tolist())
+    with progress.stage("shapes", total=len(shape_of), unit="patches") as stage, alone():
+        for shape, size in enumerate(sizes):
+            if owner[shape] == reducer.rank:
+                channels, heads[str(shape)] = shape_circuits(
+                    residuals[shape_of == shape], patches.steps, windows, latents=settings.circuit.latents,
+                    joins=own.joins, side=settings.teacher.patch[1], seed=derived_seed(seed, shape), progress=progress,
+                )  # fmt: skip
+                made |= {shape * len(channels) + c: circuit for c, circuit in enumerate(channels)}
+            stage.advance(float(size))
+    made, heads, channels_of = exchanged(made), reducer.merged(heads), len(patches.steps)
+    for shape in range(len(sizes)):
+        channels = [made[shape * channels_of + c] for c in range(channels_of)]
+        circuits.append(channels)
+        join_of[shape_of == shape] = first + heads[str(shape)]
+        first += channels[0].num_heads
     num_states = int(states.max()) + 1
     join = _shares(join_of, states.ravel(), first, num_states, _ADDED_JOINS)
     if below_field:
@@ -149,7 +159,8 @@ def position_states(patches: Patches, sides: tuple[int, int], states: int, seed:
     slopes = [_rise(first, axis) for axis in (1, 2) if first.shape[axis] > 1]
     contrast = np.log1p(first.std(axis=(1, 2)))
     seen = np.stack([*means.T, *(_SLOPE * slope for slope in slopes), _CONTRAST * contrast], axis=1)
-    found = kmeans(np.ascontiguousarray(seen, np.float32), states, seed, seen=_STATES_SEE * states)
+    seen = np.ascontiguousarray(seen, np.float32)
+    found = on_first(lambda: kmeans(seen, states, seed, seen=_STATES_SEE * states))
     return found.reshape(patches.x.shape[:2])
 
 
@@ -167,10 +178,10 @@ def texture_states(
     if x.shape[3] > 1:
         contrasts.append(_CONTRAST / 2 * np.log1p(x[..., 1:].std(axis=(1, 2)).mean(axis=1)))
     seen = np.stack([*slopes, *contrasts], axis=1).astype(np.float32)
-    found = kmeans(seen, states, seed, seen=_STATES_SEE * states)
+    found = on_first(lambda: kmeans(seen, states, seed, seen=_STATES_SEE * states))
     count = int(found.max()) + 1
     centres = np.stack([seen[found == s].mean(axis=0) for s in range(count)])
-    group = kmeans(centres, min(groups, count), seed)
+    group = on_first(lambda: kmeans(centres, min(groups, count), seed))
     order = np.argsort(group, kind="stable")
     place = np.empty(count, np.int32)
     place[order] = np.arange(count)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.exchange import exchanged
 from pyjuice_lvd.circuit.history import History
+from pyjuice_lvd.circuit.reduce import alone, current, spread
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import mirrored
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.files.formats import json_text, read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
@@ -108,7 +111,7 @@ def _teach(train: Images, valid: Images, work: _Work) -> Teacher:
     started = time.monotonic()
     teacher = Teacher(settings.teacher, color=settings.data.color).fit(
         train, valid=valid, seed=settings.seed, device=settings.device,
-        checkpoint=pieces.path(names.TEACHER_IN_TRAINING), progress=work.progress,
+        checkpoint=pieces.checkpoint(names.TEACHER_IN_TRAINING), progress=work.progress,
     )  # fmt: skip
     for entry in teacher.history:
         work.record({"stage": "teacher", **entry})
@@ -119,6 +122,11 @@ def _teach(train: Images, valid: Images, work: _Work) -> Teacher:
     return teacher
 
 
+def _features(teacher: Teacher, images: Images, *, quantized: bool = False) -> npt.NDArray[np.float32]:
+    """Compute the features of images' patches, float32 (N, P, D): each process those of its part of the images."""
+    return spread(len(images), lambda rows: teacher.features(images[rows], quantized=quantized), unit=128)
+
+
 def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[Circuit], Labels]:
     """Learn p(x | z) and z, one multi-headed circuit for each outer cluster."""
     settings, pieces = work.settings, work.pieces
@@ -127,27 +135,31 @@ def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[
         labels = Labels.load(done)
         return [Circuit.load(done.with_name(names.circuit_of(index))) for index in range(len(labels.heads))], labels
     x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
-    h = teacher.features(train)
+    h = _features(teacher, train)
     candidates = _outer_clusters(x, h, settings.finetuning.candidates, work)
     outer = np.ascontiguousarray(candidates[:, :, 0])
     if settings.growing.quantized and settings.method == "lvd-pg":
-        h = teacher.features(train, quantized=True)
+        h = _features(teacher, train, quantized=True)
     x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
-    circuits: list[Circuit] = []
+    sizes, grown = np.bincount(outer.ravel()), {}
     head = np.zeros(outer.size, np.int32)
-    clusters = int(outer.max()) + 1
+    for cluster in range(len(sizes)):
+        if (found := _kept_circuit(cluster, pieces)) is not None:
+            grown[cluster] = found
     with work.progress.stage("patch circuits", total=len(x), unit="patches") as stage:
-        for cluster in range(clusters):
-            members = np.flatnonzero(outer == cluster)
-            grown = _patch_circuit(x[members], h[members], cluster, work)
-            circuits.append(grown.circuit)
-            head[members] = grown.labels
-            stage.advance(len(members), cluster=f"{cluster + 1}/{clusters}", heads=grown.circuit.num_heads)
-    heads = np.array([pc.num_heads for pc in circuits], np.int32)
-    labels = Labels(outer, head.reshape(outer.shape), heads, candidates if settings.finetuning.candidates else None)
+        stage.advance(sum(float(sizes[cluster]) for cluster in grown))
+        for clusters in _at_once([cluster for cluster in range(len(sizes)) if cluster not in grown], sizes):
+            grown |= _learn_circuits({cluster: np.flatnonzero(outer == cluster) for cluster in clusters}, x, h, work)
+            heads = grown[clusters[-1]].circuit.num_heads
+            stage.advance(float(sizes[clusters].sum()), cluster=f"{len(grown)}/{len(sizes)}", heads=heads)
+    for cluster, own in grown.items():
+        head[outer.ravel() == cluster] = own.labels
+    circuits = [grown[cluster].circuit for cluster in range(len(sizes))]
+    num_heads = np.array([pc.num_heads for pc in circuits], np.int32)
+    labels = Labels(outer, head.reshape(outer.shape), num_heads, candidates if settings.finetuning.candidates else None)
     if path is not None:
         labels.save(path)
-        pieces.drop(names.OUTER, *(names.heads_of(cluster) for cluster in range(clusters)))
+        pieces.drop(names.OUTER, *(names.heads_of(cluster) for cluster in range(len(sizes))))
     return circuits, labels
 
 
@@ -164,28 +176,72 @@ def _outer_clusters(
     return candidates
 
 
+def _at_once(clusters: list[int], sizes: npt.NDArray[np.integer]) -> list[list[int]]:
+    """Share outer clusters of such sizes out: those that processes learn at once, one each, are of about the same size.
+
+    What one of them learned is kept after each such round: no more is lost than that.
+    """
+    processes = current().size
+    if processes > 1:
+        clusters = sorted(clusters, key=lambda cluster: -sizes[cluster])
+    return [clusters[first : first + processes] for first in range(0, len(clusters), processes)]
+
+
+def _learn_circuits(
+    members: Mapping[int, npt.NDArray[np.intp]], x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], work: _Work
+) -> dict[int, Grown]:
+    """Learn outer clusters' circuits from their members among the patches: one, or one in each process."""
+    reducer = current()
+    if reducer.size == 1:
+        ((cluster, rows),) = members.items()
+        own = {cluster: _patch_circuit(x[rows], h[rows], cluster, work)}
+        _keep_circuit(cluster, own[cluster], work.pieces)
+        return own
+    records: list[Mapping[str, Any]] = []
+    mine, made, told = list(members)[reducer.rank : reducer.rank + 1], {}, {}
+    for cluster in mine:
+        rows = members[cluster]
+        with alone():
+            learned = _patch_circuit(x[rows], h[rows], cluster, replace(work, record=records.append))
+        made[cluster], told[f"{cluster}"] = learned.circuit, learned.labels
+        told[f"{cluster}/records"] = np.frombuffer(json_text(records).encode(), np.uint8)
+    circuits, told = exchanged(made), reducer.merged(told)
+    grown = {cluster: Grown(circuits[cluster], told[f"{cluster}"]) for cluster in members}
+    for cluster, own_circuit in grown.items():
+        for entry in json.loads(told[f"{cluster}/records"].tobytes()):
+            work.record(entry)
+        _keep_circuit(cluster, own_circuit, work.pieces)
+    return grown
+
+
 def _patch_circuit(x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], cluster: int, work: _Work) -> Grown:
     """Learn one outer cluster's circuit from its patches and their features, and their heads."""
-    settings, pieces = work.settings, work.pieces
-    done, path = pieces.finished(names.circuit_of(cluster)), pieces.path(names.circuit_of(cluster))
-    if done is not None:
-        return Grown(Circuit.load(done), read_arrays(done.with_name(names.heads_of(cluster)))[0]["head"])
+    settings = work.settings
 
     def record(entry: Mapping[str, Any]) -> None:
         work.record({**entry, "cluster": cluster, "patches": len(x)})
 
     seed, heads = derived_seed(settings.seed, cluster), settings.clusters.inner
     if settings.method == "lvd":
-        grown = one_shot(x, h, num_heads=heads, circuit=settings.circuit, seed=seed, record=record)
-    else:
-        grown = progressive_growing(
-            x, h, num_heads=heads, circuit=settings.circuit, growing=settings.growing, seed=seed,
-            name=f"outer cluster {cluster}", record=record, progress=work.progress,
-        )  # fmt: skip
+        return one_shot(x, h, num_heads=heads, circuit=settings.circuit, seed=seed, record=record)
+    return progressive_growing(
+        x, h, num_heads=heads, circuit=settings.circuit, growing=settings.growing, seed=seed,
+        name=f"outer cluster {cluster}", record=record, progress=work.progress,
+    )  # fmt: skip
+
+
+def _kept_circuit(cluster: int, pieces: Pieces) -> Grown | None:
+    done = pieces.finished(names.circuit_of(cluster))
+    if done is None:
+        return None
+    return Grown(Circuit.load(done), read_arrays(done.with_name(names.heads_of(cluster)))[0]["head"])
+
+
+def _keep_circuit(cluster: int, grown: Grown, pieces: Pieces) -> None:
+    path = pieces.path(names.circuit_of(cluster))
     if path is not None:
         write_arrays(path.with_name(names.heads_of(cluster)), {"head": grown.labels})
         grown.circuit.save(path)  # last: its file says that all of this is done
-    return grown
 
 
 def _join(circuits: list[Circuit], labels: Labels, train: Images, valid: Images, work: _Work) -> JointModel:
@@ -225,7 +281,7 @@ def _end_to_end(
     history = fit_end_to_end(
         model, train, valid, epochs=own.epochs, step_size=own.step_size, batch_size=own.batch_size,
         candidates=candidates, pseudocount=own.pseudocount, prior_pseudocount=prior_pseudocount,
-        patience=own.patience, seed=work.settings.seed, checkpoint=work.pieces.path(names.FINETUNING),
+        patience=own.patience, seed=work.settings.seed, checkpoint=work.pieces.checkpoint(names.FINETUNING),
         on_epoch=record_epoch, progress=work.progress,
     )  # fmt: skip
     work.record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
@@ -240,7 +296,7 @@ def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -
     shape = train.shape[1], train.shape[2], train.shape[3]
     x = to_patches(color_transform(settings.data.color, shape[2]).forward(train), settings.teacher.patch)
     patches = Patches.of(x, own.of_channels(shape[2])[0])
-    h = patches.less_means(teacher.features(train))
+    h = patches.less_means(_features(teacher, train))
     candidates = _outer_clusters(patches.residuals, h, own.candidates, work)
     start, path = pieces.finished(names.START), pieces.path(names.START)
     if start is not None and (start / names.DESCRIPTION).exists():

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.exchange import exchanged, take_over
+from pyjuice_lvd.circuit.reduce import alone, current, owners
 from pyjuice_lvd.circuit.rows import Table, some_rows
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.progress import SILENT, Progress, Stage
@@ -73,26 +75,34 @@ def refine(
     seen = some_rows(len(x), settings.patches * clusters, seed)
     rows, own = x[seen], labels[seen]
     own = np.unique(own, return_inverse=True)[1].astype(np.int32)
-    circuits: list[Circuit] = []
+    reducer, owner = current(), owners(np.bincount(own).tolist())
+    made: dict[int, Circuit] = {}
     steps = np.linspace(*settings.step_size, settings.rounds)
     with progress.stage(name, total=(1 + settings.rounds) * len(rows) + len(x), unit="patches") as stage:
         for cluster in range(int(own.max()) + 1):
             members, own_seed = rows[own == cluster], seed + cluster
-            circuits.append(
-                Circuit.hclt(members, num_latents=settings.latents, num_cats=num_cats, start="clusters", seed=own_seed)
-            )
+            if owner[cluster] == reducer.rank:
+                with alone():
+                    made[cluster] = Circuit.hclt(
+                        members, num_latents=settings.latents, num_cats=num_cats, start="clusters", seed=own_seed
+                    )
             stage.advance(len(members))
+        circuits = list(exchanged(made).values())
         for number, step in enumerate(steps):
-            started = time.monotonic()
+            started, owner = time.monotonic(), owners(np.bincount(own).tolist())
             for cluster, circuit in enumerate(circuits):
-                circuit.fit_em(
-                    rows[own == cluster],
-                    epochs=1,
-                    batch_size=settings.batch_size,
-                    step_size=float(step),
-                    pseudocount=settings.pseudocount,
-                    seed=seed + number,
-                )
+                if owner[cluster] != reducer.rank:
+                    continue
+                with alone():
+                    circuit.fit_em(
+                        rows[own == cluster],
+                        epochs=1,
+                        batch_size=settings.batch_size,
+                        step_size=float(step),
+                        pseudocount=settings.pseudocount,
+                        seed=seed + number,
+                    )
+            take_over(circuits, owner)
             ranked, log_likelihood = _ranked(rows, circuits, np.bincount(own), 1, stage)
             moved = int((ranked[:, 0] != own).sum())
             used, again = np.unique(ranked[:, 0], return_inverse=True)
@@ -129,11 +139,13 @@ def _ranked(
 
     Its weights are in proportion to the counts, int64 (circuits,).
     """
-    share = np.log(counts / counts.sum())
-    ranked, total = np.empty((len(x), min(candidates, len(circuits))), np.int32), 0.0
+    share, reducer = np.log(counts / counts.sum()), current()
+    n, x = len(x), x[reducer.part(len(x))]
+    ranked, total = np.empty((len(x), min(candidates, len(circuits))), np.int32), np.zeros(1)
     for part in shares(len(x), _RANKED_BYTES * len(circuits)):
         scores = np.stack([circuit.log_likelihood(x[part]) for circuit in circuits], axis=1) + share
-        total += float(np.logaddexp.reduce(scores, axis=1).sum())
+        total += np.logaddexp.reduce(scores, axis=1).sum()
         ranked[part] = np.argsort(-scores, axis=1, kind="stable")[:, : ranked.shape[1]]
-        stage.advance(part.stop - part.start)
-    return ranked, total / len(x)
+        stage.advance((part.stop - part.start) * n / len(x))
+    reducer.all_reduce(total)
+    return reducer.gather(ranked if len(x) else None), float(total[0]) / n

@@ -13,8 +13,9 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checks import function, integer, integers, nonnegative, number, plain_array, step_sizes
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
-from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.history import History, Validation
+from pyjuice_lvd.circuit.reduce import current, spread
+from pyjuice_lvd.circuit.steps import Steps
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.patch import PatchModel, Schedule
@@ -81,7 +82,10 @@ class _Shares:
     def __init__(self, model: JointModel, images: Images, room: int) -> None:
         self.model, self.images, self.room = model, images, room
         fits = model.evidence_bytes(len(images)) <= room
-        self.kept = Evidence(model.patch_scores(images)) if fits else None
+        self.kept = Evidence(self._scores(images)) if fits else None
+
+    def _scores(self, images: Images) -> npt.NDArray[np.float32]:
+        return spread(len(images), lambda rows: self.model.patch_scores(images[rows]))
 
     def shuffled(self, seed: int) -> Iterator[Evidence]:
         """Give the shares of all images, in an order of the seed's."""
@@ -90,13 +94,13 @@ class _Shares:
             return
         order = np.random.default_rng(seed).permutation(len(self.images))
         for rows in self.model.chunks(len(order), self.room):
-            yield Evidence(self.model.patch_scores(self.images[order[rows]]))
+            yield Evidence(self._scores(self.images[order[rows]]))
 
     def mean_score(self) -> float:
         """Mean log p(x), nats."""
         if self.kept is not None:
             return float(self.model.prior.log_likelihood(self.kept).mean())
-        return float(self.model.score_samples(self.images).mean())
+        return float(spread(len(self.images), lambda rows: self.model.score_samples(self.images[rows])).mean())
 
 
 def fit_end_to_end(
@@ -173,7 +177,7 @@ def fit_end_to_end(
     if candidates is not None:
         candidates = _checked(candidates, patches.shape[:2], model.num_candidates)
     learned = model.learned()
-    history, state, position, total = History(), None, 0, 0.0
+    history, state, position, total, reducer = History(), None, 0, 0.0, current()
     function("on_epoch", on_epoch)
     if checkpoint is not None:
         about = {
@@ -187,19 +191,31 @@ def fit_end_to_end(
             "candidates": None if candidates is None else digest_of(candidates),
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about, data)
-    watch = Validation(lambda: float(model.score_samples(valid).mean()), learned, patience)
+    if reducer.size > 1:
+        structures = " ".join(circuit.engine.structure for circuit in model.learning)
+        tried = "" if candidates is None else digest_of(candidates)
+        reducer.check_same(circuits=structures, train=digest_of(patches), valid=digest_of(valid), candidates=tried)
+        reducer.broadcast(*learned)
+
+    def score() -> float:
+        return float(spread(len(valid), lambda rows: model.score_samples(valid[rows])).mean())
+
+    watch = Validation(score, learned, patience)
     if state:
         position, total = state.restore(history, watch)
+        reducer.check_same(checkpoint=f"{len(history)} {position}")
     schedule = Schedule(epochs, batch_size, first_step, last_step, *pseudocounts, seed)
     job = model.em_job(patches, candidates, schedule)
     julia.call("continue_from!", job, len(history), position, total)
+    steps = Steps(job)
     try:
         with progress.stage("p(x), end to end", total=epochs * n, unit="images") as stage:
             while len(history) < epochs and not watch.over(history):
-                finished, position, mean = julia.call("advance!", job, PIECE)
-                stage.update(completed=finished * n + position, log_likelihood=mean)
+                finished, position, mean = steps.advance()
+                stage.update(completed=finished * n + position, log_likelihood=mean, **steps.shown)
                 if finished > len(history):
                     history.append(mean)
+                    reducer.broadcast(*learned)  # processors that round differently do not drift apart
                     watch.look(history)
                     stage.update(completed=finished * n, valid=history.valid[-1])
                     if on_epoch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -65,20 +66,30 @@ class VectorQuantizer(nn.Module):
         self.codebook[dead] = features[rows.to(features.device)].to(self.codebook.device)
         self.idle[dead] = 0
 
-    def revive(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> int:
+    def revive(self, features: Tensor | Callable[[], Tensor], codes: Tensor, generator: torch.Generator) -> int:
         """Count a training step in which features (..., code_dim) had these codes (...); move dead codes among them.
 
-        Returns the number of codes moved.
+        What gives the features is called only where there are dead codes. Returns the number of codes moved.
         """
         self.idle += 1
         self.idle[codes] = 0
         dead = torch.nonzero(self.idle >= IDLE_STEPS)[:, 0]
         if len(dead):
-            self.seed_codes(dead, features.detach().flatten(0, -2), generator)
+            rows = features() if callable(features) else features
+            self.seed_codes(dead, rows.detach().flatten(0, -2), generator)
         return len(dead)
 
 
 def perplexity(codes: Tensor, size: int) -> float:
     """Compute exp(entropy) of the frequencies of codes 0 to size-1: how many are in even use."""
-    counts = torch.bincount(codes.flatten(), minlength=size).double()
+    return perplexity_of(counts_of(codes, size))
+
+
+def counts_of(codes: Tensor, size: int) -> Tensor:
+    """Count the codes 0 to size-1: float64 (size,)."""
+    return torch.bincount(codes.flatten(), minlength=size).double()
+
+
+def perplexity_of(counts: Tensor) -> float:
+    """Compute `perplexity` from how often there is each code."""
     return float(torch.exp(torch.special.entr(counts / counts.sum()).sum()))

@@ -1,4 +1,8 @@
-"""Training of the teacher: epochs of Adam on -log p(x | z) with codebook and commitment losses, resumable."""
+"""Training of the teacher: epochs of Adam on -log p(x | z) with codebook and commitment losses, resumable.
+
+Processes that share the work take each its part of every batch; what they add up is the gradient of the whole batch,
+with what else a step needs of it, in one transfer.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyjuice_lvd.circuit.reduce import current, spread
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.progress import Progress, Stage
 from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.settings import TeacherSettings, restored
 from pyjuice_lvd.teacher import mixture
-from pyjuice_lvd.teacher.quantizer import Quantized, perplexity
+from pyjuice_lvd.teacher.quantizer import Quantized, counts_of, perplexity, perplexity_of
 from pyjuice_lvd.teacher.storage import read_tensors, write_tensors
 from pyjuice_lvd.teacher.vqvae import VQVAE
 from pyjuice_lvd.units import bits_per_dimension
@@ -64,6 +69,7 @@ def train(
     run = _Run(network, settings, images, seed)
     if checkpoint is not None and Path(checkpoint).exists():
         run.restore(checkpoint)
+    run.start_alike()
     epochs = range(len(run.history) + 1, settings.epochs + 1)
     with progress.stage("teacher", total=len(epochs) * len(images), unit="images") as stage:
         for epoch in epochs:
@@ -73,7 +79,7 @@ def train(
                 bpd, used = evaluate(network, valid)
                 record |= {"valid_reconstruction_bpd": bpd, "valid_perplexity": used}
             run.history.append({"epoch": epoch, **record, "seconds": time.perf_counter() - start})
-            if checkpoint is not None:
+            if checkpoint is not None and current().rank == 0:
                 run.save(checkpoint)
             if on_epoch is not None:
                 on_epoch(run.history[-1])
@@ -90,6 +96,17 @@ class _Run:
         self.seed = seed
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.history: list[Record] = []
+        self._reducer = current()
+
+    def start_alike(self) -> None:
+        """Check that all processes learn the same, and give them the first one's weights."""
+        if self._reducer.size > 1:
+            done = str(len(self.history))
+            self._reducer.check_same(teacher_settings=json.dumps(self._identity), teacher_checkpoint=done)
+            for tensor in self.network.state_dict().values():
+                told = tensor.cpu().numpy().copy()
+                self._reducer.broadcast(told)
+                tensor.copy_(torch.from_numpy(told))
 
     def train_epoch(self, epoch: int, stage: Stage) -> Record:
         """Train one epoch, the first being 1."""
@@ -101,37 +118,74 @@ class _Run:
             self._first_codes(order, generator)
         batches = torch.split(order, settings.batch_size)
         sums = torch.zeros(3, dtype=torch.float64)
-        all_codes = []
+        all_counts = torch.zeros(settings.codes, dtype=torch.float64)
         revived = 0
         for index, rows in enumerate(batches):
             self._set_learning_rate((epoch - 1 + (index + 0.5) / len(batches)) / settings.epochs)
-            batch = network.put(self.images[rows])
-            if settings.flip:
-                mirrored = torch.rand(len(batch), generator=generator).to(batch.device) < 0.5
-                batch = torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(3), batch)
-            features = network.features(batch)
-            quantized: Quantized = network.quantizer(features)
-            parameters = network.decode(quantized.vectors, network.rows(batch))
-            nats = -mixture.log_likelihood(parameters, network.to_pixels(batch)).sum() / batch.numel()
-            loss = nats + quantized.codebook_loss + settings.commitment * quantized.commitment_loss
-            self.optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            batch = self.images[rows]
+            mirrored = torch.rand(len(batch), generator=generator) < 0.5 if settings.flip else None
+            figures, counts, features = self._gradients(batch, mirrored)
             self.optimizer.step()
-            revived += network.quantizer.revive(features, quantized.codes, generator)
-            figures = torch.stack((loss, nats, quantized.commitment_loss)).detach().cpu().double()
+            revived += network.quantizer.revive(features, torch.nonzero(counts)[:, 0], generator)
             if not torch.isfinite(figures).all():
                 raise LVDJuiceError(f"teacher: the loss is not finite in epoch {epoch}; lower teacher.learning_rate")
             sums += len(batch) * figures
-            all_codes.append(quantized.codes)
+            all_counts += counts
             stage.advance(len(batch), bpd=bits_per_dimension(-float(figures[1]), 1))
         loss_mean, nats_mean, commitment = (sums / len(self.images)).tolist()
         return {
             "loss": loss_mean,
             "reconstruction_bpd": bits_per_dimension(-nats_mean, 1),
             "commitment": commitment,
-            "perplexity": perplexity(torch.cat(all_codes), settings.codes),
+            "perplexity": perplexity_of(all_counts),
             "revived": revived,
         }
+
+    def _gradients(self, images: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        """Set the gradients of the mean loss of a batch, uint8 (n, H, W, C), of which some are `mirrored`, bool (n,).
+
+        Returns the loss, its likelihood in nats and the commitment, float64 (3,), the counts of the codes, float64
+        (codes,), and what gives the features of the whole batch.
+        """
+        network, settings, part = self.network, self.settings, self._reducer.part(len(images))
+        figures = torch.zeros(3, dtype=torch.float64)
+        counts = torch.zeros(settings.codes, dtype=torch.float64)
+        features: Tensor | None = None
+        self.optimizer.zero_grad()
+        if part.stop > part.start:
+            batch = network.put(images[part])
+            if mirrored is not None:
+                batch = torch.where(mirrored[part].to(batch.device).view(-1, 1, 1, 1), batch.flip(3), batch)
+            features = network.features(batch)
+            quantized: Quantized = network.quantizer(features)
+            parameters = network.decode(quantized.vectors, network.rows(batch))
+            nats = -mixture.log_likelihood(parameters, network.to_pixels(batch)).sum() / batch.numel()
+            loss = nats + quantized.codebook_loss + settings.commitment * quantized.commitment_loss
+            torch.autograd.backward(loss if self._reducer.size == 1 else loss * (len(batch) / len(images)))
+            figures = torch.stack((loss, nats, quantized.commitment_loss)).detach().cpu().double()
+            counts = counts_of(quantized.codes, settings.codes).cpu()
+        if self._reducer.size > 1:
+            figures, counts = self._add_up(figures * ((part.stop - part.start) / len(images)), counts)
+        return figures, counts, lambda: self._of_all(features)
+
+    def _add_up(self, figures: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients up over the processes, and figures and counts, which it returns."""
+        learned = list(self.network.parameters())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
+        flat = torch.cat([*(gradient.flatten().cpu().double() for gradient in gradients), figures, counts])
+        self._reducer.all_reduce(flat.numpy())
+        sizes = [*(parameter.numel() for parameter in learned), len(figures), len(counts)]
+        *summed, figures, counts = torch.split(flat, sizes)
+        for parameter, gradient in zip(learned, summed, strict=True):
+            parameter.grad = gradient.view_as(parameter).to(parameter)
+        return figures, counts
+
+    def _of_all(self, features: Tensor | None) -> Tensor:
+        """Give the features of the whole batch, of which these are the process' own."""
+        if self._reducer.size == 1:
+            assert features is not None
+            return features
+        return torch.from_numpy(self._reducer.gather(None if features is None else features.detach().cpu().numpy()))
 
     def _first_codes(self, order: Tensor, generator: torch.Generator) -> None:
         """Draw the codebook from the features of some training images."""
@@ -181,6 +235,7 @@ class _Run:
 
 def evaluate(network: VQVAE, images: UInt8) -> tuple[float, float]:
     """Compute -log p(x | z(x)) in bits per dimension, and the perplexity of the codes, on images (N, H, W, C)."""
-    nats = network.over(images, network.log_likelihood).mean()
-    used = perplexity(network.over(images, network.codes), len(network.quantizer.codebook))
-    return bits_per_dimension(float(nats), images[0].size), used
+    nats = spread(len(images), lambda rows: network.over(images[rows], network.log_likelihood).numpy(), unit=128)
+    codes = spread(len(images), lambda rows: network.over(images[rows], network.codes).numpy(), unit=128)
+    used = perplexity(torch.from_numpy(codes), len(network.quantizer.codebook))
+    return bits_per_dimension(float(nats.mean()), images[0].size), used

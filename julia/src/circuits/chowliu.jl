@@ -19,6 +19,7 @@ mutable struct MutualInformationJob
     joint_terms::Vector{Float64}  # p log p of a cell that holds n samples, n = 0..N
     tables::Vector{Vector{UInt32}}
     next::Int
+    share::Share                  # of the variables whose pairs with later ones are done here: the others stay 0 in `mi`
 end
 
 const LARGEST_TABLE = 2^24  # cells of a thread's joint table: 64 MB
@@ -43,7 +44,7 @@ function MutualInformationJob(X::AbstractMatrix{<:Integer}; categories::Integer,
         end
     end
     tables = [zeros(UInt32, table_size) for _ in 1:threads]
-    return MutualInformationJob(columns, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount), tables, 1)
+    return MutualInformationJob(columns, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount), tables, 1, ALL)
 end
 
 "Copies variable `i` of X to its column, and returns its entropy. `counts` are zeros before and after."
@@ -68,6 +69,7 @@ function advance!(job::MutualInformationJob, seconds::Real=Inf)
     V = size(job.columns, 2)
     started = time()
     while job.next <= V
+        job.next % job.share.of == job.share.number % job.share.of || (job.next += 1; continue)
         i, threads = job.next, length(job.tables)
         in_pieces(i + 1:V; steps=10 * size(job.columns, 1), threads=threads) do others
             # Static shares: pair (i, j) costs the same for every j.

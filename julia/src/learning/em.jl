@@ -26,6 +26,8 @@ mutable struct EMJob{D<:Data,E<:Engine}
     position::Int               # finished samples of the epoch under way
     total::Float64              # weighted log-likelihood of those samples, each before its batch's step
     weight::Float64             # their weight
+    share::Share                # what is done here of each batch
+    found::Tuple{Float64,Float64}   # total and weight of that share of the batch under way
 end
 
 function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=ones(Float32, num_samples(X)), epochs::Integer=50,
@@ -40,7 +42,7 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
     e = engine(c, backend; soft=X isa SoftEvidence, batch_size=X isa AbstractMatrix ? batch_size : 0)
     check_data(X, schedule(e).limits)
     return EMJob(e, X, sources, Int(epochs), batch_size, Float64.(step_size), Float64(pseudocount), shuffle, Int(seed), Int32.(1:N),
-                 0, 0, 0.0, 0.0)
+                 0, 0, 0.0, 0.0, ALL, (0.0, 0.0))
 end
 
 function check_schedule(epochs, batch_size, step_size)
@@ -76,7 +78,11 @@ function advance!(job::EMJob, seconds::Real=Inf)
         settle!(job.engine)
         rethrow()
     end
-    mean = job.total / job.weight
+    return end_epoch!(job, N, job.total / job.weight)
+end
+
+"Ends the epoch of `N` samples where it is at its end; returns what [`advance!`](@ref) does."
+function end_epoch!(job, N::Int, mean::Float64)
     if job.position == N
         job.epoch += 1
         job.position = 0
@@ -90,12 +96,13 @@ batch_end(job::EMJob) = min(job.position + job.batch_size, num_samples(job.X))
 """
     expect!(job)
 
-The E-step of the batch under way: the flows of its samples add up in the engine.
+The E-step of the batch under way: the flows of its samples, those of the job's share, add up in the engine.
 """
 function expect!(job::EMJob)
     job.position == 0 && begin_epoch!(job)
-    for range in pieces(job.position + 1:batch_end(job), samples_at_once(job.engine))
-        first(range) > job.position + 1 && pause()  # between pieces: a batch in one piece may leave parameters that are not settled
+    mine = own(job.position + 1:batch_end(job), job.share)
+    for range in pieces(mine, samples_at_once(job.engine))
+        first(range) > first(mine) && pause()  # between pieces: a batch in one piece may leave parameters that are not settled
         total, _ = expect!(job.engine, job.X, job.sources, job.order, range)
         job.total += total
         for i in range

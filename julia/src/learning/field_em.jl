@@ -26,6 +26,7 @@ mutable struct FieldEMJob{T<:Integer,E<:Engine,F<:Field} <: PatchJob{T}
     counts::Vector{FieldCounts}         # of each thread
     joins::Vector{Matrix{Float64}}
     counted::Vector{Bool}               # of each shape
+    share::Share
 end
 
 function FieldEMJob(f::Field, em::Emissions, patches::Array{T,3}; candidates::Union{Nothing,Array{UInt16,3}}=nothing, epochs::Integer=10,
@@ -35,7 +36,7 @@ function FieldEMJob(f::Field, em::Emissions, patches::Array{T,3}; candidates::Un
     N, threads = size(patches, 3), Threads.nthreads()
     return FieldEMJob(f, em, patches, candidates, Int(epochs), Int(min(batch_size, N)), Float64.(step_size), Float64(pseudocount),
                       Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0, 0, 0.0, [FieldCounts(f) for _ in 1:threads],
-                      [zeros(size(em.join)) for _ in 1:threads], fill(false, length(em.shapes)))
+                      [zeros(size(em.join)) for _ in 1:threads], fill(false, length(em.shapes)), ALL)
 end
 
 # The field's parameters are few, and counting them is half of the work of messages: of large batches one image in so many counts for
@@ -44,12 +45,10 @@ const COUNTED, IMAGES_COUNTED = 4, 64
 
 step_of(job::FieldEMJob) = step_by_batches(job)
 
-engines(job::FieldEMJob) = reduce(vcat, job.emissions.shapes)
-
 function expect!(job::FieldEMJob)
     job.batch === nothing && begin_batch!(job)
     b, em, f, threads = job.batch, job.emissions, job.field, Threads.nthreads()
-    every = size(b.patches, 3) < IMAGES_COUNTED ? 1 : COUNTED
+    every = b.size < IMAGES_COUNTED ? 1 : COUNTED
     foreach(clear!, job.counts)
     foreach(joins -> fill!(joins, 0.0), job.joins)
     fill!(job.counted, false)
@@ -61,7 +60,7 @@ function expect!(job::FieldEMJob)
             room = MessageRoom(f)
             for n in t:threads:length(range)
                 posteriors = [zeros(num_states(f), num_boxes(spot)) for spot in view(spots, :, n)]
-                counts = (range[n] - 1) % every == 0 ? job.counts[t] : nothing
+                counts = (b.places[range[n]] - 1) % every == 0 ? job.counts[t] : nothing
                 totals[t] += field_posteriors!(posteriors, counts, f, view(spots, :, n), room, every)
                 for (i, posterior) in enumerate(posteriors)
                     take_terms!(weights, job.joins[t], em, rows, terms[i, n], spots[i, n], posterior)
@@ -99,8 +98,7 @@ end
 
 function maximise!(job::FieldEMJob)
     em, step = job.emissions, step_of(job)
-    field_step!(job.field, reduce(add!, job.counts), step, job.prior_pseudocount)
-    table_step!(em.join, sum(job.joins), step, job.prior_pseudocount)
+    apply_tables!(job, reduce(add!, job.counts), sum(job.joins))
     for (k, shape) in enumerate(em.shapes)
         if job.counted[k]
             for (e, allowed) in zip(shape, em.allowed[k])
@@ -114,4 +112,9 @@ function maximise!(job::FieldEMJob)
     job.total += job.batch.total
     job.batch = nothing
     return nothing
+end
+
+function apply_tables!(job::FieldEMJob, counts::FieldCounts, joins)
+    field_step!(job.field, counts, step_of(job), job.prior_pseudocount)
+    table_step!(job.emissions.join, joins, step_of(job), job.prior_pseudocount)
 end

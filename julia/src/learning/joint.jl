@@ -17,7 +17,9 @@ abstract type PatchJob{T<:Integer} end
 "A batch under way: its parts are the prior, number 0, and the circuits."
 mutable struct JointBatch{T<:Integer}
     last::Int                   # its last sample, in the epoch's order
-    patches::Array{T,3}
+    size::Int                   # its samples
+    places::UnitRange{Int}      # of those that are done here
+    patches::Array{T,3}         # of these
     tried::Union{Nothing,Array{UInt16,3}}
     posterior::Array{Float32,3} # p(z_i = k | x), (values, positions, samples), once the prior's E-step is done
     part::Int                   # the one whose turn it is
@@ -57,6 +59,7 @@ mutable struct JointEMJob{T<:Integer,E<:Engine} <: PatchJob{T}
     epoch::Int                  # finished epochs
     position::Int               # finished samples of the epoch under way
     total::Float64              # log-likelihood of those samples, each before its batch's step
+    share::Share                # what is done here of each batch
 end
 
 function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::Array{<:Integer,3};
@@ -75,7 +78,7 @@ function JointEMJob(prior::Circuit, circuits::AbstractVector{Circuit}, patches::
     end
     return JointEMJob(engine(prior, backend; soft=true), engines, where, patches, candidates, Int(epochs), Int(min(batch_size, N)),
                       Float64.(step_size), Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0,
-                      0, 0.0)
+                      0, 0.0, ALL)
 end
 
 "Checks what all jobs on patches have; `positions` are those of what is above them."
@@ -109,17 +112,9 @@ function advance!(job::PatchJob, seconds::Real=Inf)
         maximise!(job)
         job.batch === nothing && time() - started > seconds && break
     end
-    foreach(settle!, engines(job))
-    mean = job.total / job.position
-    if job.position == N
-        job.epoch += 1
-        job.position = 0
-    end
-    return job.epoch, job.position, mean
+    foreach(settle!, learning(job))
+    return end_epoch!(job, N, job.total / job.position)
 end
-
-"All engines of a job."
-engines(job::JointEMJob) = [job.prior; job.circuits]
 
 "As for [`EMJob`](@ref), of the part of the model whose turn it is."
 function expect!(job::JointEMJob)
@@ -139,9 +134,10 @@ function begin_batch!(job::PatchJob)
         job.shuffled = job.epoch
     end
     last = min(job.position + job.batch_size, N)
-    samples = job.order[job.position + 1:last]
+    places = own(1:last - job.position, job.share)
+    samples = job.order[job.position .+ places]
     tried = job.candidates === nothing ? nothing : job.candidates[:, :, samples]
-    job.batch = JointBatch(last, job.patches[:, :, samples], tried, zeros(Float32, 0, 0, 0), 0, true, 0.0)
+    job.batch = JointBatch(last, last - job.position, places, job.patches[:, :, samples], tried, zeros(Float32, 0, 0, 0), 0, true, 0.0)
 end
 
 "The prior's E-step: its flows, and the flows into the heads, p(z_i = k | x)."

@@ -70,6 +70,7 @@ mutable struct OffsetEMJob{T<:Integer,E<:Engine} <: PatchJob{T}
     rows::Vector{Vector{ShapeRows{ChannelRows{Matrix{T}}}}} # of the batch under each shape, whose circuits stay as they are until its E-step
     tables::OffsetTables
     counts::Vector{TableCounts} # of each thread
+    share::Share
 end
 
 function OffsetEMJob(prior::Circuit, em::Emissions, patches::Array{T,3}; candidates::Union{Nothing,Array{UInt16,3}}=nothing,
@@ -82,7 +83,7 @@ function OffsetEMJob(prior::Circuit, em::Emissions, patches::Array{T,3}; candida
     ties === nothing || check_ties(ties, prior)
     return OffsetEMJob(engine(prior, backend; soft=true), em, ties, patches, candidates, Int(epochs), Int(min(batch_size, N)),
                        Float64.(step_size), Float64(pseudocount), Float64(prior_pseudocount), Int(seed), Int32.(1:N), -1, nothing, 0, 0, 0.0,
-                       zeros(Float32, 0, 0, 0), [ShapeRows{ChannelRows{Matrix{T}}}[] for _ in em.shapes], OffsetTables(em), TableCounts[])
+                       zeros(Float32, 0, 0, 0), [ShapeRows{ChannelRows{Matrix{T}}}[] for _ in em.shapes], OffsetTables(em), TableCounts[], ALL)
 end
 
 """
@@ -96,8 +97,6 @@ function step_by_batches(job::PatchJob)
 end
 
 step_of(job::OffsetEMJob) = step_by_batches(job)
-
-engines(job::OffsetEMJob) = [job.prior; reduce(vcat, job.emissions.shapes)]
 
 "As for [`EMJob`](@ref), of the part of the model whose turn it is: the prior, then shape after shape, then the tables."
 function expect!(job::OffsetEMJob)
@@ -184,7 +183,7 @@ function maximise!(job::OffsetEMJob)
     if b.part == 0
         apply_tied!(job.prior, job.ties, step_of(job), job.prior_pseudocount)
     elseif b.part > length(em.shapes)
-        apply_tables!(job)
+        apply_tables!(job, table_counts(job)...)
     elseif b.counted
         for (e, allowed) in zip(em.shapes[b.part], em.allowed[b.part])
             apply!(e, step_of(job), job.pseudocount)
@@ -207,11 +206,14 @@ apply_tied!(e::Engine, ::Nothing, step, pseudocount) = apply!(e, step, pseudocou
 apply_tied!(e::Engine, ties::Ties, step, pseudocount) =
     apply!(e, tie!(counts!(ExpectedCounts(circuit(e)), e), ties), step, pseudocount, 1.0)
 
-function apply_tables!(job::OffsetEMJob)
-    em, step = job.emissions, step_of(job)
-    table_step!(em.join, sum(counts.join for counts in job.counts), step, job.prior_pseudocount)
-    for (c, shift) in enumerate(em.shifts)
-        table_step!(shift, sum(counts.shifts[c] for counts in job.counts), step, job.prior_pseudocount)
+"The counts of the tables, those of all threads: of the joins, then of each channel's offsets."
+table_counts(job::OffsetEMJob) = [sum(counts.join for counts in job.counts),
+                                  (sum(counts.shifts[c] for counts in job.counts) for c in eachindex(job.emissions.shifts))...]
+
+function apply_tables!(job::OffsetEMJob, join, shifts...)
+    table_step!(job.emissions.join, join, step_of(job), job.prior_pseudocount)
+    for (shift, counts) in zip(job.emissions.shifts, shifts)
+        table_step!(shift, counts, step_of(job), job.prior_pseudocount)
     end
 end
 

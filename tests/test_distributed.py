@@ -1,0 +1,230 @@
+"""Processes of torchrun that share their work, on this machine: the same model, and no end but a clean one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import lvd_juice
+
+from pyjuice_lvd import LVD, Circuit
+from pyjuice_lvd.circuit.reduce import Reducer, current, on_first, owners, spread
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVD_THREADS": "1", "LVD_SILENCE": "6"}
+HCLT = [
+    "--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=300", "--set", "hclt.batch_size=64",
+    "--set", "hclt.patience=300", "--json",
+]  # fmt: skip
+DISTILLED: dict[str, Any] = {
+    "random_state": 3,
+    "config": {
+        "teacher": {"epochs": 1, "codes": 8, "channels": 8, "patch": (4, 4)},
+        "clusters": {"outer": 2, "inner": 2},
+        "refining": {"rounds": 1, "latents": 2},
+        "circuit": {"latents": 2, "epochs": 2, "batch_size": 128},
+    },
+}
+
+
+def torchrun(processes: int, *args: str | Path) -> subprocess.Popen[str]:
+    """Start a program, or `-m MODULE`, in some processes; what they print comes through one pipe."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    return subprocess.Popen(
+        [*command, *map(str, args)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def fit(processes: int, data: Path, run: Path, *args: str) -> subprocess.Popen[str]:
+    return torchrun(processes, "-m", "pyjuice_lvd.cli", "fit", data, "-o", run, *HCLT, *args)
+
+
+def ends(started: subprocess.Popen[str], seconds: float = 200) -> str:
+    """Wait for the end; returns what was said."""
+    try:
+        return started.communicate(timeout=seconds)[0]
+    finally:
+        started.kill()
+
+
+def ranks(started: subprocess.Popen[str]) -> dict[int, int]:
+    """Find the process number of each rank."""
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    found = {}
+    for child in children.read_text().split() if children.exists() else ():
+        environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        found |= {int(entry[5:]): int(child) for entry in environment if entry.startswith("RANK=")}
+    return found
+
+
+def epochs_of(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_text().count('"epoch"') if metrics.exists() else 0
+
+
+def wait_for_epoch(started: subprocess.Popen[str], run: Path, epoch: int) -> None:
+    until = time.monotonic() + 150
+    while epochs_of(run) < epoch:
+        assert started.poll() is None, started.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six columns that follow one of two patterns, 230 rows of training: batches that two and three do not divide."""
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((370, 1)) < 0.5, [[0, 1, 2, 0, 1, 2]], [[2, 2, 0, 1, 0, 0]])
+    rows = np.where(rng.random(rows.shape) < 0.1, rng.integers(0, 3, rows.shape), rows)
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    np.savez(path, train=rows[:230], valid=rows[230:300], test=rows[300:])
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of one process."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result: dict[str, Any] = json.loads(lvd_juice("fit", table, "-o", folder, "--quiet", *HCLT).stdout)
+    return result
+
+
+def test_one_process_shares_with_nobody() -> None:
+    assert type(current()) is Reducer
+    assert (current().rank, current().size) == (0, 1)
+    rows = np.arange(6.0)
+    assert np.array_equal(spread(6, lambda part: rows[part]), rows)
+    assert np.array_equal(on_first(lambda: rows), rows)
+    assert owners([5, 1, 3]) == [0, 0, 0]
+    reducer = Reducer()
+    reducer.rank, reducer.size = 1, 3
+    assert [reducer.part(10), reducer.part(10, unit=4), reducer.part(1)] == [slice(3, 6), slice(4, 8), slice(0, 0)]
+    code = "import pyjuice_lvd.cli.fit, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PROGRAM = """
+    import json, sys
+    import numpy as np
+    from pyjuice_lvd import LVD, Circuit
+    from pyjuice_lvd.circuit.reduce import alone, current, on_first, owners, spread
+    from pyjuice_lvd.distributed import processes
+    from pyjuice_lvd.errors import InputError
+
+    with processes() as reducer:
+        rank, size = reducer.rank, reducer.size
+        assert current() is reducer
+        sums, told = np.arange(5.0) + rank, np.full((2, 3), rank, np.int32)
+        reducer.all_reduce(sums)
+        reducer.broadcast(told)
+        assert np.array_equal(sums, size * np.arange(5.0) + sum(range(size))) and not told.any()
+        assert reducer.gather_bytes(b"x" * rank) == [b"x" * each for each in range(size)]
+        assert reducer.broadcast_bytes(bytes([rank])) == bytes([0])
+        rows = np.arange(14, dtype=np.int16).reshape(7, 2)
+        assert np.array_equal(spread(7, lambda part: rows[part]), rows)
+        assert np.array_equal(spread(1, lambda part: rows[:1][part]), rows[:1])
+        assert on_first(lambda: np.array([rank])).tolist() == [0]
+        with alone():
+            assert current().size == 1
+        assert sorted(owners([9, 5, 4, 4, 4])[:size]) == list(range(size))
+        try:
+            reducer.check_same(rows="same", weights=str(rank))
+        except InputError as error:
+            assert str(error).startswith("weights: found others in process 1"), error
+        else:
+            raise AssertionError
+
+        with np.load(sys.argv[1]) as data:
+            table, images = data["table"], data["images"]
+        values = []
+        for _ in range(2):
+            pc = Circuit.hclt(table, num_latents=3, heads=2, seed=1)
+            heads = np.arange(len(table)) % 2
+            history = pc.fit_em(table, heads=heads, epochs=3, batch_size=50, valid=table[:31], valid_heads=heads[:31])
+            values.append([*history, *history.valid, *np.concatenate(pc.parameters())])
+        assert values[0] == values[1]
+        assert len({tuple(np.frombuffer(text)) for text in reducer.gather_bytes(np.array(values[0]).tobytes())}) == 1
+        bpds = {}
+        for name, settings in json.loads(sys.argv[2]).items():
+            bpds[name] = LVD(**settings).fit(images).bpd(images[:50])
+        if rank == 0:
+            print("FOUND", json.dumps([history, history.valid, bpds]))
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_learn_what_one_does(processes: int, table: Path, tmp_path: Path) -> None:
+    with np.load(table) as parts:
+        rows = parts["train"]
+    images = np.random.default_rng(1).integers(0, 40, (120, 8, 8, 1)) + np.linspace(0, 200, 120)[:, None, None, None]
+    images = images.astype(np.uint8)
+    data, program = tmp_path / "data.npz", tmp_path / "program.py"
+    np.savez(data, table=rows, images=images)
+    program.write_text(textwrap.dedent(PROGRAM))
+    offsets = {"steps": (32,), "joins": 2, "states": 4, "epochs": 1, "batch_size": 50, "groups": 2}
+    trees = "combs" if processes == 2 else "field"
+    models = {trees: {**DISTILLED, "config": {**DISTILLED["config"], "offsets": {**offsets, "trees": trees}}}}
+    said = ends(torchrun(processes, program, data, json.dumps(models)))
+    (line,) = [line for line in said.splitlines() if line.startswith("FOUND")] or [said]
+    history, valid, bpds = json.loads(line.removeprefix("FOUND"))
+    pc = Circuit.hclt(rows, num_latents=3, heads=2, seed=1)
+    heads = np.arange(len(rows)) % 2
+    alone = pc.fit_em(rows, heads=heads, epochs=3, batch_size=50, valid=rows[:31], valid_heads=heads[:31])
+    assert history == pytest.approx(list(alone), abs=1e-5)
+    assert valid == pytest.approx(alone.valid, abs=1e-5)
+    for name, settings in models.items():
+        assert bpds[name] == pytest.approx(LVD(**settings).fit(images).bpd(images[:50]), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def interrupted(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, of which one was killed in the midst of EM."""
+    run = tmp_path_factory.mktemp("runs") / "shared"
+    started = fit(2, table, run)
+    wait_for_epoch(started, run, 3)
+    again = fit(1, table, run, "--resume")  # while they are at it
+    assert "is writing this run" in ends(again)
+    at = ranks(started)
+    assert sorted(at) == [0, 1]
+    os.kill(at[1], signal.SIGKILL)
+    killed = time.monotonic()
+    said = ends(started, 60)
+    assert time.monotonic() - killed < 60
+    lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
+    assert len(lines) == 1, said
+    assert "process 0 of 2" in lines[0]
+    assert "--resume goes on" in lines[0]
+    return run
+
+
+def test_other_numbers_of_processes_finish_a_run(table: Path, interrupted: Path, whole: dict[str, Any]) -> None:
+    """It goes on with three, of which the first is killed, and ends with one: nothing that was done is lost."""
+    started = fit(3, table, interrupted, "--resume")
+    wait_for_epoch(started, interrupted, epochs_of(interrupted) + 3)
+    os.kill(ranks(started)[0], signal.SIGKILL)
+    said = ends(started, 60)
+    lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
+    assert sorted(line.split(": ")[2] for line in lines) == ["process 1 of 3", "process 2 of 3"], said
+    result = json.loads(lvd_juice("fit", table, "-o", interrupted, "--resume", "--quiet", *HCLT).stdout)
+    assert result["bpd"] == pytest.approx(whole["bpd"], abs=1e-5)
+
+
+def test_a_process_that_hangs_ends_the_others(table: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    started = fit(2, table, run, "--set", "hclt.epochs=1000000", "--set", "hclt.patience=1000000")
+    wait_for_epoch(started, run, 2)
+    at = ranks(started)
+    os.kill(at[1], signal.SIGSTOP)
+    stopped = time.monotonic()
+    said = ends(started, 60)
+    assert time.monotonic() - stopped < 60
+    lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
+    assert len(lines) == 1, said
+    assert "process 0 of 2: no sign of life of process 1 (" in lines[0]
+    assert not Path(f"/proc/{at[1]}").exists()
