@@ -19,6 +19,7 @@ MIN_FLOW = 1e-4
 def prune(
     engine: Engine,
     X: npt.ArrayLike | Evidence,
+    mask: npt.ArrayLike | None,
     heads: npt.ArrayLike | None,
     weights: npt.ArrayLike | None,
     min_flow: float | None,
@@ -31,15 +32,15 @@ def prune(
     least = number("min_flow", MIN_FLOW if min_flow is None else min_flow)
     keep = None if keep is None else number("keep", keep)
     julia.call("check_pruning", least, keep)
-    job = engine.flow_job(X, heads, weights, progress)
+    job = engine.flow_job(X, mask, heads, weights, progress)
     pruned: julia.Handle
     if keep is not None:
         pruned = julia.call("prune_to_fraction", job, keep)
     elif julia.call("has_silent_edges", job, least):
-        rows, _ = engine.rows(X)
+        rows, hidden = engine.rows(X, mask)
         n = len(rows)
         sources = as_heads(heads, n, engine.num_heads), as_weights(weights, n)
-        support = engine.run("support_job", rows, None, *sources, stage="support", total=n, progress=progress)
+        support = engine.run("support_job", rows, hidden, *sources, stage="support", total=n, progress=progress)
         pruned = julia.call("prune_unsupported", job, support)
     else:
         pruned = julia.call("prune_by_flow", job, least)
@@ -49,6 +50,7 @@ def prune(
 def grow(
     engine: Engine,
     X: npt.ArrayLike | Evidence,
+    mask: npt.ArrayLike | None,
     heads: npt.ArrayLike,
     weights: npt.ArrayLike | None,
     select: npt.ArrayLike,
@@ -64,13 +66,13 @@ def grow(
     chosen = julia.lendable(chosen, np.int64)
     parameters, seed = (chosen, number("threshold", threshold), number("noise", noise)), integer("seed", seed)
     julia.call("check_selection", engine.circuit, *parameters)
-    rows, _ = engine.rows(X)
+    rows, _ = engine.rows(X, mask)
     n = len(rows)
     head_of = as_heads(heads, n, engine.num_heads)
     counted = np.where(np.isin(head_of, chosen), as_weights(weights, n), np.float32(0))
     total = float(counted.sum(dtype=np.float64))
     nodes = np.zeros(engine.num_nodes)  # without a row for the selected heads, nothing has flow
     if total > 0:
-        nodes, _ = julia.call("unit_flows", engine.flow_job(X, head_of, counted, progress))
+        nodes, _ = julia.call("unit_flows", engine.flow_job(X, mask, head_of, counted, progress))
     grown: julia.Handle = julia.call("grow_circuit", engine.circuit, nodes, total, *parameters, seed)
     return grown
