@@ -36,7 +36,7 @@ def evaluate(run: Path, data: str, threads: int | None, as_json: bool, quiet: bo
     emit(
         {
             "method": opened.method,
-            **figures_of_merit(scores, model.dims),
+            **figures_of_merit(scores, model.dims, model.num_seen(test.data)),
             "params": model.num_params,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,

@@ -225,7 +225,7 @@ def _result(model: DensityModel, splits: Splits, settings: Settings, progress: P
     scores = model.score_samples(splits.test, progress=progress)
     return {
         "method": settings.method,
-        **figures_of_merit(scores, model.dims),
+        **figures_of_merit(scores, model.dims, model.num_seen(splits.test)),
         "bpd_factorized": factorized_bpd(train, valid, test, num_categories(splits)),
         "params": model.num_params,
         "protocol": model.protocol(settings.data.crop),

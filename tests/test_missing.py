@@ -1,15 +1,18 @@
 """Missing values: EM, flows, structure and early stopping on what is seen of each row, against enumeration."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import lvd_juice
 
-from pyjuice_lvd import Circuit
+from pyjuice_lvd import HCLT, RATSPN, Circuit
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.circuit.hclt import chow_liu_parents, hidden_states
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.progress import SILENT
 
 N, V, C = 120, 4, 3
@@ -243,3 +246,147 @@ def test_what_is_no_mask_is_refused(data: tuple[np.ndarray, np.ndarray, np.ndarr
     ):
         with pytest.raises(InputError, match=part):
             ask()
+
+
+# --- estimators, tables and their figures -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def patterns() -> tuple[np.ndarray, np.ndarray]:
+    """A table whose rows follow one of two patterns, and what is missing of it."""
+    rng = np.random.default_rng(5)
+    rows = np.where(rng.random((600, 1)) < 0.5, [[0, 1, 2, 0, 1, 2]], [[2, 2, 0, 1, 0, 0]])
+    rows = np.where(rng.random((600, 6)) < 0.1, rng.integers(0, 3, (600, 6)), rows)
+    return rows, rng.random(rows.shape) < 0.3
+
+
+def test_all_that_people_write_for_missing_values_is_the_same(patterns: tuple[np.ndarray, np.ndarray]) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows, mask = patterns
+    floats = np.where(mask, np.nan, rows)
+    frame = pandas.DataFrame(floats, columns=list("abcdef"))
+    objects = rows.astype(object)
+    objects[mask] = None
+    forms = [
+        floats.astype(np.float32), objects, objects.tolist(), np.ma.masked_array(rows, mask), np.where(mask, -1, rows),
+        frame, frame.astype("Int64"), frame.astype(object), pandas.DataFrame({"x": frame["a"]}).join(frame.iloc[:, 1:]),
+        np.where(mask, 99.0, floats), np.ma.masked_invalid(floats),
+    ]  # fmt: skip
+    wanted = HCLT(num_latents=4, epochs=3).fit(floats)
+    scores = wanted.score_samples(floats)
+    for number, form in enumerate(forms):
+        stands_for = {4: -1, 9: 99}.get(number)
+        model = HCLT(num_latents=4, epochs=3, missing=stands_for).fit(form)
+        np.testing.assert_array_equal(model.score_samples(form), scores)
+        assert model.model_.num_cats == 3
+    np.testing.assert_allclose(wanted.score_samples(rows, mask=mask), scores)
+
+
+@pytest.mark.parametrize("kind", [HCLT, RATSPN])
+def test_a_table_with_missing_values(kind: type, patterns: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    rows, mask = patterns
+    incomplete = np.where(mask, np.nan, rows)
+    model = kind(epochs=20, batch_size=32).fit(incomplete[:500])
+    independent = -6 * (0.525 * np.log(0.525) + 0.025 * np.log(0.025) + 0.45 * np.log(0.45))
+    assert model.score_samples(rows[500:]).mean() > -independent + 0.8  # the patterns are learned all the same
+    scores = model.score_samples(incomplete[500:])
+    seen = (~mask[500:]).sum()
+    assert model.bpd(incomplete[500:]) == pytest.approx(-scores.sum() / np.log(2) / seen)
+    assert model.score(incomplete[500:]) == pytest.approx(scores.mean())
+    filled = model.inpaint(incomplete[500:], n_samples=9)
+    known = ~mask[500:]
+    assert filled.shape == (9, 100, 6)
+    assert (filled[:, known] == rows[500:][known]).all()
+    assert (filled[:, ~known] == rows[500:][~known]).mean() > 0.75
+    more = np.arange(6) >= 4
+    also = model.inpaint(incomplete[500:], more, n_samples=2)
+    assert (also[:, known & ~more] == rows[500:][known & ~more]).all()
+    marginals = model.marginals(incomplete[500:])
+    np.testing.assert_allclose(marginals.sum(2), 1, rtol=1e-5)
+    np.testing.assert_array_equal(marginals[known].argmax(1), rows[500:][known])
+    with pytest.raises(InputError, match="mask: found None, wanted bool"):
+        model.inpaint(rows[500:])
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(kind.load(tmp_path / "model").score_samples(incomplete[500:]), scores)
+
+
+def test_a_mixture_of_trees_learns_from_what_is_seen(patterns: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, mask = patterns
+    incomplete = np.where(mask, np.nan, rows)
+    one, two = (HCLT(num_latents=1, num_trees=trees, epochs=20, batch_size=32).fit(incomplete) for trees in (1, 2))
+    assert two.score(rows) > one.score(rows) + 1.5  # one latent state: a tree is a product of columns
+
+
+def test_tables_that_are_none_are_refused_with_the_place(patterns: tuple[np.ndarray, np.ndarray]) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows, mask = patterns
+    floats = np.where(mask, np.nan, rows)
+    halves, texts = floats.copy(), rows.astype(object)
+    halves[3, 1], texts[4, 2], texts[0, 0] = 0.5, "red", None
+    infinite, empty = np.where(mask, np.inf, floats), np.where(np.arange(6) == 2, np.nan, floats)
+    for X, parameters, part in (
+        (halves, {}, r"^X: found float64 \(600, 6\), wanted integers \(N, V\), or NaN .*: 0\.5 in row 3, column 2$"),
+        (infinite, {}, r"^X: found float64 .*: inf in row \d+, column \d"),
+        (texts, {}, r"^X: found 'red' in row 4, column 3, wanted integers"),
+        (np.where(mask, -1, rows), {}, r"^X: found -1 in column 1, wanted categories from 0 \(missing=-1, if"),
+        (np.where(mask, -2, rows), {"missing": -1}, "^X: found -2 in column 1, wanted categories from 0$"),
+        (rows, {"missing": 0.5}, r"^missing: found 0\.5 \(a number\), wanted an integer"),
+        (empty, {}, "^X: found missing values only in column 3, wanted at least one value"),
+        (pandas.DataFrame(halves, columns=list("abcdef")), {}, r"0\.5 in row 3, column 2 \(b\)$"),
+    ):
+        with pytest.raises(InputError, match=part):
+            HCLT(**parameters).fit(X)
+    model = HCLT(num_latents=2, epochs=1).fit(floats)
+    with pytest.raises(InputError, match="X: found missing values only, wanted at least one that is seen"):
+        model.bpd(np.full((2, 6), np.nan))
+    np.testing.assert_allclose(model.score_samples(np.full((2, 6), np.nan)), 0, atol=1e-6)
+
+
+def test_figures_of_rows_with_missing_values() -> None:
+    rng = np.random.default_rng(6)
+    seen = rng.integers(0, 9, 400)
+    scores = -seen * np.log(2) * 1.5 + rng.normal(0, 0.1, 400)
+    figures = figures_of_merit(scores, 8, seen)
+    assert figures["bpd"] == pytest.approx(-scores.sum() / np.log(2) / seen.sum())
+    assert figures["nll_nats"] == pytest.approx(-scores.mean())
+    assert (figures["n"], figures["dims"]) == (400, 8)
+    assert figures["seen"] == pytest.approx(seen.mean() / 8)
+    draws = rng.integers(0, 400, (2000, 400))  # the bootstrap's deviation of the same ratio
+    ratios = -scores[draws].sum(1) / np.log(2) / seen[draws].sum(1)
+    assert figures["std_error_bpd"] == pytest.approx(ratios.std(), rel=0.15)
+    full = figures_of_merit(scores, 8, np.full(400, 8))
+    assert full == figures_of_merit(scores, 8)
+    assert "seen" not in full
+    train = rng.integers(0, 3, (300, 2))
+    hidden = np.where(rng.random(train.shape) < 0.5, -1, train)
+    counts = np.array([np.bincount(hidden[hidden[:, v] >= 0, v], minlength=3) for v in range(2)])
+    bits = -np.log2((counts + 0.1 / 3) / (counts.sum(1, keepdims=True) + 0.1))
+    cells = np.argwhere(hidden >= 0)
+    expected = np.mean([bits[v, hidden[n, v]] for n, v in cells])
+    found = factorized_bpd(hidden, hidden, hidden, 3)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert factorized_bpd(train, train, train, 3) != found
+
+
+def test_fit_and_eval_take_tables_with_empty_cells(patterns: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    rows, mask = patterns
+    lines = [
+        ",".join("" if hole else str(value) for value, hole in zip(*row, strict=True))
+        for row in zip(rows, mask, strict=True)
+    ]
+    (tmp_path / "x.csv").write_text("\n".join(["a,b,c,d,e,f", *lines]) + "\n")
+    options = ["--method", "hclt", "--set", "hclt.epochs=5", "--set", "hclt.latents=4", "--json"]
+    fitted = lvd_juice("fit", tmp_path / "x.csv", "-o", tmp_path / "run", *options)
+    result = json.loads(fitted.stdout)
+    assert f"x.csv: {int(mask.sum()):,} of 3,600 values are missing" in fitted.stderr
+    assert result["bpd"] < result["bpd_factorized"]
+    assert 0.6 < result["seen"] < 0.8
+    assert result["dims"] == 6
+    again = json.loads(lvd_juice("eval", tmp_path / "run", tmp_path / "x.csv", "--json").stdout)
+    for name in ("bpd", "nll_nats", "std_error_bpd", "n", "seen"):
+        assert again[name] == pytest.approx(result[name], rel=1e-6)
+    complete = tmp_path / "full.csv"
+    np.savetxt(complete, rows, "%d", ",", header="a,b,c,d,e,f", comments="")
+    assert "seen" not in json.loads(lvd_juice("eval", tmp_path / "run", complete, "--json").stdout)
+    model = HCLT.load(tmp_path / "run")
+    assert model.score_samples(np.where(mask, np.nan, rows)[:5]).shape == (5,)

@@ -8,7 +8,17 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
-from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_table, categories_of, for_engine, some_rows
+from pyjuice_lvd.circuit.rows import (
+    Mask,
+    Table,
+    as_heads,
+    as_mask,
+    as_table,
+    categories_of,
+    for_engine,
+    mean_filled,
+    some_rows,
+)
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -112,10 +122,7 @@ def hidden_states(
     distilled as z is (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network). A missing
     value counts here as the mean of its variable.
     """
-    values = X.astype(np.float32)
-    if mask is not None:
-        seen = np.where(mask, 0, values).sum(axis=0, dtype=np.float64) / np.maximum(1, (~mask).sum(axis=0))
-        values = np.where(mask, seen.astype(np.float32), values)
+    values = mean_filled(X, mask)
     states = np.empty(X.shape, np.int32)
     with progress.stage("hidden states", total=X.shape[1], unit="variables") as stage:
         for i in range(X.shape[1]):

@@ -138,6 +138,15 @@ def for_engine(table: Table, *, masked: bool = False) -> Table:
     return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)
 
 
+def mean_filled(table: Table, hidden: Mask | None) -> npt.NDArray[np.float32]:
+    """Give rows for K-means: float32 (N, V), with the mean of what is seen of a variable where a value is hidden."""
+    values = table.astype(np.float32)
+    if hidden is None:
+        return values
+    total = np.where(hidden, 0, values).sum(axis=0, dtype=np.float64)
+    return np.where(hidden, (total / np.maximum(1, (~hidden).sum(axis=0))).astype(np.float32), values)
+
+
 def some_rows(n: int, wanted: int, seed: int) -> npt.NDArray[np.int64] | slice:
     """Choose at most `wanted` of n rows, in order: int64 (wanted,), or all, as they are."""
     if n <= wanted:
