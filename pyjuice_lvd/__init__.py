@@ -8,14 +8,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyjuice_lvd.circuit import Circuit
+    from pyjuice_lvd.circuit import Circuit, CircuitBuilder
     from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit"]
+__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder"]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
+    "CircuitBuilder": "pyjuice_lvd.circuit",
     "HCLT": "pyjuice_lvd.estimators.baselines",
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",

@@ -153,7 +153,19 @@ end
         @test maximum(abs.(job.counts.weight[sums] .- exact[sums])) < 1e-3
         @test maximum(abs.(job.counts.leaf .- leaf)) < 1e-3
     end
-    @test left_over(c, masked) > 0
+end
+
+@testset "what is missing counts for no input, also where the tiles leave a sample to the exact evaluation" begin
+    rng = MersenneTwister(37)
+    c = sharpen!(rng, hclt([0; 1:39]; latents=3, categories=21, seed=1), 25)
+    data = Masked(rand(rng, 0:20, 40, 150), Matrix{Bool}(rand(rng, 40, 150) .< 0.1))
+    @test left_over(c, data) > 0
+    job = LVDJuice.FlowJob(Plan(c), data, ones(Int, 150))
+    advance!(job)
+    weight, leaf, _ = exact_statistics(c, data, ones(Int, 150))
+    @test maximum(abs.(job.counts.weight .- weight)) < 1e-3
+    @test maximum(abs.(job.counts.leaf .- leaf)) < 1e-3
+    @test sum(job.counts.leaf) ≈ count(.!data.mask) rtol = 1e-5
 end
 
 @testset "EM in small batches on what the tiles leave to the exact evaluation" begin

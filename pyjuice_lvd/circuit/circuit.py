@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from pyjuice_lvd.checks import integer, integers, number
 from pyjuice_lvd.circuit.em import HeldOut, train
 from pyjuice_lvd.circuit.engine import Engine, Evidence
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
+from pyjuice_lvd.circuit.graph import draw, to_networkx
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
 from pyjuice_lvd.circuit.rows import (
@@ -30,6 +31,9 @@ from pyjuice_lvd.circuit.structure import grow, prune
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import networkx
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
@@ -594,6 +598,22 @@ class Circuit:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return circuit
+
+    def to_networkx(self) -> networkx.DiGraph[int]:
+        """Give the circuit as a graph of networkx, parents to children; units are numbered as in the `.jpc`.
+
+        Every unit has its `kind`; inputs have `variable`, from 0, and `probabilities`, float32 (C,); a sum's edges have
+        `weight`, those of weight 0 are left out; what is a head has `heads`, their numbers. Raises InputError where
+        networkx is not installed.
+        """
+        return to_networkx(self.engine)
+
+    def draw(self, path: str | os.PathLike[str]) -> None:
+        """Draw a small circuit, heads above and inputs below, into a `.svg`, `.png` or `.pdf` file.
+
+        Raises InputError for more than 300 units, a file of another kind, and where networkx is not installed.
+        """
+        draw(self.engine, path)
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.
