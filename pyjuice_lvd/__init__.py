@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit, CircuitBuilder
     from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
+    from pyjuice_lvd.estimators.classifier import CircuitClassifier
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder"]
+__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder", "CircuitClassifier"]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
     "CircuitBuilder": "pyjuice_lvd.circuit",
+    "CircuitClassifier": "pyjuice_lvd.estimators.classifier",
     "HCLT": "pyjuice_lvd.estimators.baselines",
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",

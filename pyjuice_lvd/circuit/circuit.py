@@ -27,7 +27,7 @@ from pyjuice_lvd.circuit.rows import (
     given_heads,
     which_head,
 )
-from pyjuice_lvd.circuit.structure import grow, prune
+from pyjuice_lvd.circuit.structure import grow, prune, with_copies
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import SILENT, Progress
@@ -212,6 +212,14 @@ class Circuit:
         """
         chosen = given_heads(heads, np.size(heads), self.num_heads, "heads")
         return type(self)(julia.call("circuit_with_heads", self.engine.circuit, chosen))
+
+    def with_copies(self, copies: int) -> Self:
+        """Make a new circuit with `copies` copies of each head, whose sums and products are their own.
+
+        The inputs are shared. Copy c of head h is head c * num_heads + h, of the same distribution, until EM gives each
+        other rows. Raises InputError where `copies` is below 1.
+        """
+        return type(self)(with_copies(self.engine, copies))
 
     def log_likelihood(
         self,

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, number, plain_array
 from pyjuice_lvd.circuit.engine import Engine, Evidence
+from pyjuice_lvd.circuit.graph import KINDS
 from pyjuice_lvd.circuit.rows import as_heads, as_weights
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -45,6 +46,29 @@ def prune(
     else:
         pruned = julia.call("prune_by_flow", job, least)
     return pruned
+
+
+def with_copies(engine: Engine, copies: int) -> julia.Handle:
+    """See `Circuit.with_copies`."""
+    copies = integer("copies", copies, least=1)
+    found = engine.arrays()
+    inputs = found["kind"] >= KINDS["categorical"]
+    inner, first = int((~inputs).sum()), int(inputs.sum())
+    # Inputs come first; of each unit its place, from 1, in the first copy.
+    place = np.where(inputs, np.cumsum(inputs), first + np.cumsum(~inputs))
+    order = np.concatenate([np.flatnonzero(inputs), *copies * [np.flatnonzero(~inputs)]])
+    own = {name: found[name][order] for name in ("kind", "variable", "categories", "param_start", "param_stride")}
+    lengths = np.diff(found["child_start"])[order]
+    child, weight = place[found["child"] - 1], found["weight"]
+    child = np.concatenate([np.where(child > first, child + inner * copy, child) for copy in range(copies)])
+    heads = place[found["heads"] - 1]
+    heads = np.concatenate([np.where(heads > first, heads + inner * copy, heads) for copy in range(copies)])
+    circuit: julia.Handle = julia.call(
+        "circuit_of", engine.num_vars, *own.values(), found["success"][order],
+        1 + np.concatenate([[0], np.cumsum(lengths)]), child.astype(np.int32), np.tile(weight, copies), found["leaf"],
+        heads.astype(np.int32), np.tile(found["head_weight"] / np.float32(copies), copies),
+    )  # fmt: skip
+    return circuit
 
 
 def grow(
