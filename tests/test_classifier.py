@@ -73,7 +73,6 @@ def test_copies_are_of_the_same_distribution(data: tuple[np.ndarray, np.ndarray]
     np.testing.assert_allclose(copies.log_likelihood(X, head="all"), np.tile(scores, 3), rtol=1e-5)
     np.testing.assert_allclose(copies.head_weights, np.tile([0.25, 0.75], 3) / 3, rtol=1e-6)
     copies.fit_em(X, heads=np.full(len(X), 4), epochs=1, step_size=1.0)
-    assert not np.allclose(copies.parameters()[0], np.concatenate([copies.parameters()[0]]) * 0)
     found = copies.log_likelihood(X, head="all")
     assert found[:, 4].mean() > scores[:, 0].mean()
     with pytest.raises(InputError, match="copies: found 0, wanted at least 1"):

@@ -270,12 +270,13 @@ def test_all_that_people_write_for_missing_values_is_the_same(patterns: tuple[np
     forms = [
         floats.astype(np.float32), objects, objects.tolist(), np.ma.masked_array(rows, mask), np.where(mask, -1, rows),
         frame, frame.astype("Int64"), frame.astype(object), pandas.DataFrame({"x": frame["a"]}).join(frame.iloc[:, 1:]),
-        np.where(mask, 99.0, floats), np.ma.masked_invalid(floats),
+        np.where(mask, 99.0, floats), np.ma.masked_invalid(floats), np.ma.masked_array(rows.astype(np.uint8), mask),
+        np.where(mask, 99, rows).astype(np.uint8),
     ]  # fmt: skip
     wanted = HCLT(num_latents=4, epochs=3).fit(floats)
     scores = wanted.score_samples(floats)
     for number, form in enumerate(forms):
-        stands_for = {4: -1, 9: 99}.get(number)
+        stands_for = {4: -1, 9: 99, 12: 99}.get(number)
         model = HCLT(num_latents=4, epochs=3, missing=stands_for).fit(form)
         np.testing.assert_array_equal(model.score_samples(form), scores)
         assert model.model_.num_cats == 3

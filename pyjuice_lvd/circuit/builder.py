@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, number, plain_array
 from pyjuice_lvd.circuit.circuit import Circuit
-from pyjuice_lvd.circuit.graph import KINDS
+from pyjuice_lvd.circuit.engine import KINDS
 from pyjuice_lvd.circuit.rows import as_shares
 from pyjuice_lvd.errors import InputError
 

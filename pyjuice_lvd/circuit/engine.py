@@ -28,6 +28,9 @@ ARRAYS = (
 _FIELDS = (*ARRAYS[:7], "list", *ARRAYS[7:])
 """As Julia keeps them, with one list of children for units that share theirs."""
 
+KINDS = {"product": 1, "sum": 2, "categorical": 3, "indicator": 4, "literal": 5, "binomial": 6}
+"""The kinds of units, inputs last, and Julia's numbers for them (circuits/circuit.jl)."""
+
 _LEARNED = ("weight", "leaf", "success")
 
 

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.circuit.engine import Engine
+from pyjuice_lvd.circuit.engine import KINDS, Engine
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
-
-KINDS = {"product": 1, "sum": 2, "categorical": 3, "indicator": 4, "literal": 5, "binomial": 6}
-"""The kinds of units, and Julia's numbers for them (circuits/circuit.jl)."""
 
 _MOST_DRAWN = 300
 """Units: with more of them nothing can be told apart."""

@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, number, plain_array
-from pyjuice_lvd.circuit.engine import Engine, Evidence
-from pyjuice_lvd.circuit.graph import KINDS
+from pyjuice_lvd.circuit.engine import KINDS, Engine, Evidence
 from pyjuice_lvd.circuit.rows import as_heads, as_weights
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress

@@ -56,7 +56,7 @@ def as_incomplete_table(
     if hidden is None or not hidden.any():
         return table
     dtype = np.int32 if table.max(initial=0, where=seen) <= _LARGEST else np.int64
-    return np.where(hidden, MISSING, table).astype(dtype)
+    return np.where(hidden, dtype(MISSING), table.astype(dtype))
 
 
 def missing_in(table: Table) -> Mask | None:

@@ -117,7 +117,7 @@ def _cell(text: str) -> int:
         return _EMPTY
     if not re.fullmatch(_WHOLE, text) or abs(value := int(text.partition(".")[0])) > _LARGEST:
         raise ValueError(text)
-    return value if not text.startswith("-") else -value
+    return value
 
 
 class _Lines:
@@ -254,7 +254,7 @@ def tables_of(source: Source) -> Source:
         dtype = np.uint8 if most <= np.iinfo(np.uint8).max else np.int32
         return replace(source, parts={split: np.ascontiguousarray(part, dtype) for split, part in tables.items()})
     note = f"{missing:,} of {sum(part.size for part in tables.values()):,} values are missing"
-    parts = {split: np.where(holes[split], MISSING, part).astype(np.int32) for split, part in tables.items()}
+    parts = {split: np.where(holes[split], np.int32(MISSING), part.astype(np.int32)) for split, part in tables.items()}
     return replace(source, parts=parts, notes=(*source.notes, note))
 
 
