@@ -44,7 +44,7 @@ def evaluate(run: Path, data: str, threads: int | None, device: str | None, as_j
         emit(
             {
                 "method": opened.method,
-                **figures_of_merit(scores, model.dims),
+                **figures_of_merit(scores, model.dims, model.num_seen(test.data)),
                 "params": model.num_params,
                 "protocol": opened.protocol(model),
                 "seconds": time.monotonic() - started,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,7 +258,7 @@ def _result(model: DensityModel, splits: Splits, settings: Settings, progress: P
     scores = spread(len(splits.test), lambda rows: model.score_samples(splits.test[rows], progress=progress))
     return {
         "method": settings.method,
-        **figures_of_merit(scores, model.dims),
+        **figures_of_merit(scores, model.dims, model.num_seen(splits.test)),
         "bpd_factorized": factorized_bpd(train, valid, test, num_categories(splits)),
         "params": model.num_params,
         "protocol": model.protocol(settings.data.crop),

@@ -8,15 +8,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyjuice_lvd.circuit import Circuit
+    from pyjuice_lvd.circuit import Circuit, CircuitBuilder
     from pyjuice_lvd.circuit.devices import use_device
     from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
+    from pyjuice_lvd.estimators.classifier import CircuitClassifier
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "use_device"]
+__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder", "CircuitClassifier", "use_device"]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
+    "CircuitBuilder": "pyjuice_lvd.circuit",
+    "CircuitClassifier": "pyjuice_lvd.estimators.classifier",
     "HCLT": "pyjuice_lvd.estimators.baselines",
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",

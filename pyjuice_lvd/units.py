@@ -11,7 +11,7 @@ import numpy.typing as npt
 Values = TypeVar("Values", float, npt.NDArray[np.float64])
 
 
-def bits_per_dimension(log_likelihood: Values, dims: int) -> Values:
+def bits_per_dimension(log_likelihood: Values, dims: float) -> Values:
     """Turn log-densities in nats, of entries of so many dimensions, into bpd: -log p(x) / (ln 2 x dims)."""
     return (0.0 - log_likelihood) / (math.log(2) * dims)
 

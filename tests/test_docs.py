@@ -29,12 +29,9 @@ NUMBER = r"-?\d+(?:\.\d+)?"
 
 # Blocks that only have their names and settings checked, each with its reason in the page. Let no number grow.
 NOT_RUN = {
-    "CONTRIBUTING.md": 1,
-    "benchmarks/README.md": 8,
-    "docs/distributed.md": 1,
-    "docs/juice.md": 1,
-    "docs/julia.md": 1,
-}
+    "CONTRIBUTING.md": 1, "benchmarks/README.md": 8,
+    "docs/distributed.md": 1, "docs/juice.md": 1, "docs/julia.md": 1,
+}  # fmt: skip
 
 SMALL: dict[str, dict[str, Any]] = {
     "teacher": {"epochs": 1, "channels": 8, "codes": 8},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyjuice_lvd.data.load import largest_value, load_data, load_test_data, num_categories
-from pyjuice_lvd.data.table_files import read_table
+from pyjuice_lvd.data.table_files import read_csv, read_table, tables_of
 from pyjuice_lvd.errors import InputError
 
 
@@ -174,13 +174,50 @@ def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["a,b,c\n0,1,2\n,4,5\n6,,\n", 'a;b;c\n\n0;1;2\n"";4;5\n# no\n6; ;\n', "a,b,c\n0,1.0,2\n,4.0,5.\n6,,\n"]
+)
+def test_empty_cells_are_missing_values(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    table = read_table(tmp_path / "x.csv")
+    assert table.columns == ("a", "b", "c")
+    assert len(table.notes) == (2 if "# no" in text else 0)
+    source = tables_of(read_csv(tmp_path / "x.csv"))
+    assert source.parts["all"].tolist() == [[0, 1, 2], [-1, 4, 5], [6, -1, -1]]
+    assert source.notes[-1] == "3 of 9 values are missing"
+
+
+def test_an_empty_line_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('1\n\n2\n""\n')
+    assert tables_of(read_csv(tmp_path / "x.csv")).parts["all"].tolist() == [[1], [2], [-1]]
+
+
+def test_nan_is_a_missing_value_in_numpy_tables(tmp_path: Path) -> None:
+    train = np.random.default_rng(0).integers(0, 3, (40, 4)).astype(float)
+    test = train[:9].copy()
+    train[3, 1] = train[:2, 0] = np.nan
+    np.savez(tmp_path / "x.npz", train=train, test=test)
+    splits = load(tmp_path / "x.npz")
+    assert splits.train.dtype == np.int32
+    assert sum(int((part == -1).sum()) for part in (splits.train, splits.valid)) == 3
+    np.testing.assert_array_equal(splits.test, test)
+    train[5, 2] = 0.5
+    np.savez(tmp_path / "x.npz", train=train, test=test)
+    wanted = "(train): found float64 (40, 4), wanted integers (N, V), or NaN where a value is missing: 0.5 in row 5"
+    assert f"{wanted}, column 3" in message(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
     ("text", "part"),
     [
         ("a,b\n1,2\n3,x\n", "x.csv: line 3, column 2: found 'x', wanted an integer"),
         ("a,b\n1,2\n3\n", "x.csv: line 3: found 1 value, wanted 2 as in the lines before"),
         ("a,b\r\n# no\r\n\r\n1,2\r\n3,x\r\n", "x.csv: line 5, column 2: found 'x'"),
-        ("1,2\n3,\n", "line 2, column 2: found nothing, wanted an integer"),
-        ("1,2,\n3,4,\n", "line 1, column 3: found nothing"),
+        ("1,2,\n3,4,\n", "x.csv: found no value in column 3, wanted at least one"),
+        ("1,2\n3,\n5,x\n", "line 3, column 2: found 'x', wanted an integer"),
+        ("1,2\n3,\n5,1.5\n", "line 3, column 2: found '1.5', wanted an integer"),
+        ("a,b\n1,2\n3,\n-5,1\n", "found -5 in column 1 (a), wanted categories from 0"),
+        ("1,2\n,\n5\n", "line 3: found 1 value, wanted 2"),
+        ("1,2\n,\n99999999999,1.0\n", "line 3, column 1: found '99999999999', wanted an integer"),
         ("1,2\n3,4,5\n", "line 2: found 3 values, wanted 2"),
         ("a,b,c\n1,2\n3,4\n", "found 2 columns, wanted 3 as named (a, b, c)"),
         ("1 2\n3 4\n", "line 2, column 1: found '3 4', wanted an integer"),

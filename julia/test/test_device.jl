@@ -68,14 +68,15 @@ end
     end
 end
 
-@testset "device: EM is the CPU's, in batches, beyond what single precision adds up, and with counts from elsewhere" begin
+@testset "device: EM is the CPU's, with values missing or not, in batches, beyond what single precision adds up, and with counts from elsewhere" begin
     rng = MersenneTwister(62)
     for trial in 1:30, device in DEVICES, pseudocount in (0.0, 0.3)
         c, V, C = device_circuits(rng, trial)
         other = twin(c)
         X, head_of, weights = rand(rng, 0:C - 1, V, 150), rand(rng, 1:num_heads(c), 150), rand(rng, Float32, 150)
+        data = trial % 2 == 0 ? X : Masked(X, rand(rng, Bool, V, 150))
         for (own, backend) in ((c, CPU()), (other, device))
-            finish!(EMJob(own, X, head_of; weights=weights, epochs=2, batch_size=64, step_size=(0.8, 0.3), pseudocount=pseudocount,
+            finish!(EMJob(own, data, head_of; weights=weights, epochs=2, batch_size=64, step_size=(0.8, 0.3), pseudocount=pseudocount,
                           backend=backend))
         end
         @test same_parameters(c, other)

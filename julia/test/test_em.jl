@@ -1,5 +1,5 @@
 one_step(c, X, head_of; step, pseudocount) =
-    finish!(EMJob(c, X, head_of; epochs=1, batch_size=size(X, 2), step_size=(step, step), pseudocount=pseudocount))
+    finish!(EMJob(c, X, head_of; epochs=1, batch_size=length(head_of), step_size=(step, step), pseudocount=pseudocount))
 
 @testset "one EM step of random circuits, against the definition" begin
     rng = MersenneTwister(8)
@@ -13,6 +13,82 @@ one_step(c, X, head_of; step, pseudocount) =
         one_step(c, X, head_of; step=step, pseudocount=pseudocount)
         @test close_to(c.weight, weight; rtol=1e-4)
         @test close_to(c.leaf, leaf; rtol=1e-4)
+    end
+end
+
+"""
+What a full-batch EM step adds up where values are missing, by brute force: for each sample, over all completions of it, each as
+likely as it is given what is seen. Missing values count for no input's categories.
+"""
+function counts_over_completions(c, X, mask, head_of, C)
+    edge, leaf, Z = zeros(length(c.weight)), zeros(length(c.leaf)), assignments(size(X, 1), C)
+    for n in axes(X, 2)
+        head = c.heads[head_of[n]]
+        completions = [Z[:, m] for m in axes(Z, 2) if all(i -> mask[i, n] || Z[i, m] == X[i, n], axes(Z, 1))]
+        values = [reference_values(c, x) for x in completions]
+        total = sum(p[head] for p in values)
+        for (x, p) in zip(completions, values)
+            p[head] > 0 || continue
+            flow, e = reference_flows(c, p, head)
+            edge .+= p[head] / total .* e
+            for u in eachindex(flow)
+                LVDJuice.isinput(c.kind[u]) && !mask[c.variable[u], n] || continue
+                leaf[c.param_start[u] + x[c.variable[u]] * c.param_stride[u]] += p[head] / total * flow[u]
+            end
+        end
+    end
+    return edge, leaf
+end
+
+@testset "EM where values are missing, by enumeration of all completions" begin
+    rng = MersenneTwister(81)
+    for trial in 1:30
+        V, C, heads = rand(rng, 1:5), rand(rng, 2:3), rand(rng, 1:3)
+        c = random_circuit(rng, V, C, heads)
+        N = rand(rng, (1, 17, 70, 130))
+        X, mask, head_of = rand(rng, 0:C-1, V, N), Matrix{Bool}(rand(rng, V, N) .< rand(rng)), rand(rng, 1:heads, N)
+        edge, leaf = counts_over_completions(c, X, mask, head_of, C)
+        X[mask] .= -7  # what is missing is not looked at
+        job = LVDJuice.FlowJob(Plan(c), Masked(X, mask), head_of)
+        advance!(job)
+        @test close_to(job.counts.weight, edge; rtol=1e-4)
+        @test close_to(job.counts.leaf, leaf; rtol=1e-4)
+        seen = sum(exp.(log_likelihood(c, Masked(X, mask))[head_of[n], n]) > 0 ? count(.!mask[:, n]) : 0 for n in 1:N)
+        @test sum(job.counts.leaf) ≈ seen rtol = 1e-5
+        # A step from these counts, in which only seen values are in an input's denominator.
+        step, pseudocount = rand(rng, (0.1, 1.0)), rand(rng, (0.0, 0.1, 3.0))
+        expected = Circuit(c.num_vars, arrays_of(c)...)
+        LVDJuice.apply!(LVDJuice.CPUEngine(Plan(expected)), ExpectedCounts(edge, leaf), step, pseudocount)
+        before = log_likelihood(c, Masked(X, mask))
+        mean = one_step(c, Masked(X, mask), head_of; step=step, pseudocount=pseudocount)
+        @test close_to(c.weight, expected.weight; rtol=1e-4)
+        @test close_to(c.leaf, expected.leaf; rtol=1e-4)
+        possible = [before[head_of[n], n] for n in 1:N]
+        all(isfinite, possible) && @test mean ≈ sum(possible) / N rtol = 1e-5
+    end
+end
+
+@testset "EM where values are missing never lowers the likelihood of what is seen" begin
+    rng = MersenneTwister(82)
+    c = hclt([0, 1, 1, 2]; latents=4, categories=5, heads=2)
+    X, head_of = rand(rng, 0:4, 4, 200), rand(rng, 1:2, 200)
+    X[2, :] .= X[1, :]
+    data = Masked(X, Matrix{Bool}(rand(rng, 4, 200) .< 0.4))
+    likelihoods = [one_step(c, data, head_of; step=1.0, pseudocount=0.0) for _ in 1:30]
+    @test all(diff(likelihoods) .> -1e-5)
+    @test likelihoods[end] > likelihoods[1] + 0.1
+end
+
+@testset "what nothing is seen of keeps its inputs, and learns nothing" begin
+    c = hclt([0, 1, 1]; latents=3, categories=4)
+    before = Circuit(c.num_vars, arrays_of(c)...)
+    mask = fill(false, 3, 50)
+    mask[2, :] .= true
+    one_step(c, Masked(rand(MersenneTwister(83), 0:3, 3, 50), mask), ones(Int, 50); step=1.0, pseudocount=0.0)
+    for u in 1:num_units(c)
+        LVDJuice.isinput(c.kind[u]) || continue
+        same = LVDJuice.probabilities(c, u) == LVDJuice.probabilities(before, u)
+        @test same == (c.variable[u] == 2)
     end
 end
 

@@ -20,7 +20,7 @@ end
 "Flows of the data set by the exact evaluation, in the layout of the parameters."
 function exact_statistics(c, X, head_of)
     stat = LVDJuice.Statistics(c)
-    total = sum(add_exact_flows!(stat, c, X, n, head_of[n], 1) for n in axes(X, 2))
+    total = sum(add_exact_flows!(stat, c, X, n, head_of[n], 1) for n in 1:LVDJuice.num_samples(X))
     return c.weight .* stat.weight, stat.leaf, total
 end
 
@@ -29,8 +29,8 @@ function left_over(c, X)
     plan = Plan(c)
     ws = LVDJuice.Workspace(plan; flows=false)
     uncertain = 0
-    GC.@preserve ws plan X for first in 1:LVDJuice.TILE:size(X, 2)
-        count = LVDJuice.load_samples!(ws, 1:size(X, 2), first, size(X, 2))
+    GC.@preserve ws plan X for first in 1:LVDJuice.TILE:LVDJuice.num_samples(X)
+        count = LVDJuice.load_samples!(ws, 1:LVDJuice.num_samples(X), first, LVDJuice.num_samples(X))
         LVDJuice.forward!(ws, plan, X)
         uncertain += Base.count(s -> !isfinite(LVDJuice.head_log_value(ws, plan, X, 1, s)), 1:count)
     end
@@ -145,10 +145,27 @@ end
     @test same_nats(log_likelihood(c, soft), expected(soft) .+ soft.offset')
     # Their flows: what each head's own circuit says.
     head_of = rand(rng, 1:3, 150)
-    _, edges = flows(c, X, head_of)
-    exact, _, _ = exact_statistics(c, X, head_of)
     sums = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
-    @test maximum(abs.(edges[sums] .- exact[sums])) < 1e-3
+    for data in (X, masked)
+        job = LVDJuice.FlowJob(Plan(c), data, head_of)
+        advance!(job)
+        exact, leaf, _ = exact_statistics(c, data, head_of)
+        @test maximum(abs.(job.counts.weight[sums] .- exact[sums])) < 1e-3
+        @test maximum(abs.(job.counts.leaf .- leaf)) < 1e-3
+    end
+end
+
+@testset "what is missing counts for no input, also where the tiles leave a sample to the exact evaluation" begin
+    rng = MersenneTwister(37)
+    c = sharpen!(rng, hclt([0; 1:39]; latents=3, categories=21, seed=1), 25)
+    data = Masked(rand(rng, 0:20, 40, 150), Matrix{Bool}(rand(rng, 40, 150) .< 0.1))
+    @test left_over(c, data) > 0
+    job = LVDJuice.FlowJob(Plan(c), data, ones(Int, 150))
+    advance!(job)
+    weight, leaf, _ = exact_statistics(c, data, ones(Int, 150))
+    @test maximum(abs.(job.counts.weight .- weight)) < 1e-3
+    @test maximum(abs.(job.counts.leaf .- leaf)) < 1e-3
+    @test sum(job.counts.leaf) ≈ count(.!data.mask) rtol = 1e-5
 end
 
 @testset "EM in small batches on what the tiles leave to the exact evaluation" begin

@@ -42,6 +42,31 @@ iterate_parents(parent, i) = (k = Ref(i); (k[] = k[] == 0 ? 0 : parent[k[]] for 
                    message_of(() -> MutualInformationJob([0 1 2; 3 3 4]; categories=4)))
 end
 
+@testset "mutual information where values are missing: of the samples in which both are seen" begin
+    rng = MersenneTwister(11)
+    X, mask = rand(rng, 0:3, 4, 90), Matrix{Bool}(rand(rng, 4, 90) .< 0.4)
+    X[3, :] .= (X[1, :] .+ (rand(rng, 90) .< 0.3)) .% 4
+    function of_complete_pairs(C, a)
+        mi = zeros(4, 4)
+        for i in 1:4, j in 1:4
+            both = [n for n in 1:90 if !mask[i, n] && !mask[j, n]]
+            i == j || (mi[i, j] = naive_mutual_information(X[[i, j], both], C, a)[1, 2])
+        end
+        return mi
+    end
+    hidden = copy(X)
+    hidden[mask] .= -3  # not looked at
+    for a in (0.0, 0.1, 2.0)
+        @test finish!(MutualInformationJob(hidden; categories=4, pseudocount=a, mask=mask)) ≈ of_complete_pairs(4, a) atol=1e-12
+    end
+    spread = 5000 .* hidden
+    @test finish!(MutualInformationJob(spread; categories=20_000, pseudocount=0.0, mask=mask)) ≈ of_complete_pairs(4, 0.0) atol=1e-12
+    nothing_hidden = finish!(MutualInformationJob(X; categories=4, mask=fill(false, 4, 90)))
+    @test nothing_hidden ≈ finish!(MutualInformationJob(X; categories=4)) atol=1e-12
+    @test finish!(MutualInformationJob(hidden; categories=4, pseudocount=0.0, mask=fill(true, 4, 90))) == zeros(4, 4)
+    @test_throws ArgumentError MutualInformationJob(X; categories=4, mask=mask[:, 1:3])
+end
+
 @testset "Chow-Liu trees" begin
     rng = MersenneTwister(2)
     for _ in 1:10

@@ -120,7 +120,7 @@ def batch_job(
     """Start an EM job, which borrows X."""
     sources = as_heads(None, len(X), 1), as_weights(None, len(X))
     job: julia.Handle = julia.call(
-        "em_job", engine_of(circuit).circuit, X, *sources, epochs, batch_size, STEP_SIZE, STEP_SIZE, PSEUDOCOUNT,
+        "em_job", engine_of(circuit).circuit, X, None, *sources, epochs, batch_size, STEP_SIZE, STEP_SIZE, PSEUDOCOUNT,
         shuffle, 0, 0,
     )  # fmt: skip
     return job

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,15 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of
 from pyjuice_lvd.circuit import juice
-from pyjuice_lvd.circuit.em import train
-from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
+from pyjuice_lvd.circuit.em import HeldOut, train
+from pyjuice_lvd.circuit.engine import Engine, Evidence
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
+from pyjuice_lvd.circuit.graph import draw, to_networkx
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
 from pyjuice_lvd.circuit.reduce import spread
 from pyjuice_lvd.circuit.rows import (
+    Mask,
     Table,
     as_heads,
     as_shares,
@@ -28,10 +31,13 @@ from pyjuice_lvd.circuit.rows import (
     given_heads,
     which_head,
 )
-from pyjuice_lvd.circuit.structure import grow, prune
+from pyjuice_lvd.circuit.structure import grow, prune, with_copies
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import networkx
 
 __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
@@ -86,6 +92,7 @@ class Circuit:
         cls,
         X: npt.ArrayLike,
         *,
+        mask: npt.ArrayLike | None = None,
         num_latents: int = 16,
         num_cats: int | None = None,
         heads: int = 1,
@@ -102,10 +109,13 @@ class Circuit:
         ----------
         X : integers (N, V)
             Data whose pairwise mutual information gives the tree.
+        mask : bool (N, V) or (V,), optional
+            True where a value is missing: it is not looked at. The mutual information of a pair is then that of the
+            rows in which both are seen.
         num_latents : int
             Hidden states of each variable.
         num_cats : int, optional
-            Categories of each variable; default: the largest value of `X`, plus 1.
+            Categories of each variable; default: the largest value seen in `X`, plus 1.
         heads : int
             Sums in the last layer.
         start : "random" or "clusters"
@@ -128,7 +138,8 @@ class Circuit:
             Where the data or a parameter is out of range.
 
         """
-        return cls(hclt(X, num_latents, num_cats, heads, start, labels, perturbation, pseudocount, seed, progress))
+        sizes = num_latents, num_cats, heads
+        return cls(hclt(X, mask, *sizes, start, labels, perturbation, pseudocount, seed, progress))
 
     @classmethod
     def rat_spn(
@@ -206,6 +217,14 @@ class Circuit:
         chosen = given_heads(heads, np.size(heads), self.num_heads, "heads")
         return type(self)(julia.call("circuit_with_heads", self.engine.circuit, chosen))
 
+    def with_copies(self, copies: int) -> Self:
+        """Make a new circuit with `copies` copies of each head, whose sums and products are their own.
+
+        The inputs are shared. Copy c of head h is head c * num_heads + h, of the same distribution, until EM gives each
+        other rows. Raises InputError where `copies` is below 1.
+        """
+        return type(self)(with_copies(self.engine, copies))
+
     def log_likelihood(
         self,
         X: npt.ArrayLike | Evidence,
@@ -258,6 +277,7 @@ class Circuit:
         self,
         X: npt.ArrayLike | Evidence,
         *,
+        mask: npt.ArrayLike | None = None,
         heads: npt.ArrayLike | None = None,
         weights: npt.ArrayLike | None = None,
         epochs: int = 50,
@@ -267,6 +287,7 @@ class Circuit:
         shuffle: bool = True,
         seed: int = 0,
         valid: npt.ArrayLike | Evidence | None = None,
+        valid_mask: npt.ArrayLike | None = None,
         valid_heads: npt.ArrayLike | None = None,
         patience: int = 5,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -279,6 +300,9 @@ class Circuit:
         ----------
         X : integers (N, num_vars), or Evidence
             Categories from 0.
+        mask : bool (N, num_vars) or (num_vars,), optional
+            True where a value is missing: it is not looked at, and the row is learned from what is seen of it, exactly,
+            if values are missing at random.
         heads : integers (N,), optional
             The head of every row, from 0; default: head 0.
         weights : floats (N,), optional
@@ -293,15 +317,15 @@ class Circuit:
             Take the rows in another order in each epoch.
         seed : int
             Of the shuffling.
-        valid, valid_heads : as X and heads, optional
-            A validation set, and the heads of its rows. The parameters with its best mean log-likelihood are kept,
-            those from before included.
+        valid, valid_mask, valid_heads : as X, mask and heads, optional
+            A validation set, what is missing in it, and the heads of its rows. The parameters with its best mean
+            log-likelihood are kept, those from before included.
         patience : int
             With a validation set, training ends after so many epochs in a row that did not improve its likelihood.
         checkpoint : path, optional
             A `.safetensors` file, replaced after an epoch every few seconds. If it exists, training goes on from it,
             whatever the circuit's parameters are now, and ends in the very parameters of undisturbed training at the
-            same number of threads. It belongs to these data, heads, weights, validation set and parameters of EM.
+            same number of threads. It belongs to these data, mask, heads, weights, validation set and parameters of EM.
         on_epoch : callable, optional
             Gets the history after each epoch that is run here, before the checkpoint is written.
         progress : Progress
@@ -310,8 +334,8 @@ class Circuit:
         Returns
         -------
         History
-            A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step; with a
-            validation set, its scores in `.valid` and the epoch kept in `.best`.
+            A list of the weighted mean log-likelihood of each epoch, in nats, every row before its batch's step, of
+            what is seen of it; with a validation set, its scores in `.valid` and the epoch kept in `.best`.
 
         Raises
         ------
@@ -323,67 +347,75 @@ class Circuit:
         After Ctrl-C the circuit has the parameters of the last finished batch, or with a validation set the best.
 
         """
-        if valid is None and valid_heads is not None:
-            raise InputError("valid_heads: found without valid, wanted together with it")
-        rows, _ = self.engine.rows(X)
-        held_out = None if valid is None else self._held_out(valid, valid_heads)
+        for name, given in (("valid_mask", valid_mask), ("valid_heads", valid_heads)):
+            if valid is None and given is not None:
+                raise InputError(f"{name}: found without valid, wanted together with it")
+        rows, hidden = self.engine.rows(X, mask)
+        held_out = None if valid is None else self._held_out(valid, valid_mask, valid_heads)
 
         def score() -> float:
             """Mean log-likelihood of validation rows, each under its head."""
             assert held_out is not None
-            own = held_out[0]
+            own, missing, own_heads = held_out
             if isinstance(own, Evidence):
                 scores = self.log_likelihood(own, head="all")
             else:
-                scores = spread(len(own), lambda part: self.log_likelihood(own[part], head="all"))
-            return float(scores[np.arange(len(scores)), held_out[1]].mean())
+                scores = spread(len(own), partial(self._scores_of_part, own, missing))
+            return float(scores[np.arange(len(scores)), own_heads].mean())
 
         return train(
-            self.engine, rows, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
+            self.engine, rows, hidden, as_heads(heads, len(rows), self.num_heads), as_weights(weights, len(rows)),
             epochs=epochs, batch_size=batch_size, step_size=step_size, pseudocount=pseudocount, shuffle=shuffle,
             seed=seed, valid=held_out, score=score, patience=patience, checkpoint=checkpoint, on_epoch=on_epoch,
             progress=progress,
         )  # fmt: skip
 
+    def _scores_of_part(self, rows: Table, missing: Mask | None, part: slice) -> npt.NDArray[np.float64]:
+        return self.log_likelihood(rows[part], mask=None if missing is None else missing[part], head="all")
+
     def _held_out(
-        self, valid: npt.ArrayLike | Evidence, heads: npt.ArrayLike | None
-    ) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Check validation rows and their heads."""
-        rows, _ = self.engine.rows(valid, name="valid")
+        self, valid: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None, heads: npt.ArrayLike | None
+    ) -> HeldOut:
+        """Check validation rows, their mask and their heads."""
+        rows, hidden = self.engine.rows(valid, mask, name="valid", mask_name="valid_mask")
         if not len(rows):
             raise InputError("valid: found no rows, wanted at least 1")
-        return rows, as_heads(heads, len(rows), self.num_heads, "valid_heads")
+        return rows, hidden, as_heads(heads, len(rows), self.num_heads, "valid_heads")
 
     def flows(
         self,
         X: npt.ArrayLike | Evidence,
         *,
+        mask: npt.ArrayLike | None = None,
         heads: npt.ArrayLike | None = None,
         weights: npt.ArrayLike | None = None,
         progress: Progress = SILENT,
     ) -> Flows:
         """Add up the flows of all rows: how much of the data passes through each unit and edge.
 
-        X, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64 (num_edges,).
-        A row of probability 0 has no flow. Raises InputError where the data are out of range.
+        X, mask, heads, weights: as for `fit_em`. Returns Flows: `.nodes` float64 (num_nodes,), `.edges` float64
+        (num_edges,). Inputs of missing values have flow as other units do; a row of probability 0 has none. Raises
+        InputError where the data are out of range.
         """
-        nodes, edges = julia.call("file_flows", self.engine.flow_job(X, heads, weights, progress))
+        nodes, edges = julia.call("file_flows", self.engine.flow_job(X, mask, heads, weights, progress))
         return Flows(nodes, edges)
 
     def accumulate(
         self,
         X: npt.ArrayLike | Evidence,
         *,
+        mask: npt.ArrayLike | None = None,
         heads: npt.ArrayLike | None = None,
         weights: npt.ArrayLike | None = None,
         progress: Progress = SILENT,
     ) -> Statistics:
         """Take the expected counts of EM over all rows: the first half of a step, which `apply` completes.
 
-        X, heads, weights: as for `fit_em`. The statistics of shares of the data, taken in any process, add up.
+        X, mask, heads, weights: as for `fit_em`. A missing value is in no counts of inputs. The statistics of shares of
+        the data, taken in any process, add up.
         Raises InputError where the data are out of range.
         """
-        edges, inputs, total, weight = julia.call("statistics", self.engine.flow_job(X, heads, weights, progress))
+        edges, inputs, total, weight = julia.call("statistics", self.engine.flow_job(X, mask, heads, weights, progress))
         return Statistics(edges, inputs, total, weight, self.engine.structure)
 
     def apply(self, stats: Statistics, *, step_size: float = 1.0, pseudocount: float = 0.1) -> None:
@@ -403,6 +435,7 @@ class Circuit:
         self,
         X: npt.ArrayLike | Evidence,
         *,
+        mask: npt.ArrayLike | None = None,
         heads: npt.ArrayLike | None = None,
         weights: npt.ArrayLike | None = None,
         min_flow: float | None = None,
@@ -411,12 +444,13 @@ class Circuit:
     ) -> Self:
         """Make a new circuit without the sum edges that carry little of the data's flow.
 
-        X, heads, weights, progress: as for `fit_em`. Edges with a flow of at most `min_flow` times the rows' weight are
-        dropped (default: 1e-4; with 0, exactly those without any flow, and no row becomes less likely); or all but the
-        fraction `keep`, in (0, 1], with the largest flows. A sum keeps its largest edge in any case, and its weights
-        are scaled to 1; units that no head reaches go. Raises InputError where the data or a parameter is out of range.
+        X, mask, heads, weights, progress: as for `fit_em`. Edges with a flow of at most `min_flow` times the rows'
+        weight are dropped (default: 1e-4; with 0, exactly those without any flow, and no row becomes less likely); or
+        all but the fraction `keep`, in (0, 1], with the largest flows. A sum keeps its largest edge in any case, and
+        its weights are scaled to 1; units that no head reaches go. Raises InputError where the data or a parameter is
+        out of range.
         """
-        return type(self)(prune(self.engine, X, heads, weights, min_flow, keep, progress))
+        return type(self)(prune(self.engine, X, mask, heads, weights, min_flow, keep, progress))
 
     def grow(
         self,
@@ -427,6 +461,7 @@ class Circuit:
         threshold: float,
         noise: float = 0.2,
         seed: int = 0,
+        mask: npt.ArrayLike | None = None,
         weights: npt.ArrayLike | None = None,
         progress: Progress = SILENT,
     ) -> Self:
@@ -434,7 +469,7 @@ class Circuit:
 
         Parameters
         ----------
-        X, heads, weights, progress
+        X, mask, heads, weights, progress
             As for `fit_em`. Only the rows whose heads are selected count.
         select : integers (m,)
             Heads, from 0, each at most once. The new heads follow the old ones, in this order.
@@ -452,7 +487,7 @@ class Circuit:
             Where the data or a parameter is out of range.
 
         """
-        return type(self)(grow(self.engine, X, heads, weights, select, threshold, noise, seed, progress))
+        return type(self)(grow(self.engine, X, mask, heads, weights, select, threshold, noise, seed, progress))
 
     def sample(
         self,
@@ -605,6 +640,22 @@ class Circuit:
         Juice.jl is not installed.
         """
         return juice.handed_over(self.engine.circuit, None if head is None else which_head(head, self.num_heads))
+
+    def to_networkx(self) -> networkx.DiGraph[int]:
+        """Give the circuit as a graph of networkx, parents to children; units are numbered as in the `.jpc`.
+
+        Every unit has its `kind`; inputs have `variable`, from 0, and `probabilities`, float32 (C,); a sum's edges have
+        `weight`, those of weight 0 are left out; what is a head has `heads`, their numbers. Raises InputError where
+        networkx is not installed.
+        """
+        return to_networkx(self.engine)
+
+    def draw(self, path: str | os.PathLike[str]) -> None:
+        """Draw a small circuit, heads above and inputs below, into a `.svg`, `.png` or `.pdf` file.
+
+        Raises InputError for more than 300 units, a file of another kind, and where networkx is not installed.
+        """
+        draw(self.engine, path)
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.

@@ -15,13 +15,18 @@ from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.engine import Engine, Rows, for_julia
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.circuit.reduce import current
+from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.circuit.steps import Steps
 from pyjuice_lvd.progress import Progress
+
+HeldOut = tuple[Rows, Mask | None, npt.NDArray[np.int32]]
+"""Validation rows, what is missing of them, and their heads."""
 
 
 def train(
     engine: Engine,
     rows: Rows,
+    hidden: Mask | None,
     heads: npt.NDArray[np.int32],
     weights: npt.NDArray[np.float32],
     *,
@@ -31,19 +36,19 @@ def train(
     pseudocount: float,
     shuffle: bool,
     seed: int,
-    valid: tuple[Rows, npt.NDArray[np.int32]] | None,
+    valid: HeldOut | None,
     score: Callable[[], float],
     patience: int,
     checkpoint: str | os.PathLike[str] | None,
     on_epoch: Callable[[History], None] | None,
     progress: Progress,
 ) -> History:
-    """See `Circuit.fit_em`; `valid` are rows and heads, `score` gives their mean log-likelihood in nats."""
+    """See `Circuit.fit_em`; `score` gives their mean log-likelihood in nats."""
     epochs, batch_size, seed = integers(epochs=epochs, batch_size=batch_size, seed=seed)
     steps, pseudocount = step_sizes(step_size), number("pseudocount", pseudocount)
     shuffle = typed("shuffle", shuffle, bool)
     function("on_epoch", on_epoch)
-    n, learned, borrowed = len(rows), engine.learned(), for_julia(rows)
+    n, learned, borrowed = len(rows), engine.learned(), for_julia(rows, masked=hidden is not None)
     history, state, reducer = History(), None, current()
     if checkpoint is not None:
         about = {
@@ -52,19 +57,25 @@ def train(
         }  # fmt: skip
         data = {
             "rows": digest_of(rows), "heads": digest_of(heads), "weights": digest_of(weights),
-            "valid": None if valid is None else " ".join(map(digest_of, valid)),
+            "valid": None if valid is None else " ".join(digest_of(part) for part in valid if part is not None),
+            **({} if hidden is None else {"mask": digest_of(hidden)}),
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about, data)
     if reducer.size > 1:
-        reducer.check_same(circuit=engine.structure, X=digest_of(rows), heads=digest_of(heads))
+        given = {
+            name: digest_of(array)
+            for name, array in (("X", rows), ("mask", hidden), ("heads", heads))
+            if array is not None
+        }
+        reducer.check_same(circuit=engine.structure, **given)
         reducer.broadcast(*learned)
     watch = None if valid is None else Validation(score, learned, patience)
     if state:
         state.restore(history, watch)
         reducer.check_same(checkpoint=str(len(history)))
     job = julia.call(
-        "em_job", engine.circuit, borrowed, heads, weights, epochs, batch_size, *steps, pseudocount, shuffle, seed,
-        len(history), *backend(),
+        "em_job", engine.circuit, borrowed, hidden, heads, weights, epochs, batch_size, *steps, pseudocount, shuffle,
+        seed, len(history), *backend(),
     )  # fmt: skip
     under_way = Steps(job)
     try:

@@ -29,6 +29,9 @@ ARRAYS = (
 _FIELDS = (*ARRAYS[:7], "list", *ARRAYS[7:])
 """As Julia keeps them, with one list of children for units that share theirs."""
 
+KINDS = {"product": 1, "sum": 2, "categorical": 3, "indicator": 4, "literal": 5, "binomial": 6}
+"""The kinds of units, inputs last, and Julia's numbers for them (circuits/circuit.jl)."""
+
 _LEARNED = ("weight", "leaf", "success")
 
 ON_DEVICES = frozenset({"flow_job"})
@@ -150,15 +153,22 @@ class Engine:
         return np.uint8 if self.categories <= 256 else np.int32
 
     def rows(
-        self, X: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None = None, *, hides: bool = False, name: str = "X"
+        self,
+        X: npt.ArrayLike | Evidence,
+        mask: npt.ArrayLike | None = None,
+        *,
+        hides: bool = False,
+        name: str = "X",
+        mask_name: str = "mask",
     ) -> tuple[Rows, Mask | None]:
         """Check rows, called `name`, and their mask, which a table needs where `hides`, and Evidence must not have."""
         if isinstance(X, Evidence):
             if mask is not None:
-                raise InputError("mask: found together with Evidence, which hides all variables itself; wanted None")
+                found = "found together with Evidence, which hides all variables itself"
+                raise InputError(f"{mask_name}: {found}; wanted None")
             return X, None
         table = as_table(X, self.num_vars, name)
-        hidden = as_mask(mask, table.shape) if hides or mask is not None else None
+        hidden = as_mask(mask, table.shape, mask_name) if hides or mask is not None else None
         try:
             julia.call("check_table", self.circuit, table, hidden)
         except InputError as error:
@@ -190,15 +200,16 @@ class Engine:
     def flow_job(
         self,
         X: npt.ArrayLike | Evidence,
+        mask: npt.ArrayLike | None,
         heads: npt.ArrayLike | None,
         weights: npt.ArrayLike | None,
         progress: Progress,
     ) -> julia.Handle:
         """Add up the flows of all rows, each from its head and times its weight."""
-        rows, _ = self.rows(X)
+        rows, hidden = self.rows(X, mask)
         n = len(rows)
         sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
-        return self.run("flow_job", rows, None, *sources, stage="flows", total=n, progress=progress)
+        return self.run("flow_job", rows, hidden, *sources, stage="flows", total=n, progress=progress)
 
     def pieces(self, n: int) -> Iterator[slice]:
         """Cut rows into pieces of about `PIECE`: between them, Ctrl-C is heard."""

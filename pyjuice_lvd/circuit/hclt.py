@@ -11,7 +11,17 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.reduce import current, on_first
-from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, categories_of, for_engine, some_rows
+from pyjuice_lvd.circuit.rows import (
+    Mask,
+    Table,
+    as_heads,
+    as_mask,
+    as_table,
+    categories_of,
+    for_engine,
+    mean_filled,
+    some_rows,
+)
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -29,6 +39,7 @@ _NEIGHBOUR = 0.1
 
 def hclt(
     X: npt.ArrayLike,
+    mask: npt.ArrayLike | None,
     num_latents: int,
     num_cats: int | None,
     heads: int,
@@ -44,24 +55,25 @@ def hclt(
     for count, what in zip(data.shape, ("rows", "variables"), strict=True):
         if not count:
             raise InputError(f"X: found no {what}, wanted at least 1")
+    hidden = None if mask is None else as_mask(mask, data.shape)
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
-    cats = categories_of(data) if num_cats is None else integer("num_cats", num_cats)
+    cats = categories_of(data, hidden) if num_cats is None else integer("num_cats", num_cats)
     julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
     if start == "random" and labels is not None:
         raise InputError("labels: found with start = 'random', wanted none: they are for start = 'clusters'")
     head_of = as_heads(labels, len(data), heads, "labels")
-    parent = chow_liu_parents(data, cats, pseudocount, progress)
+    parent = chow_liu_parents(data, cats, pseudocount, progress, mask=hidden)
     sizes = num_latents, cats, heads, perturbation, seed
     circuit: julia.Handle
     if start == "random":
         circuit = julia.call("tree_circuit", parent, *sizes)
     else:
         seen = rows_for_states(len(data), num_latents, seed)
-        data = for_engine(data[seen])
-        states = hidden_states(data, parent, num_latents, seed, progress)
-        circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen])
+        data, hidden = for_engine(data[seen], masked=hidden is not None), None if hidden is None else hidden[seen]
+        states = hidden_states(data, parent, num_latents, seed, progress, mask=hidden)
+        circuit = julia.call("hclt_from_states", parent, *sizes, data, hidden, states, head_of[seen])
     return circuit
 
 
@@ -78,10 +90,12 @@ def hclt_over(
     return circuit
 
 
-def chow_liu_parents(X: Table, num_cats: int, pseudocount: float, progress: Progress) -> npt.NDArray[np.int64]:
+def chow_liu_parents(
+    X: Table, num_cats: int, pseudocount: float, progress: Progress, *, mask: Mask | None = None
+) -> npt.NDArray[np.int64]:
     """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root."""
     reducer = current()
-    job = julia.call("mutual_information_job", X, num_cats, float(pseudocount))
+    job = julia.call("mutual_information_job", X, mask, num_cats, float(pseudocount))
     julia.call("share_out!", job, reducer.rank + 1, reducer.size)
     with progress.stage("mutual information", total=X.shape[1], unit="variables") as stage:
         done = False
@@ -100,15 +114,22 @@ def rows_for_states(n: int, num_states: int, seed: int) -> npt.NDArray[np.int64]
 
 
 def hidden_states(
-    X: Table, parent: npt.NDArray[np.int64], num_states: int, seed: int, progress: Progress
+    X: Table,
+    parent: npt.NDArray[np.int64],
+    num_states: int,
+    seed: int,
+    progress: Progress,
+    *,
+    mask: Mask | None = None,
 ) -> npt.NDArray[np.int32]:
     """Guess the hidden states of an HCLT from ordered categories, such as grey levels: int32 (n, V), from 0.
 
     The state of a variable is its cluster by K-means on its value and those of its neighbours in the tree, which count
     less: what a state has to say to the variable itself, and to the next one. So the latents within a circuit are
-    distilled as z is (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network).
+    distilled as z is (Liu, Zhang and Van den Broeck, ICLR 2023, who take the features from a neural network). A missing
+    value counts here as the mean of its variable.
     """
-    values = X.astype(np.float32)
+    values = mean_filled(X, mask)
     states = np.empty(X.shape, np.int32)
     with progress.stage("hidden states", total=X.shape[1], unit="variables") as stage:
         for i in range(X.shape[1]):

@@ -35,7 +35,9 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise InputError(f"{name}: found NaN in {array.dtype} {array.shape}, wanted integers (N, V)")
+        raise InputError(
+            f"{name}: found NaN in {array.dtype} {array.shape}, wanted integers (N, V) (mask= says what is missing)"
+        )
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted integers (N, V)")
     if num_vars is not None and array.shape[1] != num_vars:
@@ -43,11 +45,15 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     return julia.lendable(array)
 
 
-def categories_of(table: Table, name: str = "X") -> int:
-    """Count the categories of a table: the largest value, plus 1; raises InputError where those cannot be meant."""
-    top = int(table.max(initial=0))
+def categories_of(table: Table, hidden: Mask | None = None, name: str = "X") -> int:
+    """Count the categories of what is seen of a table: the largest value, plus 1.
+
+    Raises InputError where those cannot be meant.
+    """
+    tops = table.max(axis=0, initial=0, where=True if hidden is None else ~hidden)
+    top = int(tops.max(initial=0))
     if top >= max(MANY_CATEGORIES, CATEGORIES_A_ROW * len(table)):
-        variable = int(table.max(axis=0).argmax())
+        variable = int(tops.argmax())
         raise InputError(
             f"{name}: variable {variable}: found {top} in {len(table)} rows, "
             "wanted categories, numbered from 0 without large gaps (num_cats, where there are so many)"
@@ -55,12 +61,12 @@ def categories_of(table: Table, name: str = "X") -> int:
     return top + 1
 
 
-def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...]) -> Mask:
+def as_mask(mask: npt.ArrayLike | None, shape: tuple[int, ...], name: str = "mask") -> Mask:
     """Check that `mask` is bool (N, V), or (V,) for all rows, and return it as (N, V)."""
-    array = plain_array("mask", mask)
+    array = plain_array(name, mask)
     if array.dtype != np.bool_ or array.shape not in (shape, shape[1:]):
         found = "None" if mask is None else f"{array.dtype} {array.shape}"
-        raise InputError(f"mask: found {found}, wanted bool {shape} or {shape[1:]}, True where a value is hidden")
+        raise InputError(f"{name}: found {found}, wanted bool {shape} or {shape[1:]}, True where a value is hidden")
     if array.size and array.view(np.uint8).max() > 1:  # bytes of another program: to numpy, all but 0 is True
         array = array.view(np.uint8) != 0
     return julia.lendable(np.broadcast_to(array, shape))
@@ -130,6 +136,15 @@ def _numbers(values: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64
 def for_engine(table: Table, *, masked: bool = False) -> Table:
     """Take over a table of valid categories as uint8, or as int32: the engine is compiled for few types."""
     return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)
+
+
+def mean_filled(table: Table, hidden: Mask | None) -> npt.NDArray[np.float32]:
+    """Give rows for K-means: float32 (N, V), with the mean of what is seen of a variable where a value is hidden."""
+    values = table.astype(np.float32)
+    if hidden is None:
+        return values
+    total = np.where(hidden, 0, values).sum(axis=0, dtype=np.float64)
+    return np.where(hidden, (total / np.maximum(1, (~hidden).sum(axis=0))).astype(np.float32), values)
 
 
 def some_rows(n: int, wanted: int, seed: int) -> npt.NDArray[np.int64] | slice:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, number, plain_array
-from pyjuice_lvd.circuit.engine import Engine, Evidence
+from pyjuice_lvd.circuit.engine import KINDS, Engine, Evidence
 from pyjuice_lvd.circuit.rows import as_heads, as_weights
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -19,6 +19,7 @@ MIN_FLOW = 1e-4
 def prune(
     engine: Engine,
     X: npt.ArrayLike | Evidence,
+    mask: npt.ArrayLike | None,
     heads: npt.ArrayLike | None,
     weights: npt.ArrayLike | None,
     min_flow: float | None,
@@ -31,24 +32,48 @@ def prune(
     least = number("min_flow", MIN_FLOW if min_flow is None else min_flow)
     keep = None if keep is None else number("keep", keep)
     julia.call("check_pruning", least, keep)
-    job = engine.flow_job(X, heads, weights, progress)
+    job = engine.flow_job(X, mask, heads, weights, progress)
     pruned: julia.Handle
     if keep is not None:
         pruned = julia.call("prune_to_fraction", job, keep)
     elif julia.call("has_silent_edges", job, least):
-        rows, _ = engine.rows(X)
+        rows, hidden = engine.rows(X, mask)
         n = len(rows)
         sources = as_heads(heads, n, engine.num_heads), as_weights(weights, n)
-        support = engine.run("support_job", rows, None, *sources, stage="support", total=n, progress=progress)
+        support = engine.run("support_job", rows, hidden, *sources, stage="support", total=n, progress=progress)
         pruned = julia.call("prune_unsupported", job, support)
     else:
         pruned = julia.call("prune_by_flow", job, least)
     return pruned
 
 
+def with_copies(engine: Engine, copies: int) -> julia.Handle:
+    """See `Circuit.with_copies`."""
+    copies = integer("copies", copies, least=1)
+    found = engine.arrays()
+    inputs = found["kind"] >= KINDS["categorical"]
+    inner, first = int((~inputs).sum()), int(inputs.sum())
+    # Inputs come first; of each unit its place, from 1, in the first copy.
+    place = np.where(inputs, np.cumsum(inputs), first + np.cumsum(~inputs))
+    order = np.concatenate([np.flatnonzero(inputs), *copies * [np.flatnonzero(~inputs)]])
+    own = {name: found[name][order] for name in ("kind", "variable", "categories", "param_start", "param_stride")}
+    lengths = np.diff(found["child_start"])[order]
+    child, weight = place[found["child"] - 1], found["weight"]
+    child = np.concatenate([np.where(child > first, child + inner * copy, child) for copy in range(copies)])
+    heads = place[found["heads"] - 1]
+    heads = np.concatenate([np.where(heads > first, heads + inner * copy, heads) for copy in range(copies)])
+    circuit: julia.Handle = julia.call(
+        "circuit_of", engine.num_vars, *own.values(), found["success"][order],
+        1 + np.concatenate([[0], np.cumsum(lengths)]), child.astype(np.int32), np.tile(weight, copies), found["leaf"],
+        heads.astype(np.int32), np.tile(found["head_weight"] / np.float32(copies), copies),
+    )  # fmt: skip
+    return circuit
+
+
 def grow(
     engine: Engine,
     X: npt.ArrayLike | Evidence,
+    mask: npt.ArrayLike | None,
     heads: npt.ArrayLike,
     weights: npt.ArrayLike | None,
     select: npt.ArrayLike,
@@ -64,13 +89,13 @@ def grow(
     chosen = julia.lendable(chosen, np.int64)
     parameters, seed = (chosen, number("threshold", threshold), number("noise", noise)), integer("seed", seed)
     julia.call("check_selection", engine.circuit, *parameters)
-    rows, _ = engine.rows(X)
+    rows, _ = engine.rows(X, mask)
     n = len(rows)
     head_of = as_heads(heads, n, engine.num_heads)
     counted = np.where(np.isin(head_of, chosen), as_weights(weights, n), np.float32(0))
     total = float(counted.sum(dtype=np.float64))
     nodes = np.zeros(engine.num_nodes)  # without a row for the selected heads, nothing has flow
     if total > 0:
-        nodes, _ = julia.call("unit_flows", engine.flow_job(X, head_of, counted, progress))
+        nodes, _ = julia.call("unit_flows", engine.flow_job(X, mask, head_of, counted, progress))
     grown: julia.Handle = julia.call("grow_circuit", engine.circuit, nodes, total, *parameters, seed)
     return grown

@@ -23,7 +23,6 @@ from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings, kept, resolve, restored
-from pyjuice_lvd.units import bits_per_dimension
 
 Array = npt.NDArray[Any]
 RandomState = int | np.integer[Any] | np.random.RandomState | None
@@ -63,7 +62,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def score_samples(self, X: Array, *, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
         """log p(x) of every entry of X, or of what is not hidden of it: float64 (N,), in nats, exact.
 
-        `X`, `mask`: as for `inpaint`. Raises InputError where they do not fit the model.
+        `X`, `mask`: as for `inpaint`; what is missing of a table is hidden. Raises InputError where they do not fit.
         """
         data, hidden = self._question(X, mask)
         scores: npt.NDArray[np.float64] = self.model_.score_samples(data, mask=hidden, progress=self._shown)
@@ -77,8 +76,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return float(scores.mean())
 
     def bpd(self, X: Array) -> float:
-        """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop)."""
-        return bits_per_dimension(self.score(X), self.model_.dims)
+        """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop).
+
+        Of a table, bits per value that is seen.
+        """
+        data, _ = self._question(X, None)
+        found: float = self.model_.bpd(data)
+        return found
 
     def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Array:
         """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table.
@@ -93,7 +97,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def inpaint(
         self,
         X: Array,
-        mask: npt.ArrayLike,
+        mask: npt.ArrayLike | None = None,
         *,
         n_samples: int = 8,
         random_state: RandomState = 0,
@@ -106,7 +110,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         X : uint8 (N, H, W[, C]), or integers (N, V)
             Images, or rows of a table.
         mask : bool (H, W), (N, H, W) or (N, H, W, C), or (V,) or (N, V)
-            True where a value is hidden. With a colour transform, which mixes channels, whole pixels only.
+            True where a value is hidden. With a colour transform, which mixes channels, whole pixels only. Of a table
+            with missing values, these are hidden, too; None: they alone.
         n_samples : int
             For each image or row.
         random_state : int, RandomState or None
@@ -131,7 +136,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         )
         return drawn
 
-    def marginals(self, X: Array, mask: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def marginals(self, X: Array, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
         """Give each hidden value's exact distribution, given all that is known: float64 (N, H, W, C, 256).
 
         The channels are those that are modelled, the colour transform's; of a table it is (N, V, categories). What is

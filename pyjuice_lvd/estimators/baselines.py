@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pyjuice_lvd.checks import integer, plain_array
-from pyjuice_lvd.circuit.rows import as_table
 from pyjuice_lvd.data.load import IMAGE_CATEGORIES
+from pyjuice_lvd.data.missing import as_incomplete_table
 from pyjuice_lvd.data.source import column_name
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.estimators.base import Array, DensityEstimator, RandomState
@@ -29,10 +29,13 @@ class _Baseline(DensityEstimator):
     """Names of the parameters that are settings of the section, and their names there."""
 
     num_cats: int | None
+    missing: int | None
 
     def fit(self, X: Array, y: object = None) -> Self:
-        """Learn from images, uint8 (N, H, W[, C]), or a table, integers (N, V) from 0.
+        """Learn from images, uint8 (N, H, W[, C]), or a table, integers (N, V) from 0, of which some may be missing.
 
+        Missing is what is NaN (in floats that are whole numbers otherwise), None, pandas' NA, hidden by numpy's mask,
+        or the number `missing`. A row is learned from what is seen of it, exactly, if values are missing at random.
         Some are set apart, by seed, to stop early by. Raises InputError where the data or a setting are not what is
         wanted.
         """
@@ -46,20 +49,26 @@ class _Baseline(DensityEstimator):
         return self
 
     def _as_data(self, X: Array) -> Array:
-        array = plain_array("X", X)
+        array = X if isinstance(X, np.ma.MaskedArray) else plain_array("X", X)
         if array.ndim == 2:
-            return as_table(array)
+            return as_incomplete_table(array, self.missing, columns=getattr(self, "feature_names_in_", ()))
         if array.ndim not in (3, 4):
             raise InputError(f"X: found shape {array.shape}, wanted images (N, H, W[, C]), or a table (N, V)")
         return super()._as_data(array)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True  # a missing value of a table
+        return tags
 
     def _num_cats(self, table: Array) -> int:
         if table.size == 0:
             raise InputError(f"X: found shape {table.shape}, wanted at least one row and one variable")
         names = getattr(self, "feature_names_in_", ())
-        if table.min() < 0:
-            column = column_name(names, int(table.min(axis=0).argmin()))
-            raise InputError(f"X: found {table.min()} in {column}, wanted categories from 0")
+        if (empty := (table < 0).all(axis=0)).any():
+            raise InputError(
+                f"X: found missing values only in {column_name(names, int(empty.argmax()))}, wanted at least one value"
+            )
         largest = f"X: found {table.max()} in {column_name(names, int(table.max(axis=0).argmax()))}"
         cats = int(table.max()) + 1 if self.num_cats is None else integer("num_cats", self.num_cats)
         if table.max() >= cats:
@@ -88,6 +97,8 @@ class HCLT(_Baseline):
         Of EM, as `hclt.epochs` and so on.
     num_cats : int, optional
         Categories of the variables of a table; default: its largest value, plus 1. Images have 256.
+    missing : int, optional
+        An integer that stands for a missing value in tables, such as -1, beside NaN and the like.
     preset : str, optional
         Shipped settings; default: the defaults of docs/settings.md.
     config : str, path or mapping, optional
@@ -124,6 +135,7 @@ class HCLT(_Baseline):
         pseudocount: float | None = None,
         patience: int | None = None,
         num_cats: int | None = None,
+        missing: int | None = None,
         preset: str | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         random_state: RandomState = 0,
@@ -137,6 +149,7 @@ class HCLT(_Baseline):
         self.pseudocount = pseudocount
         self.patience = patience
         self.num_cats = num_cats
+        self.missing = missing
         self.preset = preset
         self.config = config
         self.random_state = random_state
@@ -158,6 +171,8 @@ class RATSPN(_Baseline):
         Of EM, as `rat_spn.epochs` and so on.
     num_cats : int, optional
         Categories of the variables of a table; default: its largest value, plus 1. Images have 256.
+    missing : int, optional
+        An integer that stands for a missing value in tables, such as -1, beside NaN and the like.
     preset : str, optional
         Shipped settings; default: the defaults of docs/settings.md.
     config : str, path or mapping, optional
@@ -198,6 +213,7 @@ class RATSPN(_Baseline):
         pseudocount: float | None = None,
         patience: int | None = None,
         num_cats: int | None = None,
+        missing: int | None = None,
         preset: str | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         random_state: RandomState = 0,
@@ -213,6 +229,7 @@ class RATSPN(_Baseline):
         self.pseudocount = pseudocount
         self.patience = patience
         self.num_cats = num_cats
+        self.missing = missing
         self.preset = preset
         self.config = config
         self.random_state = random_state

@@ -97,7 +97,7 @@ class LVDPG(DensityEstimator):
     def inpaint(
         self,
         X: npt.NDArray[np.uint8],
-        mask: npt.ArrayLike,
+        mask: npt.ArrayLike | None = None,
         *,
         n_samples: int = 8,
         random_state: RandomState = 0,

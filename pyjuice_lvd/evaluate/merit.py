@@ -11,26 +11,37 @@ import numpy.typing as npt
 from pyjuice_lvd.units import bits_per_dimension
 
 
-def figures_of_merit(scores: npt.NDArray[np.float64], dims: int) -> dict[str, Any]:
+def figures_of_merit(
+    scores: npt.NDArray[np.float64], dims: int, seen: npt.NDArray[np.int64] | None = None
+) -> dict[str, Any]:
     """Turn log-likelihoods, float64 (N,) in nats, into `bpd`, `nll_nats`, `std_error_bpd`, `n` and `dims`.
 
-    They are of images or rows; the standard error is that of the mean over them. Where some have probability 0, the
-    first two are infinite, without an error. `impossible` then says how many these are, and `bpd_possible`,
-    `nll_nats_possible` and `std_error_bpd_possible` are the figures of the others, None where there are none.
+    They are of images or rows; the standard error is that of the mean over them. `seen`, int64 (N,), says how many
+    values of each row are there, where some are missing: then `bpd` is bits per value that is seen, of all rows
+    together, and the figure `seen` is the share of such values. Where some rows have probability 0, the first two are
+    infinite, without an error. `impossible` then says how many these are, and `bpd_possible`, `nll_nats_possible` and
+    `std_error_bpd_possible` are the figures of the others, None where there are none.
     """
-    figures = {**_means(scores, dims), "n": len(scores), "dims": dims}
+    counts = np.full(len(scores), dims) if seen is None else seen
+    figures = {**_means(scores, counts), "n": len(scores), "dims": dims}
+    if (counts < dims).any():
+        figures["seen"] = float(counts.mean() / dims)
     possible = scores > -np.inf
     if not possible.all():
         figures["impossible"] = int((~possible).sum())
-        figures |= {f"{name}_possible": value for name, value in _means(scores[possible], dims).items()}
+        figures |= {f"{name}_possible": value for name, value in _means(scores[possible], counts[possible]).items()}
     return figures
 
 
-def _means(scores: npt.NDArray[np.float64], dims: int) -> dict[str, float | None]:
-    bpd = bits_per_dimension(scores, dims)
-    if not len(bpd):
-        return {"bpd": None, "nll_nats": None, "std_error_bpd": None}
-    return {"bpd": float(bpd.mean()), "nll_nats": float(0.0 - scores.mean()), "std_error_bpd": std_error(bpd)}
+def _means(scores: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    """Give the means over rows with so many values; bpd is a ratio of two sums, and its error that of such a ratio."""
+    if not len(scores) or not counts.any():
+        return {"bpd": None, "nll_nats": float(0.0 - scores.mean()) if len(scores) else None, "std_error_bpd": None}
+    each = float(counts.mean())
+    bits = bits_per_dimension(scores, each)
+    bpd = float(bits.mean())
+    off = bits if np.isinf(bpd) else bits - bpd * (counts / each - 1)  # what a row adds beyond its share of the values
+    return {"bpd": bpd, "nll_nats": float(0.0 - scores.mean()), "std_error_bpd": std_error(off)}
 
 
 def std_error(values: npt.NDArray[np.float64]) -> float | None:
@@ -61,17 +72,17 @@ def factorized_bpd(
 ) -> float:
     """Bits per dimension on `test` of the fully factorised model: one categorical for each dimension, from counts.
 
-    All three are integers (N, ...) below `num_cats`, images in the colour space that is modelled. The pseudocount,
-    shared by the categories, is the one that does best on `valid`.
+    All three are integers (N, ...) below `num_cats`, images in the colour space that is modelled; below 0, a value is
+    missing, and counts for nothing. The pseudocount, shared by the categories, is the one that does best on `valid`.
     """
     tables = [part.reshape(len(part), -1) for part in (train, valid, test)]
     dims = tables[0].shape[1]
     cells = tables[0].astype(np.intp) + num_cats * np.arange(dims)
-    counts = np.bincount(cells.ravel(), minlength=num_cats * dims).reshape(dims, num_cats)
+    counts = np.bincount(cells[tables[0] >= 0], minlength=num_cats * dims).reshape(dims, num_cats)
 
     def bpd(table: npt.NDArray[Any], pseudocount: float) -> float:
-        bits = -np.log2((counts + pseudocount / num_cats) / (len(train) + pseudocount))
-        return float(bits[np.arange(dims), table].mean())
+        bits = -np.log2((counts + pseudocount / num_cats) / (counts.sum(axis=1, keepdims=True) + pseudocount))
+        return float(bits[np.arange(dims), table][table >= 0].mean())
 
     best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bpd(tables[1], pseudocount))
     return bpd(tables[2], best)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.circuit.reduce import on_first
-from pyjuice_lvd.circuit.rows import Table
+from pyjuice_lvd.circuit.rows import Mask, Table, mean_filled
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.missing import missing_in
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
@@ -49,7 +50,7 @@ def learn_circuit(
     Parameters
     ----------
     train, valid : uint8 (N, H, W, C), or integers (N, V)
-        Images or a table to learn from, and to stop early by.
+        Images or a table to learn from, and to stop early by; -1 where a value of a table is missing.
     settings : Settings
         All of them.
     num_cats : int
@@ -76,11 +77,12 @@ def learn_circuit(
         return CircuitModel.load(done.parent)
     image_shape = None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3])
     rows, held_out = (_rows(part, settings) for part in (train, valid))
+    missing, missing_valid = missing_in(rows), missing_in(held_out)
     start, untrained = pieces.path(names.UNTRAINED), pieces.finished(names.UNTRAINED)
     if untrained is not None:
         circuit = Circuit.load(untrained)
     else:
-        circuit = _structure(rows, num_cats, settings, record, progress)
+        circuit = _structure(rows, missing, num_cats, settings, record, progress)
         if start is not None:
             circuit.save(start)
     own: HCLTSettings | RatSpnSettings = settings.hclt if settings.method == "hclt" else settings.rat_spn
@@ -95,9 +97,9 @@ def learn_circuit(
         began = now
 
     circuit.fit_em(
-        rows, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,
-        valid=held_out, patience=own.patience, checkpoint=pieces.checkpoint(names.EM), on_epoch=on_epoch,
-        progress=progress,
+        rows, mask=missing, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,
+        valid=held_out, valid_mask=missing_valid, patience=own.patience, checkpoint=pieces.checkpoint(names.EM),
+        on_epoch=on_epoch, progress=progress,
     )  # fmt: skip
     model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
     if pieces.folder is not None:
@@ -112,10 +114,12 @@ def _rows(data: Array, settings: Settings) -> Table:
     return color_transform(settings.data.color, data.shape[3]).forward(data).reshape(len(data), -1)
 
 
-def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, progress: Progress) -> Circuit:
+def _structure(
+    rows: Table, missing: Mask | None, num_cats: int, settings: Settings, record: Record, progress: Progress
+) -> Circuit:
     started = time.monotonic()
     if settings.method == "hclt":
-        circuit = _trees(rows, num_cats, settings.hclt, settings.seed, progress)
+        circuit = _trees(rows, missing, num_cats, settings.hclt, settings.seed, progress)
     else:
         own = settings.rat_spn
         circuit = Circuit.rat_spn(
@@ -126,18 +130,24 @@ def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, p
     return circuit
 
 
-def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: Progress) -> Circuit:
+def _trees(
+    rows: Table, missing: Mask | None, num_cats: int, own: HCLTSettings, seed: int, progress: Progress
+) -> Circuit:
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
     if own.trees == 1:
-        return Circuit.hclt(rows, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress)
-    clusters = on_first(lambda: kmeans(rows.astype(np.float32), own.trees, seed))
+        return Circuit.hclt(
+            rows, mask=missing, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress
+        )
+    clusters = on_first(lambda: kmeans(mean_filled(rows, missing), own.trees, seed))
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:
         for number, share in enumerate(shares):
-            members = rows[clusters == number]
-            tree = Circuit.hclt(members, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
-            tree.fit_em(members, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
+            members, mask = rows[clusters == number], None if missing is None else missing[clusters == number]
+            tree = Circuit.hclt(members, mask=mask, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
+            tree.fit_em(
+                members, mask=mask, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed
+            )
             trees.append(tree)
             stage.advance(float(share))
     return Circuit.mixture(trees, weights=shares)

@@ -223,7 +223,7 @@ def shape_circuits(
         rows, own_seed = np.ascontiguousarray(own[seen]), derived_seed(seed, c)
         states = hidden_states(rows ^ np.uint8(128), parent, latents, own_seed, progress)  # -1 lies beside 0
         circuit = julia.call(
-            "hclt_from_states", parent, latents, _LEVELS, heads, _PERTURBATION, own_seed, rows, states,
+            "hclt_from_states", parent, latents, _LEVELS, heads, _PERTURBATION, own_seed, rows, None, states,
             np.ascontiguousarray(head[seen]),
         )  # fmt: skip
         if steps[c] < _LEVELS:

@@ -99,11 +99,21 @@ class DensityModel(ABC):
         """
 
     def bpd(self, X: Array, /) -> float:
-        """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its `protocol`."""
+        """Bits per dimension: -mean log p(x) / (ln 2 x dims). It means something only with its `protocol`.
+
+        Of a table with missing values, it is bits per value that is seen: -sum log p / (ln 2 x values seen).
+        """
         scores = self.score_samples(X)
         if not len(scores):
             raise InputError("X: found no rows, wanted at least 1")
-        return bits_per_dimension(float(scores.mean()), self.dims)
+        seen = float(self.num_seen(X).mean())
+        if not seen:
+            raise InputError("X: found missing values only, wanted at least one that is seen")
+        return bits_per_dimension(float(scores.mean()), seen)
+
+    def num_seen(self, X: Array, /) -> npt.NDArray[np.int64]:
+        """Count the values of each image or row that are there: int64 (N,), `dims` but for tables with missing ones."""
+        return np.full(len(X), self.dims)
 
     @abstractmethod
     def sample(

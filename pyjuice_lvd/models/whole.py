@@ -13,6 +13,7 @@ from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_table
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.memory import check_result
@@ -23,6 +24,8 @@ from pyjuice_lvd.shares import shares
 
 class CircuitModel(DensityModel):
     """p(x) as one circuit, every channel of every pixel, or every column of a table, a variable.
+
+    A row of a table may have `MISSING`, -1, in the place of values: they count as hidden wherever rows are asked about.
 
     Parameters
     ----------
@@ -78,8 +81,8 @@ class CircuitModel(DensityModel):
         table = as_table(X, name=name)
         if table.shape[1] != self.dims:
             raise InputError(f"{name}: found {table.shape[1]} variables, wanted the model's {self.dims}")
-        if table.size and (table.min() < 0 or table.max() >= self.num_cats):
-            row, variable = np.argwhere((table < 0) | (table >= self.num_cats))[0]
+        if table.size and (table.min() < MISSING or table.max() >= self.num_cats):
+            row, variable = np.argwhere((table < MISSING) | (table >= self.num_cats))[0]
             raise InputError(
                 f"{name}: found {table[row, variable]} in row {row}, variable {variable}; "
                 f"wanted the categories that the model was fitted with, 0..{self.num_cats - 1}"
@@ -91,8 +94,13 @@ class CircuitModel(DensityModel):
     ) -> npt.NDArray[np.float64]:
         """log p(x) of every image or row, or of what is not hidden of it (`DensityModel.score_samples`)."""
         X = self.checked(X)
-        hidden = None if mask is None else self._hidden_rows(mask, X)
+        hidden = self._missing(X) if mask is None else self._hidden_rows(mask, X)
         return self.circuit.log_likelihood(self._rows(X), mask=hidden, progress=progress)
+
+    def num_seen(self, X: Array, /) -> npt.NDArray[np.int64]:
+        """Count the values that are there (`DensityModel.num_seen`)."""
+        missing = self._missing(X)
+        return super().num_seen(X) if missing is None else (~missing).sum(axis=1)
 
     def sample(
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
@@ -104,7 +112,7 @@ class CircuitModel(DensityModel):
     def inpaint(
         self,
         X: npt.ArrayLike,
-        mask: npt.ArrayLike,
+        mask: npt.ArrayLike | None,
         /,
         *,
         n_samples: int = 8,
@@ -126,7 +134,7 @@ class CircuitModel(DensityModel):
         return np.where(hidden.reshape(X.shape), self._pixels(drawn, exact), X)
 
     def marginals(
-        self, X: npt.ArrayLike, mask: npt.ArrayLike, /, *, progress: Progress = SILENT
+        self, X: npt.ArrayLike, mask: npt.ArrayLike | None, /, *, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
         """Give the distributions of hidden values (`DensityModel.marginals`)."""
         X = self.checked(X)
@@ -187,10 +195,20 @@ class CircuitModel(DensityModel):
         images = images if self.color is None else self.color.inverse(images)
         return images if exact or self.color is None else self.color.nearest(images)
 
-    def _hidden_rows(self, mask: npt.ArrayLike, X: Array) -> Mask:
-        """Check the mask of checked images or rows, and spread it to bool (n, dims)."""
+    def _missing(self, X: Array) -> Mask | None:
+        """Say which values of checked rows are missing."""
+        return None if self.image_shape is not None else missing_in(X)
+
+    def _hidden_rows(self, mask: npt.ArrayLike | None, X: Array) -> Mask:
+        """Check the mask of checked images or rows, and spread it to bool (n, dims); what is missing is hidden, too."""
         if self.image_shape is None:
-            return as_mask(mask, X.shape)
+            missing = missing_in(X)
+            if mask is None and missing is not None:
+                return missing
+            hidden = as_mask(mask, X.shape)
+            return hidden if missing is None else hidden | missing
+        if mask is None:
+            raise InputError("mask: found None, wanted bool, True where a pixel is hidden")
         return self._hidden(mask, X).reshape(len(X), -1)
 
     def _marginals(self, X: Array, hidden: Mask, progress: Progress) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:

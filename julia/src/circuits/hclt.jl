@@ -4,9 +4,9 @@
     ObservedStates(X, states, head_of)
 
 Guesses of what is hidden: `states`, integers `(variables, samples)`, the state of each variable, from 0; `head_of`, the head of
-each sample, from 1. With the values `X` they say what an HCLT starts from.
+each sample, from 1. With the values `X`, of which those that are [`Masked`](@ref) count for nothing, they say what an HCLT starts from.
 """
-struct ObservedStates{A<:AbstractMatrix{<:Integer},B<:AbstractMatrix{<:Integer}}
+struct ObservedStates{A,B<:AbstractMatrix{<:Integer}}
     X::A
     states::B
     head_of::Vector{Int32}
@@ -72,7 +72,13 @@ end
 # How often each value came with each state of variable i, each of its states with each of its parent's, and with each head.
 
 value_counts(::Nothing, i, K, C) = nothing
-value_counts(o::ObservedStates, i, K, C) = pair_counts(view(o.X, i, :), view(o.states, i, :), C, K)
+value_counts(o::ObservedStates, i, K, C) = value_counts(o.X, o.states, i, K, C)
+value_counts(X::AbstractMatrix, states, i, K, C) = pair_counts(view(X, i, :), view(states, i, :), C, K)
+
+function value_counts(X, states, i, K, C)
+    seen = findall(!, view(X.mask, i, :))
+    return pair_counts(view(X.values, i, seen), view(states, i, seen), C, K)
+end
 
 transition_counts(::Nothing, i, parent, K) = nothing
 transition_counts(o::ObservedStates, i, parent, K) = pair_counts(view(o.states, i, :), view(o.states, parent, :), K, K)

@@ -1,6 +1,7 @@
 # What Python calls (pyjuice_lvd/circuit/circuit.py): positional arguments, indices from 0, arrays that belong to the caller.
 
-mutual_information_job(X, categories, pseudocount) = MutualInformationJob(X; categories=categories, pseudocount=pseudocount)
+mutual_information_job(X, mask, categories, pseudocount) =
+    MutualInformationJob(X; categories=categories, pseudocount=pseudocount, mask=mask)
 
 mutual_information(job::MutualInformationJob) = job.mi
 
@@ -8,9 +9,9 @@ mutual_information(job::MutualInformationJob) = job.mi
 chow_liu_parents(mi) = chow_liu_tree(mi) .- 1
 
 "`states` and `head_of` from 0, of the same samples as `X`."
-hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, states, head_of) =
+hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, mask, states, head_of) =
     hclt(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed,
-         observed=ObservedStates(X, states, head_of .+ Int32(1)))
+         observed=ObservedStates(query(X, mask), states, head_of .+ Int32(1)))
 
 "`parent` from 0, -1 for the root; `classes` from 0."
 tied_tree_of(parent, classes, root, transitions) = tied_tree(parent .+ 1, classes .+ 1, root, transitions)
@@ -83,9 +84,10 @@ end
 which_heads(evaluator, head) = head < 0 ? (1:num_heads(circuit(evaluator))) : (head + 1:head + 1)
 
 "EM from epoch `finished` on: an epoch's order and step depend on its number alone."
-function em_job(c, X, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed, finished, on::Backend=CPU())
-    job = EMJob(c, X, head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size, step_size=(first_step, last_step),
-                pseudocount=pseudocount, shuffle=shuffle, seed=seed, backend=on)
+function em_job(c, X, mask, head_of, weights, epochs, batch_size, first_step, last_step, pseudocount, shuffle, seed, finished,
+                on::Backend=CPU())
+    job = EMJob(c, query(X, mask), head_of .+ Int32(1); weights=weights, epochs=epochs, batch_size=batch_size,
+                step_size=(first_step, last_step), pseudocount=pseudocount, shuffle=shuffle, seed=seed, backend=on)
     job.epoch = finished
     return job
 end
