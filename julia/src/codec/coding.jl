@@ -56,6 +56,7 @@ function Coding(c::Coder, X::Matrix{Int32}, decode::Bool)
 end
 
 num_images(job::Coding) = size(job.X, 2)
+hasended(job::Coding) = job.position > length(job.coder.positions)
 here(job::Coding) = job.coder.positions[job.position]
 channel(job::Coding) = channels(job.coder, here(job))[job.channel]
 
@@ -78,9 +79,13 @@ The table of the next symbols, one for each image, Float64 `(entries, images)` o
 `symbols`: those of the last table, from 0, where the job decodes. Tables of one entry are left out.
 """
 function next_table!(out::Vector{Float64}, job::Coding, symbols::Vector{Int32})
-    job.position > 0 && (job.decode ? copyto!(job.symbol, symbols) : own_symbols!(job); take!(job))
-    job.position == 0 && begin_patch!(job)
-    while job.position <= length(job.coder.positions)
+    if job.position == 0
+        begin_patch!(job)
+    elseif !hasended(job)
+        job.decode ? copyto!(job.symbol, symbols) : own_symbols!(job)
+        take!(job)
+    end
+    while !hasended(job)
         m = job.fine ? fill_values!(job) : fill_groups!(job)
         if m > 1
             quantise!(out, job.table, m)
@@ -178,7 +183,7 @@ end
 "p(h_i | coded patches) of the next position, and nothing is known of its patch."
 function begin_patch!(job::Coding)
     job.position += 1
-    job.position <= length(job.coder.positions) || return
+    hasended(job) && return
     coder, plan = job.coder, job.coder.prior
     if plan !== nothing
         one = ones(LANES, 1)
