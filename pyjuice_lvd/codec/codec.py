@@ -66,7 +66,11 @@ class Codec:
         parts, done = [np.empty((0, *self.shape), header.dtype)], 0
         with progress.stage("decompressing", total=many, unit=header.noun) as stage:
             for block in asked:
-                found = block if isinstance(block, Damaged) else self._decoded(block, header, _shown(stage, block.images, done))
+                found = (
+                    block
+                    if isinstance(block, Damaged)
+                    else self._decoded(block, header, _shown(stage, block.images, done))
+                )
                 done += len(block.images)
                 own = range(max(block.images.start, start), min(block.images.stop, stop))
                 if isinstance(found, Damaged):
@@ -85,9 +89,7 @@ class Codec:
         if header.protocol != dict(self.protocol) and header.protocol.get("color") != self.protocol.get("color"):
             raise InputError(f"{name}: was written in colours {header.protocol.get('color')}, wanted the model's")
         if header.model != self.digest:
-            raise InputError(
-                f"{name}: was written with another model (digest {header.model}), wanted that of this one, {self.digest}"
-            )
+            raise InputError(f"{name}: was written with another model, of digest {header.model}; wanted {self.digest}")
 
     def _decoded(self, block: Block, header: Header, shown: Callable[[float], None]) -> Array | Damaged:
         """Decode a block; what comes out is what its checksum says, or damaged."""
@@ -115,4 +117,6 @@ def _refuse(header: Header, name: str, damaged: list[Damaged]) -> None:
     if damaged:
         lost = ", ".join(f"{block.images.start}..{block.images.stop - 1} ({block.reason})" for block in damaged[:3])
         more = f" and {len(damaged) - 3} more blocks" if len(damaged) > 3 else ""
-        raise InputError(f"{name}: damaged: lost are {header.noun} {lost}{more}; the others can be decoded without them")
+        raise InputError(
+            f"{name}: damaged: lost are {header.noun} {lost}{more}; the others can be decoded without them"
+        )

@@ -59,9 +59,9 @@ class Header:
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     @property
-    def blocks(self) -> list[range]:
+    def blocks(self) -> Iterator[range]:
         """The images of each block."""
-        return [range(first, min(first + self.block, self.n)) for first in range(0, self.n, self.block)]
+        return (range(first, min(first + self.block, self.n)) for first in range(0, self.n, self.block))
 
     def packed(self) -> bytes:
         """Write the head of a file."""
@@ -119,10 +119,11 @@ def _header(text: bytes, name: str) -> Header:
         header = Header(**{field.name: table[field.name] for field in fields(Header)})
         header = Header(**{**vars(header), "shape": tuple(map(int, header.shape))})
         sizes = (*header.shape, header.n, header.block)
-        if header.dtype not in _DTYPES or min(sizes) < 1 or len(header.shape) not in (1, 3):
-            raise ValueError("sizes")
-    except (ValueError, TypeError, KeyError) as error:
+        right = header.dtype in _DTYPES and min(sizes) >= 1 and len(header.shape) in (1, 3)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{name}: its header is not one of version {VERSION} of the format") from error
+    if not right:
+        raise InputError(f"{name}: its header has sizes or a type that no images have")
     return header
 
 
@@ -135,6 +136,9 @@ def read_blocks(data: bytes, header: Header, start: int) -> Iterator[Block | Dam
     for number, images in enumerate(header.blocks):
         found = _find(data, position, number, len(images))
         if found is None:
+            if data.find(_MARK, position) < 0:
+                yield Damaged(range(images.start, header.n), "cut off, or their heads are damaged")
+                return
             yield Damaged(images, "its head is damaged or missing")
             continue
         position, size, stream_sum, checksum = found

@@ -18,7 +18,7 @@ from pyjuice_lvd.checks import typed
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.codec.codec import Codec
 from pyjuice_lvd.codec.streams import Coder
-from pyjuice_lvd.data.color import ColorTransform
+from pyjuice_lvd.data.color import COLORS, ColorTransform
 from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import as_image_mask
 from pyjuice_lvd.errors import InputError
@@ -216,7 +216,7 @@ class DensityModel(ABC):
 
     def compress_to(self, file: BinaryIO, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> None:
         """Write what `compress` gives to a file, block by block."""
-        self.check_codec(self.color and self.color.name, lossless=self.color is None or self.color.lossless)
+        self.check_codec(None if self.color is None else self.color.name)
         images = self.checked(X)
         if not len(images):
             raise InputError("X: found no rows, wanted at least 1")
@@ -260,15 +260,15 @@ class DensityModel(ABC):
             blocks whose checksums were changed too.
 
         """
-        self.check_codec(self.color and self.color.name, lossless=self.color is None or self.color.lossless)
+        self.check_codec(None if self.color is None else self.color.name)
         return self._codec().decompress(bytes(data), name, start, stop, lost, progress)
 
     @classmethod
-    def check_codec(cls, color: str | None, *, lossless: bool) -> None:
+    def check_codec(cls, color: str | None) -> None:
         """Raise InputError where models of this kind, and of this colour transform, cannot compress."""
         if not cls.codes:
             raise InputError(f"compress: found a model of format {cls.format!r}, wanted one with trees of states")
-        if not lossless:
+        if color in COLORS and not COLORS[color].lossless:
             raise InputError(f"compress: found colours {color}, which lose information; wanted ycocg or rgb")
 
     @property

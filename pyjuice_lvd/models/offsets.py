@@ -274,7 +274,12 @@ class OffsetModel(ShapeModel, LatentModel):
     def _coder(self) -> julia.Handle:
         circuits = (circuit.engine.circuit for circuit in self.emissions.circuits)
         coder: julia.Handle = julia.call(
-            "offset_coder", self.prior.engine.circuit, np.array(self.steps, np.int64), self.join, *self.shifts, *circuits
+            "offset_coder",
+            self.prior.engine.circuit,
+            np.array(self.steps, np.int64),
+            self.join,
+            *self.shifts,
+            *circuits,
         )
         return coder
 
