@@ -149,7 +149,7 @@ def test_a_damaged_block_loses_itself(digits: CircuitModel) -> None:
     header, start = read_header(bytes(data), "data")
     second = next(block for block in read_blocks(bytes(data), header, start) if block.images.start == 64)
     at = bytes(data).find(second.stream)
-    for place in (at + 5, at - 30):  # in its stream, in its head
+    for place in (at + 5, at - 20):  # in its stream, in its head
         damaged = data.copy()
         damaged[place] ^= 4
         with pytest.raises(InputError, match=r"^FILE: damaged: lost are images 64\.\.127 \("):
@@ -175,7 +175,7 @@ def test_a_damaged_block_loses_itself(digits: CircuitModel) -> None:
 def test_mutated_files_end_in_an_error_or_in_the_images(digits: CircuitModel) -> None:
     """Some hundreds; benchmarks/codec.py has the same for as many as it is told."""
     X = DIGITS[:3]
-    data, rng = digits.compress(X), np.random.default_rng(0)
+    data, rng, errors = digits.compress(X), np.random.default_rng(0), []
     codec = digits._codec()  # once: it is the same for all
     for _ in range(400):
         mutated = bytearray(data)
@@ -191,9 +191,11 @@ def test_mutated_files_end_in_an_error_or_in_the_images(digits: CircuitModel) ->
         try:
             found = codec.decompress(bytes(mutated), "data", 0, None, None, SILENT)
         except InputError as error:
-            assert "\n" not in str(error)
+            errors.append(str(error))
         else:
             assert np.array_equal(found[..., 0], X)
+    assert len(errors) > 300
+    assert not any("\n" in error for error in errors)
 
 
 def test_what_is_refused(digits: CircuitModel) -> None:
@@ -202,7 +204,7 @@ def test_what_is_refused(digits: CircuitModel) -> None:
         digits.compress(np.zeros((1, 8, 9), np.uint8))
     with pytest.raises(InputError, match=r"wanted \(8, 8, 1\)"):
         digits.compress(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(InputError, match="no .lvdz signature"):
+    with pytest.raises(InputError, match=r"no \.lvdz signature"):
         digits.decompress(b"PNG")
     with pytest.raises(InputError, match="header is damaged or cut off"):
         digits.decompress(SIGNATURE)

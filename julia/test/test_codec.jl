@@ -100,6 +100,28 @@ end
     @test sum(out) == 2^24 && maximum(out) - minimum(out) <= 1
 end
 
+@testset "processors that take subnormal numbers for 0 code alike" begin
+    function tables(coder, X, zero)
+        set_zero_subnormals(zero)
+        job, out, found = Coding(coder, X, false), zeros(LVDJuice.widest_table(coder) * size(X, 2)), Float64[]
+        while (m = LVDJuice.next_table!(out, job, Int32[])) > 0
+            append!(found, out[1:m * size(X, 2)])
+        end
+        set_zero_subnormals(false)
+        return found
+    end
+    c = hclt([i ÷ 2 for i in 1:40]; latents=3, categories=20, perturbation=0.99)
+    for u in 1:num_units(c)  # parameters of all sizes, subnormal ones included
+        LVDJuice.isinput(c.kind[u]) || continue
+        p = LVDJuice.probabilities(c, u)
+        p .= Float32.(2.0 .^ -(7 .* (0:19) .+ u % 3))
+        p ./= sum(p)
+    end
+    X = rand(MersenneTwister(2), Int32.(0:19), 40, 5)
+    coder = LVDJuice.circuit_coder(c)
+    @test tables(coder, X, true) == tables(coder, X, false)
+end
+
 @testset "thousands of variables do not underflow" begin
     V = 3000
     c = hclt([i ÷ 2 for i in 1:V]; latents=2, categories=256)

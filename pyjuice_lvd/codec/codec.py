@@ -86,8 +86,8 @@ class Codec:
         """Check that a file is one of the model's."""
         if header.shape != self.shape:
             raise InputError(f"{name}: holds {header.noun} {header.shape}, wanted the model's {self.shape}")
-        if header.protocol != dict(self.protocol) and header.protocol.get("color") != self.protocol.get("color"):
-            raise InputError(f"{name}: was written in colours {header.protocol.get('color')}, wanted the model's")
+        if header.protocol != dict(self.protocol):
+            raise InputError(f"{name}: was written in protocol {header.protocol}, wanted {dict(self.protocol)}")
         if header.model != self.digest:
             raise InputError(f"{name}: was written with another model, of digest {header.model}; wanted {self.digest}")
 

@@ -120,6 +120,7 @@ def _header(text: bytes, name: str) -> Header:
         header = Header(**{**vars(header), "shape": tuple(map(int, header.shape))})
         sizes = (*header.shape, header.n, header.block)
         right = header.dtype in _DTYPES and min(sizes) >= 1 and len(header.shape) in (1, 3)
+        right = right and isinstance(header.protocol, dict) and isinstance(header.model, str)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{name}: its header is not one of version {VERSION} of the format") from error
     if not right:

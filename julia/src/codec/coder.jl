@@ -21,6 +21,7 @@ struct CodingChannel
     shift::Matrix{Float64}          # p_c(d | h), (offsets, states)
     by_state::Matrix{Float64}       # (states, offsets)
     anchor::Matrix{Float64}
+    anchor_mass::Matrix{Float64}    # of each group of its values
 end
 
 num_joins(c::CodingChannel) = last(c.joins[end])
@@ -42,8 +43,12 @@ function CodingChannel(circuits::Vector{Circuit}, step::Integer, shift::Abstract
     ends = cumsum([num_heads(c) for c in circuits])
     joins = [last - num_heads(c) + 1:last for (c, last) in zip(circuits, ends)]
     anchor = D == 1 ? zeros(0, 0) : reduce(hcat, [first_distribution(plan, C) for plan in plans])
+    mass = zeros(cld(size(anchor, 1), group), size(anchor, 2))
+    for j in axes(anchor, 2), x in axes(anchor, 1)
+        mass[cld(x, group), j] += anchor[x, j]
+    end
     by_state = plain.(shift)
-    return CodingChannel(plans, joins, Int(step), C, group, order, permutedims(by_state), by_state, anchor)
+    return CodingChannel(plans, joins, Int(step), C, group, order, permutedims(by_state), by_state, anchor, mass)
 end
 
 "Values are coded in two steps: a group of about as many as there are groups, then one of it. Few are coded at once."

@@ -368,7 +368,7 @@ function fill_groups!(job::Coding)
         moved = own.step * (of.offset[r] - 1) ÷ own.group
         @inbounds for g in 1:G
             to = g + moved
-            job.table[to > G ? to - G : to, n] += without_tiny(of.weights[t][l, g]) * factor
+            job.table[to > G ? to - G : to, n] += without_tiny(of.weights[t][l, g] * factor)
         end
     end
     return G
@@ -388,7 +388,7 @@ function fill_values!(job::Coding)
         group = mod(job.group[n] - own.step * (of.offset[r] - 1) ÷ own.group, G)
         value_weights!(weights, of.tiles[t], own.plans[k], v, l, group + 1)
         @inbounds for i in 1:own.group
-            job.table[i, n] += without_tiny(weights[i]) * factor
+            job.table[i, n] += without_tiny(weights[i] * factor)
         end
     end
     return own.group
@@ -404,13 +404,10 @@ function anchor_groups!(job::Coding)
         @inbounds for j in 1:num_joins(own), d in 1:num_offsets(own)
             w = job.weight[d, j, n]
             w < LEAST_STATE && continue
-            moved = own.step * (d - 1)
-            for y in 1:own.categories
-                p = own.anchor[y, j]
-                p == 0 && continue
-                x = y - 1 + moved
-                x >= own.categories && (x -= own.categories)
-                job.table[x ÷ own.group + 1, n] += w * p
+            moved = own.step * (d - 1) ÷ own.group
+            for g in 1:G
+                to = g + moved
+                job.table[to > G ? to - G : to, n] += w * own.anchor_mass[g, j]
             end
         end
     end
@@ -424,9 +421,9 @@ function anchor_values!(job::Coding)
         @inbounds for j in 1:num_joins(own), d in 1:num_offsets(own)
             w = job.weight[d, j, n]
             w < LEAST_STATE && continue
+            before = mod(job.group[n] * own.group - own.step * (d - 1), own.categories)
             for i in 1:own.group
-                y = mod(job.group[n] * own.group + i - 1 - own.step * (d - 1), own.categories)
-                job.table[i, n] += w * own.anchor[y + 1, j]
+                job.table[i, n] += w * own.anchor[before + i, j]
             end
         end
     end
