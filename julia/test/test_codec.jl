@@ -76,6 +76,16 @@ coded_circuits() = [
     end
 end
 
+@testset "variables of different numbers of categories" begin
+    b, shares = LVDJuice.Builder(2), Float32.(1:40) ./ 820
+    one = LVDJuice.add_inputs!(b, 1, Float32[0.2 0.3 0.5; 0.6 0.2 0.2])
+    other = LVDJuice.add_inputs!(b, 2, permutedims([shares reverse(shares)]))
+    products = [LVDJuice.add_product!(b, [one[i], other[i]]) for i in 1:2]
+    c = Circuit(b, [LVDJuice.add_sum!(b, products, Float32[0.4, 0.6])])
+    X = Int32[repeat(0:2, 40)'; repeat(0:39, 3)']
+    @test close_to(coded_bits(LVDJuice.circuit_coder(c), X)[1], [-log2(reference_values(c, X[:, n])[c.heads[1]]) for n in axes(X, 2)])
+end
+
 @testset "a tree is gone through once each way" begin
     c = hclt([i ÷ 2 for i in 1:31]; latents=2, categories=2)
     plan = LVDJuice.circuit_coder(c).channels[1][1].plans[1]

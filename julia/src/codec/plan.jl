@@ -25,16 +25,15 @@ struct Scope
 end
 
 """
-The inputs that look at one variable. Its C values come in groups of neighbours, the last of which may be padded: `value[i, k, g]` is the
-probability of the i-th value of group g under the k-th input, `mass[k, g]` that of all the group.
+The inputs that look at one variable. The values, as many as the variable with most has, come in groups of neighbours: `value[i, k, g]` is
+the probability of the i-th value of group g under the k-th input, `mass[k, g]` that of all the group. What is no value has 0.
 """
 struct InputTable
     value::Array{Float32,3}
     mass::Matrix{Float64}
 end
 
-function InputTable(c::Circuit, inputs, group::Int)
-    C = Int(c.categories[inputs[1]])
+function InputTable(c::Circuit, inputs, C::Int, group::Int)
     value = zeros(Float32, group, length(inputs), cld(C, group))
     for (k, u) in enumerate(inputs), (x, p) in enumerate(probabilities(c, u))
         g, i = divrem(x - 1, group)
@@ -95,31 +94,13 @@ struct CodingPlan
 end
 
 function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int)
-    tables = [InputTable(c, layout.scopes[layout.single[v]].inputs, group) for v in 1:c.num_vars]
+    C = Int(maximum(category_limits(c)))
+    tables = [InputTable(c, layout.scopes[layout.single[v]].inputs, C, group) for v in 1:c.num_vars]
     return CodingPlan(c, layout, parents_within(c, layout.scope)..., tables, order, plan_steps(layout, order)...)
 end
 
 "The weight of an edge as the codec has it: parameters that are no normal numbers count as 0."
 @inline plain(w::Float32) = w < floatmin(Float32) ? 0.0 : Float64(w)
-
-function CodingPlan(c::Circuit, orders)
-    scope, scopes = find_scopes(c)
-    root = scope[c.heads[1]]
-    all(h -> scope[h] == root, c.heads) || throw(ArgumentError("circuit: its heads have different variables, wanted the same"))
-    single = zeros(Int32, c.num_vars)
-    for (s, each) in enumerate(scopes)
-        each.variable > 0 && (single[each.variable] = s)
-    end
-    v = findfirst(iszero, single)
-    v === nothing || throw(ArgumentError("circuit: no input looks at variable $(v - 1) alone"))
-    parents = parents_within(c, scope)
-    tables = [InputTable(c, scopes[single[v]].inputs) for v in 1:c.num_vars]
-    order = orders(c, scopes, root)
-    steps, last = plan_steps(scopes, root, single, order)
-    return CodingPlan(c, scopes, scope, root, single, parents..., tables, order, steps, last)
-end
-
-CodingPlan(c::Circuit; first::Integer=0) = CodingPlan(c, (c, scopes, root) -> best_order(c, scopes, root, Int(first)))
 
 "A sum of random numbers, one for each variable: scopes are equal if and only if these are, but for one in 2^100."
 scope_key(v) = UInt128(mix64(2v % UInt64 + GOLDEN_GAMMA)) << 64 | mix64((2v + 1) % UInt64 ⊻ GOLDEN_GAMMA)
@@ -269,7 +250,7 @@ function plan_steps(layout::Layout, order)
     scopes, root, single, S = layout.scopes, layout.root, layout.single, length(layout.scopes)
     stale, clock = fill(false, S), Ref(0)
     tick() = clock[] += 1
-    up_at, down_at, through = zeros(Int, S), zeros(Int, S), Int32[]
+    up_at, down_at, asked_at, through = zeros(Int, S), zeros(Int, S), zeros(Int, S), Int32[]
 
     function go_up(s)
         stale[s] || return
@@ -281,7 +262,9 @@ function plan_steps(layout::Layout, order)
         return
     end
 
-    function go_down(s)
+    function go_down(s, step)
+        asked_at[s] == step && return
+        asked_at[s] = step
         if s == root
             down_at[s] == 0 || return
             push!(through, -s)
@@ -290,7 +273,7 @@ function plan_steps(layout::Layout, order)
         end
         newest = 1
         for (parent, i) in scopes[s].above
-            go_down(parent)
+            go_down(parent, step)
             newest = max(newest, down_at[parent])
             for t in scopes[parent].partitions[i].scopes
                 t == s && continue
@@ -312,9 +295,9 @@ function plan_steps(layout::Layout, order)
         end
     end
 
-    steps = map(order) do v
+    steps = map(enumerate(order)) do (step, v)
         empty!(through)
-        go_down(single[v])
+        go_down(single[v], step)
         known(single[v])
         pause(10 * length(through))
         copy(through)
