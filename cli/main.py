@@ -30,6 +30,8 @@ COMMANDS: dict[str, _Entry] = {
     "inpaint": _Entry("pyjuice_lvd.cli.inpaint:inpaint", "Draw the hidden pixels of images, given the others."),
     "export": _Entry("pyjuice_lvd.cli.export:export", "Write a run's circuits to files that Juice.jl reads."),
     "gap": _Entry("pyjuice_lvd.cli.gap:gap", "Compare a run's model with its teacher, in nats and bpd."),
+    "compress": _Entry("pyjuice_lvd.cli.compress:compress", "Code images, or rows, with a run's model, without loss."),
+    "decompress": _Entry("pyjuice_lvd.cli.decompress:decompress", "Decode what compress wrote."),
     "report": _Entry("pyjuice_lvd.cli.report:report", "Put a run's figures and plots on one HTML page."),
     "bench": _Entry("pyjuice_lvd.cli.bench:bench", "Measure the engine's speed on this machine, as ratios."),
     "setup": _Entry("pyjuice_lvd.cli.setup:setup", "Provide Julia for this machine."),

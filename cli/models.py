@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy.typing as npt
 
-from pyjuice_lvd.data.load import load_test_data
+from pyjuice_lvd.data.load import load_all_data, load_test_data
 from pyjuice_lvd.data.source import column_name
 from pyjuice_lvd.data.splits import TestPart
 from pyjuice_lvd.distributed import start_together
@@ -22,6 +23,9 @@ from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.load import model_kind
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.settings import Settings, restored
+
+SUFFIX = ".lvdz"
+"""Of a compressed file's name."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,28 @@ class Run:
 
     def test_data(self, data: str, progress: Progress) -> TestPart:
         """Load what of DATA the run may be tested on; raises InputError where the model is not one of such data."""
+        return self._checked(
+            data, load_test_data(data, digest=self.directory.data["digest"], **self.settings.loading), progress
+        )
+
+    def data_to_code(self, data: str, progress: Progress, *, test_only: bool) -> tuple[npt.NDArray[Any], str]:
+        """Load what of DATA is to be compressed, as it is, and say what it is; errors as for `test_data`."""
+        if not test_only:
+            found = load_all_data(data, method=self.method, size=self.settings.data.size)
+            part = self._checked(data, found, progress)
+        elif self.settings.data.crop:
+            raise InputError(f"--test: the run crops images to {self.settings.data.crop}, which cannot be undone")
+        else:
+            part = self.test_data(data, progress)
+        return part.data, part.how
+
+    def check_codec(self) -> None:
+        """Raise InputError where the model cannot compress; it is not loaded."""
+        self.kind.check_codec(described(self.directory / names.MODEL).get("color"))
+
+    def _checked(self, data: str, test: TestPart, progress: Progress) -> TestPart:
+        """Check that data are such as the model learned from."""
         about = self.directory.data
-        test = load_test_data(data, digest=about["digest"], **self.settings.loading)
         shape = self.image_shape
         if (shape is None) != (test.data.ndim == 2):
             wanted = "integers (N, V)" if shape is None else f"images {shape}"

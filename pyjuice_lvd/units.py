@@ -16,6 +16,11 @@ def bits_per_dimension(log_likelihood: Values, dims: float) -> Values:
     return (0.0 - log_likelihood) / (math.log(2) * dims)
 
 
+def bits_per_dimension_of_bytes(size: int, count: int, dims: int) -> float:
+    """Turn the size of a file that codes so many entries, of so many dimensions, into bpd."""
+    return 8 * size / (count * dims)
+
+
 def log_likelihood_of(bpd: Values, dims: int) -> Values:
     """Turn bpd back into nats."""
     return (0.0 - bpd) * (math.log(2) * dims)

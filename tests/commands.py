@@ -38,12 +38,12 @@ def lvd_juice_apart(*args: str | Path, check: bool = True) -> Ran:
     return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
-def python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, *args: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *args],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )

@@ -75,6 +75,12 @@ include("queries/field.jl")
 include("circuits/prune.jl")
 include("circuits/grow.jl")
 
+include("codec/lanes.jl")
+include("codec/plan.jl")
+include("codec/tile.jl")
+include("codec/coder.jl")
+include("codec/coding.jl")
+
 include("door/interface.jl")
 include("bench.jl")
 include("door/precompile.jl")

@@ -28,5 +28,6 @@ close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) 
     include("test_backends.jl")
     include("test_device.jl")
     include("test_bench.jl")
+    include("test_codec.jl")
     include("test_door.jl")
 end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL.ImageFile import ImageFile
 from pyjuice_lvd.data.reading import check_unpacked, reading
 from pyjuice_lvd.data.source import Source, UInt8, meant_split, not_read
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.files.atomic import atomic_folder, naming
 from pyjuice_lvd.settings.choices import SPLITS
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -63,6 +65,15 @@ def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
     if pixels.shape[0] < crop[0] or pixels.shape[1] < crop[1]:
         raise InputError(f"{path}: found {sides(pixels.shape)}, wanted at least the crop's {sides(crop)}")
     return pixels[: crop[0], : crop[1]].copy()  # a copy, so that the whole image is freed
+
+
+def write_image_folder(folder: Path, images: UInt8, numbers: Sequence[int]) -> None:
+    """Write images (N, H, W, C) with these numbers to a new folder, as 000000.png and so on, all or none."""
+    with atomic_folder(folder) as aside:
+        for number, image in zip(numbers, images, strict=True):
+            path = aside / f"{number:06d}.png"
+            with naming(path):
+                Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
 
 
 def sides(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from pyjuice_lvd.checks import parse_crop
 from pyjuice_lvd.data.images import images_of
 from pyjuice_lvd.data.source import Array, Source, column_name
 from pyjuice_lvd.data.sources import read_source
-from pyjuice_lvd.data.splits import Splits, TestPart, split_source, test_part
+from pyjuice_lvd.data.splits import Splits, TestPart, noun, split_source, test_part
 from pyjuice_lvd.data.table_files import tables_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings.choices import BASELINES
@@ -69,6 +69,20 @@ def load_test_data(
     Raises InputError as `load_data` does.
     """
     return test_part(_read(data, method, crop, size), digest, seed, valid_fraction, test_fraction)
+
+
+def load_all_data(
+    data: Data, *, method: str | None = None, crop: str | tuple[int, int] | None = None, size: int = 32
+) -> TestPart:
+    """Load all of DATA: its parts, one after another, in the order in which the source has them; or it has one.
+
+    The arguments are as for `load_data`, whose errors it raises.
+    """
+    source = _read(data, method, crop, size)
+    parts = list(source.parts.values())
+    whole = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    named = "" if len(parts) == 1 else f": {', '.join(f'{len(part)} {split}' for split, part in source.parts.items())}"
+    return TestPart(whole, f"all {len(whole)} {noun(whole)} of {source.name}{named}", source.columns, source.notes)
 
 
 def num_categories(splits: Splits) -> int:

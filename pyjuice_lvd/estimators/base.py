@@ -156,6 +156,26 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         means: npt.NDArray[np.float64] = self.model_.posterior_mean(data, hidden, exact=exact, progress=self._shown)
         return means
 
+    def compress(self, X: Array) -> bytes:
+        """Code images, or rows, without loss: the bytes of an `.lvdz` file (docs/compression.md).
+
+        X: uint8 (N, H, W[, C]) of the model's size, which are not cropped, or integers (N, V). Raises InputError where
+        they do not fit, or the model cannot code: its colours lose information, or it is a field.
+        """
+        self._check_fitted()
+        coded: bytes = self.model_.compress(X, progress=self._shown)
+        return coded
+
+    def decompress(self, data: bytes) -> Array:
+        """Give back what `compress` coded with this very model: uint8 (N, H, W, C), or integers (N, V).
+
+        Raises InputError where the data are of no such file, of another model, or damaged; `model_.decompress` can
+        leave damaged blocks out, and decode some images alone.
+        """
+        self._check_fitted()
+        found: Array = self.model_.decompress(data, progress=self._shown)
+        return found
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""
         self._check_fitted()

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,35 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
             raise
         raise InputError(f"{path}: cannot be written ({error.strerror}), wanted a folder") from error
     return folder
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Fill a new folder aside, beside `path`; when the block ends well, rename it to `path`, else remove it.
+
+    Raises InputError as `check_new_folder` does.
+    """
+    check_new_folder(path)
+    target = Path(os.path.realpath(path))
+    aside = target.with_name(f"{ASIDE}{secrets.token_hex(4)}-{target.name}")
+    try:
+        aside.mkdir()
+        yield aside
+        fsync_folder(aside)
+        aside.replace(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    fsync_folder(target.parent)
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where `path` is a file or a folder with files in it, or no folder can be made there."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{path}: is there already, wanted a new folder")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be made, wanted a new folder in a writable one")
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

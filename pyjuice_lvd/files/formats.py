@@ -154,5 +154,11 @@ def write_npy(path: str | os.PathLike[str], array: npt.NDArray[np.generic]) -> N
         file.write(array.data)
 
 
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Write arrays to a `.npz` file, compressed."""
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

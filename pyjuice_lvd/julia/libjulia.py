@@ -12,6 +12,9 @@ from pathlib import Path
 from pyjuice_lvd.errors import JuliaUnavailableError
 from pyjuice_lvd.julia.find import Julia, Started
 
+CPU_TARGET = "native"
+"""What code is generated for: a generic build of Julia runs SSE2 code unless told so. Tests have others."""
+
 
 def start(julia: Julia, threads: int) -> Started:
     """Start Julia."""
@@ -20,7 +23,7 @@ def start(julia: Julia, threads: int) -> Started:
         str(julia.executable),
         "--startup-file=no",
         f"--threads={julia.pools(threads)}",
-        "--cpu-target=native",  # a generic build runs SSE2 code unless told so
+        f"--cpu-target={CPU_TARGET}",
         "-O3",
     )
     argv = (ctypes.c_char_p * len(options))(*map(os.fsencode, options))

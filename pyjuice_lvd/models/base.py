@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import julia
 from pyjuice_lvd.checks import typed
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.data.color import ColorTransform
+from pyjuice_lvd.codec.codec import Codec
+from pyjuice_lvd.codec.streams import Coder
+from pyjuice_lvd.data.color import COLORS, ColorTransform
 from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import as_image_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import make_folder
-from pyjuice_lvd.files.formats import read_table, write_json
+from pyjuice_lvd.files.formats import json_text, read_table, write_json
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
 from pyjuice_lvd.units import bits_per_dimension
@@ -52,6 +57,8 @@ class DensityModel(ABC):
     """What can be exported: p(x), and what it is made of."""
     latents: ClassVar[bool] = False
     """Whether it is made of latents, one for each patch of an image."""
+    codes: ClassVar[bool] = True
+    """Whether it can compress."""
     _kept: ClassVar[Mapping[str, Any]]
     """What `model.json` holds beside the format, and the types."""
     _optional: ClassVar[frozenset[str]] = frozenset()
@@ -193,6 +200,87 @@ class DensityModel(ABC):
         errors: as for `inpaint`; InputError for a model of tables, too.
         """
 
+    def compress(self, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> bytes:
+        """Code images, or rows, without loss: the bytes of an `.lvdz` file (docs/compression.md).
+
+        It takes about as many bits as -log2 p(x), and gives every image back, also one that the model has no
+        probability for.
+
+        Parameters
+        ----------
+        X : uint8 (N, H, W[, C]), or integers (N, V)
+            As for `score_samples`; at least 1.
+        progress : Progress
+            Where the work is shown.
+
+        Raises
+        ------
+        InputError
+            Where X does not fit the model, or the model cannot code: its colour transform loses information, or it is a
+            field (docs/offsets.md).
+
+        """
+        file = io.BytesIO()
+        self.compress_to(file, X, progress=progress)
+        return file.getvalue()
+
+    def compress_to(self, file: BinaryIO, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> None:
+        """Write what `compress` gives to a file, block by block."""
+        self.check_codec(None if self.color is None else self.color.name)
+        images = self.checked(X)
+        if not len(images):
+            raise InputError("X: found no rows, wanted at least 1")
+        self._codec().compress(images, file, progress)
+
+    def decompress(
+        self,
+        data: bytes,
+        /,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        lost: list[range] | None = None,
+        name: str = "data",
+        progress: Progress = SILENT,
+    ) -> Array:
+        """Give back what `compress` coded with this very model.
+
+        Parameters
+        ----------
+        data : bytes
+            Of an `.lvdz` file.
+        start, stop : int
+            Which images, or rows; only their blocks are decoded. Default: all.
+        lost : list, optional
+            Where given, damaged blocks are left out of the result, and the numbers of their images added here.
+        name : str
+            Of the data, in errors.
+        progress : Progress
+            Where the work is shown.
+
+        Returns
+        -------
+        uint8 (N, H, W, C), or integers (N, V)
+            Of the type that they had. All of a block are as its checksum says.
+
+        Raises
+        ------
+        InputError
+            Where the data are of no such file, of another model, or damaged, which is known before work begins but for
+            blocks whose checksums were changed too.
+
+        """
+        self.check_codec(None if self.color is None else self.color.name)
+        return self._codec().decompress(bytes(data), name, start, stop, lost, progress)
+
+    @classmethod
+    def check_codec(cls, color: str | None) -> None:
+        """Raise InputError where models of this kind, and of this colour transform, cannot compress."""
+        if not cls.codes:
+            raise InputError(f"compress: found a model of format {cls.format!r}, wanted one with trees of states")
+        if color in COLORS and not COLORS[color].lossless:
+            raise InputError(f"compress: found colours {color}, which lose information; wanted ycocg or rgb")
+
     @property
     def wraps_around(self) -> bool:
         """Whether draws count modulo 256, so that those of `exact` can differ from the others."""
@@ -301,6 +389,38 @@ class DensityModel(ABC):
             if str(error).startswith(str(folder)):  # of a circuit's file
                 raise
             raise InputError(f"{path}: {error}") from error
+
+    def _codec(self) -> Codec:
+        """Give the model as a codec, with the parameters that it has now."""
+        return Codec(
+            Coder(self._coder()), self._digest(), self.protocol(), self.image_shape or (self.dims,),
+            self._to_coder, self._from_coder,
+        )  # fmt: skip
+
+    @abstractmethod
+    def _coder(self) -> julia.Handle:
+        """Give the engine's codec of the model."""
+
+    @abstractmethod
+    def _to_coder(self, X: Array) -> Array:
+        """Turn checked images or rows into integers (N, dims), in the order of the codec's variables."""
+
+    @abstractmethod
+    def _from_coder(self, rows: Array) -> Array:
+        """Turn integers (N, dims) back into images or rows."""
+
+    @abstractmethod
+    def _parameters(self) -> Iterator[npt.NDArray[Any]]:
+        """Give the arrays that p(x) is made of."""
+
+    def _digest(self) -> str:
+        """Digest the model: equal for models that say the same of every image, to the last bit."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json_text({"format": self.format, **self._description()}).encode())
+        for array in self._parameters():
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @abstractmethod
     def _description(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class FieldModel(ShapeModel):
     """
 
     format: ClassVar[str] = "lvd-juice field model 1"
+    codes: ClassVar[bool] = False
     emissions: FieldEmissions
 
     def __init__(
@@ -275,6 +276,14 @@ class FieldModel(ShapeModel):
             totals, found = self.emissions.mixed(*self._cut(images, hidden, rows), size, summary, exact=exact)
             self._check_possible(totals, rows)
             yield rows, found
+
+    def _coder(self) -> julia.Handle:
+        raise AssertionError("`codes` is False")
+
+    def _parameters(self) -> Iterator[npt.NDArray[Any]]:
+        for circuit in self.emissions.circuits:
+            yield from circuit.engine.arrays().values()
+        yield from (self.join, *self.field.arrays().values())
 
     def _save_circuits(self, folder: Path) -> None:
         super()._save_circuits(folder)

@@ -201,6 +201,15 @@ class JointModel(LatentModel):
             ]
         return super().exported(part)
 
+    def _coder(self) -> julia.Handle:
+        circuits = (circuit.engine.circuit for circuit in self.circuits)
+        coder: julia.Handle = julia.call("joint_coder", self.prior.engine.circuit, self.tied, *circuits)
+        return coder
+
+    def _parameters(self) -> Iterator[npt.NDArray[Any]]:
+        for circuit in self.learning:
+            yield from circuit.engine.arrays().values()
+
     def _description(self) -> dict[str, Any]:
         return {
             "image_shape": self.image_shape,

@@ -272,6 +272,23 @@ class OffsetModel(ShapeModel, LatentModel):
             return [self._prior_part("h", "the states of a position")]
         return super().exported(part)
 
+    def _coder(self) -> julia.Handle:
+        circuits = (circuit.engine.circuit for circuit in self.emissions.circuits)
+        coder: julia.Handle = julia.call(
+            "offset_coder",
+            self.prior.engine.circuit,
+            np.array(self.steps, np.int64),
+            self.join,
+            *self.shifts,
+            *circuits,
+        )
+        return coder
+
+    def _parameters(self) -> Iterator[npt.NDArray[Any]]:
+        for circuit in self.learning:
+            yield from circuit.engine.arrays().values()
+        yield from (self.join, *self.shifts)
+
     def _save_circuits(self, folder: Path) -> None:
         super()._save_circuits(folder)
         self.prior.save(folder / names.PRIOR)

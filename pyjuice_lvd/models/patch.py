@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -163,6 +163,12 @@ class PatchModel(DensityModel):
         """P positions, and the V variables of a patch."""
         rows, columns = position_grid(*self.image_shape[:2], self.patch)
         return rows * columns, self.dims // (rows * columns)
+
+    def _to_coder(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return self.patches(X).reshape(len(X), self.dims)
+
+    def _from_coder(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return self._images(rows.astype(np.uint8).reshape(len(rows), *self._grid), exact=True)
 
     def _check_possible(self, log_known: npt.NDArray[np.float64], rows: slice) -> None:
         """Refuse images, those of `rows`, of which what is known has log-likelihood -inf."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_table
@@ -171,6 +172,21 @@ class CircuitModel(DensityModel):
         if self.image_shape is not None:
             return super().exported(part)
         return [Part(self.circuit, f"p(x) of rows of a table\nvariable 1 + column, values 0..{self.num_cats - 1}")]
+
+    def _coder(self) -> julia.Handle:
+        coder: julia.Handle = julia.call("circuit_coder", self.circuit.engine.circuit)
+        return coder
+
+    def _to_coder(self, X: Array) -> Array:
+        return self._rows(X)
+
+    def _from_coder(self, rows: Array) -> Array:
+        if self.image_shape is None:
+            return rows
+        return self._pixels(rows.astype(np.uint8), exact=True)
+
+    def _parameters(self) -> Iterator[npt.NDArray[Any]]:
+        yield from self.circuit.engine.arrays().values()
 
     def _description(self) -> dict[str, Any]:
         color = self.color and self.color.name

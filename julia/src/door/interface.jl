@@ -145,6 +145,34 @@ function field_em_job(patches, candidates, epochs, batch_size, first_step, last_
                       pseudocount=pseudocount, prior_pseudocount=prior_pseudocount, seed=seed)
 end
 
+"The codec of a circuit with one head."
+circuit_coder(c::Circuit) = joint_coder(nothing, true, c)
+
+"That of a joint model; of one that is not tied, the circuits of the first position come first. `prior`: nothing where there is one position."
+function joint_coder(prior, tied, circuits...)
+    heads = sum(num_heads(c) for c in circuits)
+    states = tied ? heads : heads ÷ prior.num_vars
+    categories = Int(maximum(category_limits(circuits[1])))
+    own, positions = Circuit[], Vector{CodingChannel}[]
+    for c in circuits
+        push!(own, c)
+        sum(num_heads(c) for c in own) == states || continue
+        push!(positions, [CodingChannel(own, categories, ones(Float32, states, 1))])
+        own = Circuit[]
+    end
+    return Coder(prior, positions, nothing)
+end
+
+"That of a model with offsets: `parts` are a table of p_c(d | h) for each channel, then the circuits, shape after shape and channel after channel."
+function offset_coder(prior, steps, join, parts...)
+    C = length(steps)
+    circuits = parts[C + 1:end]
+    return Coder(prior, [[CodingChannel(collect(Circuit, circuits[c:C:end]), steps[c], parts[c]) for c in 1:C]], join)
+end
+
+"Values of an image, entries of the largest table, and about how many bytes coding an image takes."
+coder_size(c::Coder) = (patch_size(c) * length(c.positions), widest_table(c), image_bytes(c))
+
 flow_job(evaluator, X, mask, head_of, weights) = FlowJob(ready(evaluator), query(X, mask), head_of .+ Int32(1); weights=weights)
 
 "The flows of all units, and of the edges that `write_jpc` writes, in its order."
@@ -187,5 +215,8 @@ Boundary.writes(::Type{SoftEvidence}) = (1,)
 Boundary.writes(::Union{typeof(sample_job),typeof(marginals_job),typeof(completion_job)}) = (5,)
 Boundary.writes(::typeof(emissions)) = (2, 3, 4, 5, 6)  # EM does; a channel more is a plan
 Boundary.writes(::typeof(emission_shares!)) = (1, 6, 7, 8, 9)
+
+Boundary.writes(::typeof(next_tables!)) = (1, 2, 3)
+Boundary.writes(::Type{Coding}) = (2,)
 
 Boundary.borrows(c::Circuit, arguments) = any(name -> any(x -> x isa Array && x === getfield(c, name), arguments), fieldnames(Circuit))

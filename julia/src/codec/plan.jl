@@ -1,0 +1,308 @@
+# The order of work when a circuit's variables become known one after another: which units change, and which do not.
+
+"""
+Products whose children have the same scopes: `units`, and these `scopes`. All of them have one scale.
+"""
+struct Partition
+    units::Vector{Int32}
+    scopes::Vector{Int32}
+end
+
+"""
+All units over the same variables. They have one scale: the values of `partitions` and inputs, to which the `sums` (with products of one
+child) lead without another. `above`: the partitions of larger scopes that it is part of, as (scope, partition); `boundary`: the units that
+are children of those, `outer_start` and `outer` their products there, as (product, number in `above`).
+"""
+struct Scope
+    variable::Int                       # of a scope of one variable, else 0
+    inputs::Vector{Int32}
+    sums::Vector{Int32}
+    partitions::Vector{Partition}
+    above::Vector{Tuple{Int32,Int32}}
+    boundary::Vector{Int32}
+    outer_start::Vector{Int32}
+    outer::Vector{Tuple{Int32,Int32}}
+end
+
+"""
+The inputs that look at one variable. The values, as many as the variable with most has, come in groups of neighbours: `value[i, k, g]` is
+the probability of the i-th value of group g under the k-th input, `mass[k, g]` that of all the group. What is no value has 0.
+"""
+struct InputTable
+    value::Array{Float32,3}
+    mass::Matrix{Float64}
+end
+
+function InputTable(c::Circuit, inputs, C::Int, group::Int)
+    value = zeros(Float32, group, length(inputs), cld(C, group))
+    for (k, u) in enumerate(inputs), (x, p) in enumerate(probabilities(c, u))
+        g, i = divrem(x - 1, group)
+        value[i + 1, k, g + 1] = p < floatmin(Float32) ? 0f0 : p
+    end
+    mass = zeros(length(inputs), size(value, 3))
+    for g in axes(mass, 2), k in axes(mass, 1), i in 1:group
+        mass[k, g] += value[i, k, g]
+    end
+    return InputTable(value, mass)
+end
+
+"""
+    Layout(circuit)
+
+The scopes of a circuit, that of each unit, the scope of the heads, and of each variable the scope of it alone. Throws an `ArgumentError`
+where heads have different variables, or none looks at one.
+"""
+struct Layout
+    scopes::Vector{Scope}
+    scope::Vector{Int32}
+    root::Int32
+    single::Vector{Int32}
+end
+
+function Layout(c::Circuit)
+    scope, scopes = find_scopes(c)
+    root, single = scope[c.heads[1]], zeros(Int32, c.num_vars)
+    all(h -> scope[h] == root, c.heads) || throw(ArgumentError("circuit: its heads have different variables, wanted the same"))
+    for (s, each) in enumerate(scopes)
+        each.variable > 0 && (single[each.variable] = s)
+    end
+    v = findfirst(iszero, single)
+    v === nothing || throw(ArgumentError("circuit: no input looks at variable $(v - 1) alone"))
+    return Layout(scopes, scope, root, single)
+end
+
+"""
+    CodingPlan(circuit, layout, order, group)
+
+How the variables of a circuit are coded in an `order`, and what each makes necessary: `steps[i]` lists the scopes to go through before the
+i-th variable, s on the way up and -s on the way down, and `last` those on the way up after the last. What is outside of a scope says the
+same to all that is inside as long as nothing outside becomes known, and the other way round: in a tree in depth-first order, each edge is
+gone through once each way. Values come in groups of `group` ([`InputTable`](@ref)).
+
+Parameters are the circuit's own: linear, and exact in Float64.
+"""
+struct CodingPlan
+    circuit::Circuit
+    layout::Layout
+    parent_start::Vector{Int64}         # of each unit: its parents of the same scope, and the weights of the edges
+    parent::Vector{Int32}
+    parent_weight::Vector{Float64}
+    tables::Vector{InputTable}          # of each variable
+    order::Vector{Int}
+    steps::Vector{Vector{Int32}}
+    last::Vector{Int32}
+end
+
+function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int)
+    C = Int(maximum(category_limits(c)))
+    tables = [InputTable(c, layout.scopes[layout.single[v]].inputs, C, group) for v in 1:c.num_vars]
+    return CodingPlan(c, layout, parents_within(c, layout.scope)..., tables, order, plan_steps(layout, order)...)
+end
+
+"The weight of an edge as the codec has it: parameters that are no normal numbers count as 0."
+@inline plain(w::Float32) = w < floatmin(Float32) ? 0.0 : Float64(w)
+
+"A sum of random numbers, one for each variable: scopes are equal if and only if these are, but for one in 2^100."
+scope_key(v) = UInt128(mix64(2v % UInt64 + GOLDEN_GAMMA)) << 64 | mix64((2v + 1) % UInt64 ⊻ GOLDEN_GAMMA)
+
+function find_scopes(c::Circuit)
+    n = num_units(c)
+    keys, scope, ids = Vector{UInt128}(undef, n), zeros(Int32, n), Dict{UInt128,Int32}()
+    variable, inputs, sums = Int[], Vector{Int32}[], Vector{Int32}[]
+    parts, part_ids = Vector{Partition}[], Dict{Vector{Int32},Tuple{Int32,Int32}}()
+    part_of = fill((Int32(0), Int32(0)), n)
+    for u in 1:n
+        own = children(c, u)
+        if isinput(c.kind[u])
+            keys[u] = scope_key(c.variable[u])
+        elseif c.kind[u] == SUM
+            keys[u] = keys[own[1]]
+        else
+            keys[u] = sum(keys[v] for v in own)
+        end
+        s = get!(ids, keys[u]) do
+            push!(variable, 0)
+            push!(inputs, Int32[])
+            push!(sums, Int32[])
+            push!(parts, Partition[])
+            length(variable)
+        end
+        scope[u] = s
+        if isinput(c.kind[u])
+            variable[s] = c.variable[u]
+            push!(inputs[s], u)
+        elseif c.kind[u] == SUM || length(own) == 1
+            push!(sums[s], u)
+        else
+            within = sort(scope[own])
+            part_of[u] = get!(part_ids, within) do
+                push!(parts[s], Partition(Int32[], within))
+                (Int32(s), Int32(length(parts[s])))
+            end
+            push!(parts[s][part_of[u][2]].units, u)
+        end
+        pause(10 + 10 * length(own))
+    end
+    return scope, with_boundaries(c, scope, variable, inputs, sums, parts, part_of)
+end
+
+"Adds to each scope what is above it."
+function with_boundaries(c, scope, variable, inputs, sums, parts, part_of)
+    n, S = num_units(c), length(parts)
+    above = [Tuple{Int32,Int32}[] for _ in 1:S]
+    for s in 1:S, (i, part) in enumerate(parts[s]), t in part.scopes
+        push!(above[t], (s, i))
+    end
+    number = [Dict(pair => Int32(i) for (i, pair) in enumerate(pairs)) for pairs in above]
+    outer = [Tuple{Int32,Int32}[] for _ in 1:n]
+    for p in 1:n
+        part_of[p][1] == 0 && continue
+        for u in children(c, p)
+            push!(outer[u], (p, number[scope[u]][part_of[p]]))
+        end
+        pause(10 * length(edges(c, p)))
+    end
+    boundary = [Int32[] for _ in 1:S]
+    for u in 1:n
+        isempty(outer[u]) || push!(boundary[scope[u]], u)
+    end
+    return map(1:S) do s
+        own = outer[boundary[s]]
+        Scope(variable[s], inputs[s], sums[s], parts[s], above[s], boundary[s], cumsum(Int32[1; length.(own)]),
+              isempty(own) ? Tuple{Int32,Int32}[] : reduce(vcat, own))
+    end
+end
+
+"For each unit its parents of the same scope, as (start, parents, weights)."
+function parents_within(c::Circuit, scope)
+    n = num_units(c)
+    within(u) = c.kind[u] == SUM || c.kind[u] == PRODUCT && length(edges(c, u)) == 1
+    start = zeros(Int64, n + 1)
+    for u in 1:n
+        within(u) || continue
+        for v in children(c, u)
+            start[v + 1] += 1
+        end
+        pause(length(edges(c, u)))
+    end
+    start[1] = 1
+    cumsum!(start, start)
+    parent, weight, free = Vector{Int32}(undef, start[end] - 1), Vector{Float64}(undef, start[end] - 1), copy(start)
+    for u in 1:n
+        within(u) || continue
+        for e in edges(c, u)
+            v = child(c, u, e)
+            parent[free[v]], weight[free[v]] = u, plain(c.weight[e])
+            free[v] += 1
+        end
+        pause(length(edges(c, u)))
+    end
+    return start, parent, weight
+end
+
+"Multiply-adds of going through a scope once, on the way up or down."
+work(c::Circuit, s::Scope) = mapreduce(u -> length(edges(c, u)), +, s.sums; init=0) +
+                             mapreduce(part -> length(part.units) * length(part.scopes), +, s.partitions; init=0)
+
+"The order, of some that suit one of the circuits over the same variables, in which all take least work; `first`, if above 0, is first."
+function best_order(circuits, layouts, first::Int)
+    candidates = reduce(vcat, depth_firsts(layout) for layout in layouts[1:min(end, MOST_TRIED)])
+    push!(candidates, collect(1:circuits[1].num_vars))
+    best, least = candidates[1], Inf
+    for order in unique(candidates)
+        first > 0 && (order = [first; filter(!=(first), order)])
+        cost = sum(zip(circuits, layouts)) do (c, layout)
+            per_scope = Float64[work(c, s) for s in layout.scopes]
+            steps, last = plan_steps(layout, order)
+            sum(s -> per_scope[abs(s)], reduce(vcat, steps; init=last))
+        end
+        cost < least && ((best, least) = (order, cost))
+        pause()
+    end
+    return best
+end
+
+const MOST_TRIED = 8
+
+"Some orders that suit the circuit: depth-first by the first partitions of all scopes, by the second, and so on."
+depth_firsts(layout::Layout) =
+    [depth_first(layout, k) for k in 1:clamp(maximum(length(s.partitions) for s in layout.scopes), 1, 4)]
+
+"The variables in depth-first order; where a scope has several partitions, the k-th counts. Small children come first."
+function depth_first(layout::Layout, k)
+    scopes, order, seen, stack = layout.scopes, Int[], Set{Int}(), [Int(layout.root)]
+    while !isempty(stack)
+        s = pop!(stack)
+        scope = scopes[s]
+        if scope.variable > 0
+            scope.variable in seen || push!(order, scope.variable)
+            push!(seen, scope.variable)
+        elseif !isempty(scope.partitions)
+            own = scope.partitions[mod1(k, length(scope.partitions))].scopes
+            append!(stack, sort(own; by=t -> scopes[t].variable > 0, alg=MergeSort))  # single variables on top
+        end
+    end
+    return order
+end
+
+"The scopes to go through before each variable, and after the last."
+function plan_steps(layout::Layout, order)
+    scopes, root, single, S = layout.scopes, layout.root, layout.single, length(layout.scopes)
+    stale, clock = fill(false, S), Ref(0)
+    tick() = clock[] += 1
+    up_at, down_at, asked_at, through = zeros(Int, S), zeros(Int, S), zeros(Int, S), Int32[]
+
+    function go_up(s)
+        stale[s] || return
+        for part in scopes[s].partitions, t in part.scopes
+            go_up(t)
+        end
+        push!(through, s)
+        stale[s], up_at[s] = false, tick()
+        return
+    end
+
+    function go_down(s, step)
+        asked_at[s] == step && return
+        asked_at[s] = step
+        if s == root
+            down_at[s] == 0 || return
+            push!(through, -s)
+            down_at[s] = tick()
+            return
+        end
+        newest = 1
+        for (parent, i) in scopes[s].above
+            go_down(parent, step)
+            newest = max(newest, down_at[parent])
+            for t in scopes[parent].partitions[i].scopes
+                t == s && continue
+                go_up(t)
+                newest = max(newest, up_at[t])
+            end
+        end
+        newest > down_at[s] || return
+        push!(through, -s)
+        down_at[s] = tick()
+        return
+    end
+
+    function known(s)
+        stale[s] && return
+        stale[s] = true
+        for (parent, _) in scopes[s].above
+            known(parent)
+        end
+    end
+
+    steps = map(enumerate(order)) do (step, v)
+        empty!(through)
+        go_down(single[v], step)
+        known(single[v])
+        pause(10 * length(through))
+        copy(through)
+    end
+    empty!(through)
+    go_up(root)
+    return steps, through
+end

@@ -1,0 +1,184 @@
+using LVDJuice: CodingPlan, CodingTile, CodingChannel, Coder, Coding, Layout, Doubles, LANES, TINY
+
+"Of each image the bits that its tables give it, and the number of tables."
+function coded_bits(coder, X)
+    job, bits, tables = Coding(coder, Matrix{Int32}(X), false), zeros(size(X, 2)), 0
+    out = zeros(LVDJuice.widest_table(coder) * size(X, 2))
+    while (m = LVDJuice.next_table!(out, job, Int32[])) > 0
+        LVDJuice.own_symbols!(job)
+        for n in axes(X, 2)
+            own = out[(n - 1) * m + 1:n * m]
+            @test all(w -> isinteger(w) && w >= 1, own) && sum(own) == 2^24
+            bits[n] -= log2(own[job.symbol[n] + 1] / 2^24)
+        end
+        tables += 1
+    end
+    @test LVDJuice.next_table!(out, job, Int32[]) == 0
+    return bits, tables
+end
+
+"Decodes by symbols that `choose(table)` takes from each table; returns the images."
+function decoded(choose, coder, N)
+    job, symbols = Coding(coder, zeros(Int32, LVDJuice.coder_size(coder)[1], N), true), zeros(Int32, N)
+    out = zeros(LVDJuice.widest_table(coder) * N)
+    while (m = LVDJuice.next_table!(out, job, symbols)) > 0
+        symbols = Int32[choose(out[(n - 1) * m + 1:n * m]) - 1 for n in 1:N]
+    end
+    return job.X
+end
+
+lanes_of(x) = ntuple(i -> VecElement(Float64(x[i])), Val(LANES))
+numbers(v) = [x.value for x in v]
+
+@testset "lanes of Float64" begin
+    a = [0.0, 1.0, 1.5, 2.0, 3.9, 4.0, 0.1, TINY, prevfloat(TINY), 2.0^-1000, 1e300, 1e-300, 7.0, 0.25, 0.75, 1 / 3]
+    b = reverse(a)
+    va, vb = lanes_of(a), lanes_of(b)
+    @test numbers(LVDJuice.mul(va, vb)) == a .* b && numbers(LVDJuice.add(va, vb)) == a .+ b
+    @test numbers(LVDJuice.max_lanes(va, vb)) == max.(a, b) && numbers(LVDJuice.splat(0.3)) == fill(0.3, LANES)
+    @test numbers(LVDJuice.without_tiny(va)) == [x < TINY ? 0.0 : x for x in a] == LVDJuice.without_tiny.(a)
+    exponents = [x == 0 ? Int(LVDJuice.EXPONENT_OF_ZERO) : exponent(x) for x in a]
+    @test numbers(LVDJuice.exponent_lanes(va)) == exponents == LVDJuice.double_exponent.(a)
+    e = Int32[-2000, -1023, -1022, -1000, -1, 0, 1, 2, 3, 500, 1022, 1023, 1024, 5000, -500, -52]
+    powers = [i < -1022 ? 0.0 : 2.0^min(i, 1023) for i in e]
+    @test numbers(LVDJuice.double_power(ntuple(i -> VecElement(e[i]), Val(LANES)))) == powers == LVDJuice.double_power.(e)
+end
+
+"Circuits of all kinds, with the numbers of their categories."
+coded_circuits() = [
+    (hclt([0, 1, 1, 2, 2, 5]; latents=3, categories=4, seed=1), 4),
+    (hclt([0, 1, 2, 3, 4]; latents=4, categories=40, seed=2), 40),
+    (mixture([hclt([0, 1, 1, 2, 2]; latents=2, categories=3, seed=3), hclt([2, 3, 4, 5, 0]; latents=3, categories=3, seed=4)], [0.3, 0.7]), 3),
+    (rat_spn(; num_vars=6, depth=2, replicas=3, num_sums=2, num_inputs=3, num_cats=5, seed=5), 5),
+    (fully_factorized(; num_vars=4, num_cats=3), 3),
+    [(random_circuit(MersenneTwister(seed), 5, 3, 1), 3) for seed in 1:6]...,
+]
+
+@testset "tables are a circuit's conditionals" begin
+    for (c, C) in coded_circuits()
+        V = c.num_vars
+        X = Int32.(rand(MersenneTwister(7), 0:C - 1, V, 37))  # neither one tile nor two
+        coder = LVDJuice.circuit_coder(c)
+        bits, tables = coded_bits(coder, X)
+        @test tables == (C <= 32 ? V : 2V)
+        p = [reference_values(c, X[:, n])[c.heads[1]] for n in axes(X, 2)]
+        @test close_to(bits, -log2.(p); rtol=1e-5)
+        @test sort(coder.channels[1][1].order) == 1:V
+        # Decoding by the entries that encoding took gives the images back.
+        job, taken = Coding(coder, X, false), Vector{Int}[]
+        out = zeros(LVDJuice.widest_table(coder) * size(X, 2))
+        while LVDJuice.next_table!(out, job, Int32[]) > 0
+            LVDJuice.own_symbols!(job)
+            push!(taken, copy(job.symbol))
+        end
+        steps = Iterators.Stateful(reduce(vcat, taken))
+        @test decoded(_ -> popfirst!(steps) + 1, coder, size(X, 2)) == X
+    end
+end
+
+@testset "variables of different numbers of categories" begin
+    b, shares = LVDJuice.Builder(2), Float32.(1:40) ./ 820
+    one = LVDJuice.add_inputs!(b, 1, Float32[0.2 0.3 0.5; 0.6 0.2 0.2])
+    other = LVDJuice.add_inputs!(b, 2, permutedims([shares reverse(shares)]))
+    products = [LVDJuice.add_product!(b, [one[i], other[i]]) for i in 1:2]
+    c = Circuit(b, [LVDJuice.add_sum!(b, products, Float32[0.4, 0.6])])
+    X = Int32[repeat(0:2, 40)'; repeat(0:39, 3)']
+    @test close_to(coded_bits(LVDJuice.circuit_coder(c), X)[1], [-log2(reference_values(c, X[:, n])[c.heads[1]]) for n in axes(X, 2)])
+end
+
+@testset "a tree is gone through once each way" begin
+    c = hclt([i ÷ 2 for i in 1:31]; latents=2, categories=2)
+    plan = LVDJuice.circuit_coder(c).channels[1][1].plans[1]
+    through = vcat(plan.steps..., plan.last)
+    # An edge of the tree has two scopes, of what is below it and of the variable itself.
+    @test count(s -> s > 0, through) <= 2 * 31 && count(s -> s < 0, through) <= 2 * 31
+end
+
+@testset "images without probability" begin
+    c = hclt([0, 1, 2]; latents=2, categories=4)
+    for u in 1:num_units(c)
+        LVDJuice.isinput(c.kind[u]) || continue
+        p = LVDJuice.probabilities(c, u)
+        p[1:4] .= c.variable[u] == 2 ? [0, 0.5, 0.5, 0] : [0.25, 0.25, 0.25, 0.25]
+    end
+    bits, _ = coded_bits(LVDJuice.circuit_coder(c), [0 0; 0 1; 0 0])
+    @test bits[1] > 20 && all(isfinite, bits)  # the floor of a table: 24 bits
+    @test bits[1] - bits[2] > 20
+    # A circuit that is 0 everywhere it is asked codes all values alike.
+    out = zeros(4)
+    LVDJuice.quantise!(out, zeros(4, 1), 4)
+    @test sum(out) == 2^24 && maximum(out) - minimum(out) <= 1
+end
+
+@testset "processors that take subnormal numbers for 0 code alike" begin
+    function tables(coder, X, zero)
+        set_zero_subnormals(zero)
+        job, out, found = Coding(coder, X, false), zeros(LVDJuice.widest_table(coder) * size(X, 2)), Float64[]
+        while (m = LVDJuice.next_table!(out, job, Int32[])) > 0
+            append!(found, out[1:m * size(X, 2)])
+        end
+        set_zero_subnormals(false)
+        return found
+    end
+    c = hclt([i ÷ 2 for i in 1:40]; latents=3, categories=20, perturbation=0.99)
+    for u in 1:num_units(c)  # parameters of all sizes, subnormal ones included
+        LVDJuice.isinput(c.kind[u]) || continue
+        p = LVDJuice.probabilities(c, u)
+        p .= Float32.(2.0 .^ -(7 .* (0:19) .+ u % 3))
+        p ./= sum(p)
+    end
+    X = rand(MersenneTwister(2), Int32.(0:19), 40, 5)
+    coder = LVDJuice.circuit_coder(c)
+    @test tables(coder, X, true) == tables(coder, X, false)
+end
+
+@testset "thousands of variables do not underflow" begin
+    V = 3000
+    c = hclt([i ÷ 2 for i in 1:V]; latents=2, categories=256)
+    X = rand(MersenneTwister(1), 0:255, V, 2)
+    bits, _ = coded_bits(LVDJuice.circuit_coder(c), X)
+    found = zeros(1, 2)
+    LVDJuice.log_likelihoods!(found, Plan(c), X, nothing, 0)
+    @test close_to(bits, -vec(found) ./ log(2); rtol=1e-5)
+end
+
+@testset "a circuit that lacks a variable, or a head that does" begin
+    c = hclt([0, 1]; latents=2, categories=3)
+    wide = Circuit(3, (getfield(c, f) for f in (:kind, :variable, :categories, :param_start, :param_stride, :success, :child_start))...,
+                   LVDJuice.all_children(c), c.weight, c.leaf, c.heads)
+    @test_throws ArgumentError Layout(wide)
+end
+
+@testset "patches below p(h), with offsets and without" begin
+    rng = MersenneTwister(3)
+    S, J, C, step = 3, 3, 8, 2
+    prior = hclt([0, 1, 1, 2]; latents=2, categories=S, seed=1)
+    shapes = [[hclt([0, 1]; latents=2, categories=C, heads=heads, perturbation=0.9, seed=heads + 10c) for c in 1:2] for heads in (2, 1)]
+    table(rows, columns) = (t = rand(rng, Float32, rows, columns); t ./ sum(t, dims=2))
+    join, shift = table(S, J), table(S, C ÷ step)
+    coder = LVDJuice.offset_coder(prior, [step, C], join, shift, ones(Float32, S, 1), shapes[1]..., shapes[2]...)
+    X = rand(rng, 0:C - 1, 16, 20)  # 4 positions of 2 variables in 2 channels
+    p = map(axes(X, 2)) do n
+        e = map(1:4) do i
+            x = reshape(X[4i - 3:4i, n], 2, 2)  # (channels, variables)
+            heads(c, y) = reduce(vcat, [reference_values(own[c], y)[own[c].heads] for own in shapes])
+            m1 = [sum(shift[h, d + 1] * heads(1, mod.(x[1, :] .- step * d, C))[j] for d in 0:C ÷ step - 1) for h in 1:S, j in 1:J]
+            [sum(join[h, j] * m1[h, j] * heads(2, x[2, :])[j] for j in 1:J) for h in 1:S]
+        end
+        sum(reference_values(prior, h)[prior.heads[1]] * prod(e[i][h[i] + 1] for i in 1:4) for h in eachcol(assignments(4, S)))
+    end
+    @test close_to(coded_bits(coder, X)[1], -log2.(p); rtol=1e-5)
+
+    # A joint model, tied and not.
+    circuits = [hclt([0, 1]; latents=2, categories=C, heads=heads, seed=heads) for heads in (2, 1)]
+    X = rand(rng, 0:C - 1, 8, 20)
+    for tied in (true, false)
+        own(i) = tied || i == 1 ? circuits : [[hclt([2, 0]; latents=2, categories=C, heads=S, seed=i)] for i in 2:4][i - 1]
+        all_circuits = tied ? circuits : reduce(vcat, own(i) for i in 1:4)
+        p = map(axes(X, 2)) do n
+            e = [reduce(vcat, [reference_values(c, X[2i - 1:2i, n])[c.heads] for c in own(i)]) for i in 1:4]
+            sum(reference_values(prior, h)[prior.heads[1]] * prod(e[i][h[i] + 1] for i in 1:4) for h in eachcol(assignments(4, S)))
+        end
+        @test close_to(coded_bits(LVDJuice.joint_coder(prior, tied, all_circuits...), X)[1], -log2.(p); rtol=1e-5)
+    end
+end

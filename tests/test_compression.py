@@ -1,0 +1,345 @@
+"""Lossless coding: every image comes back, in as many bits as the model says, and damage is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import constriction
+import numpy as np
+import pytest
+from commands import lvd_juice, python
+from models import offset_model, tiny_model
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+from pyjuice_lvd import HCLT, RATSPN
+from pyjuice_lvd.codec.container import SIGNATURE, read_blocks, read_header
+from pyjuice_lvd.codec.streams import Coder
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.models.base import DensityModel
+from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.progress import SILENT
+
+DIGITS = load_digits().images.astype(np.uint8)
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def adversarial(shape: tuple[int, ...]) -> np.ndarray:
+    """Noise, a constant, a checkerboard, all 0 and all 255: uint8 (5, *shape)."""
+    board = np.indices(shape[:2]).sum(axis=0) % 2 * 255
+    full = np.broadcast_to(board.reshape(*shape[:2], *[1] * (len(shape) - 2)), shape)
+    noise = np.random.default_rng(0).integers(0, 256, shape)
+    return np.stack([noise, np.full(shape, 7), full, np.zeros(shape), np.full(shape, 255)]).astype(np.uint8)
+
+
+def stream_bytes(data: bytes) -> int:
+    """Bytes of a file's streams: what is not headers."""
+    header, start = read_header(data, "data")
+    return sum(len(block.stream) for block in read_blocks(data, header, start))
+
+
+def check_round_trip(model: DensityModel, X: np.ndarray) -> bytes:
+    """The arrays are equal, and the streams as long as the model says, where it has a probability for all of X."""
+    data = model.compress(X)
+    found = model.decompress(data)
+    assert found.dtype == X.dtype
+    assert np.array_equal(found, X.reshape(found.shape))
+    bits = -model.score_samples(X).sum() / np.log(2)
+    if np.isfinite(bits):
+        blocks = len(list(read_header(data, "data")[0].blocks))
+        assert (
+            8 * stream_bytes(data) <= 1.005 * bits + 64 * blocks
+        )  # a stream ends at a word, behind one of the coder's
+        assert 8 * stream_bytes(data) >= 0.999 * bits
+    return data
+
+
+@pytest.fixture(scope="module")
+def digits() -> CircuitModel:
+    return HCLT(num_latents=4, num_trees=2, epochs=3).fit(DIGITS[:1200]).model_
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on digits."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    lvd_juice("fit", "digits", "-o", folder, "--method", "hclt", "--set", "hclt.latents=2", "--set", "hclt.epochs=2")
+    return folder
+
+
+def test_the_range_coder_codes_as_it_did() -> None:
+    family = constriction.stream.model.Categorical(perfect=False, lazy=True)
+    encoder = constriction.stream.queue.RangeEncoder()
+    for i in range(64):
+        m = (2, 8, 16)[i % 3]
+        sums = np.cumsum((np.arange(m) + i) % 7 + 0.25)
+        until = np.floor(sums / sums[-1] * (2**24 - m))
+        encoder.encode(np.array([i * i % m], np.int32), family, np.diff(until, prepend=0)[None] + 1)
+    coded = encoder.get_compressed().astype("<u4").tobytes().hex()
+    assert coded == "ba2ba303442399b999def86dce4433cc5ea27728733ac2d7b7ac7903"
+
+
+def test_digits_and_others_come_back(digits: CircuitModel) -> None:
+    check_round_trip(digits, DIGITS[1200:])
+    check_round_trip(digits, DIGITS[:1])
+    check_round_trip(digits, adversarial((8, 8)))
+
+
+@pytest.mark.parametrize("estimator", [HCLT(num_latents=3, epochs=2), RATSPN(depth=2, replicas=3, epochs=2)])
+def test_tables_come_back_in_their_type(estimator: Any) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 40, (300, 5)).astype(np.int16)
+    X[:, 2] = X[:, 0]
+    model = estimator.fit(X).model_
+    check_round_trip(model, X)
+    assert np.array_equal(estimator.decompress(estimator.compress(X[:9])), X[:9])
+    with pytest.raises(InputError, match=r"found 40 in row 0, variable 1"):
+        model.compress(np.array([[0, 40, 0, 0, 0]], np.int16))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_joint_models(tied: bool) -> None:
+    model = tiny_model(tied=tied)
+    check_round_trip(model, np.random.default_rng(1).integers(0, 256, (150, 2, 2, 1), dtype=np.uint8))
+    check_round_trip(model, adversarial((2, 2)))
+
+
+@pytest.mark.parametrize(("color", "channels"), [("ycocg", 3), ("ycocg", 1)])
+def test_offsets(color: str, channels: int) -> None:
+    residuals = [[0, 1, 2, 254], [0, 1, 5], list(range(256))][:channels]
+    model, _ = offset_model((4, 4, channels), (2, 2), color, (8, 8, 256)[:channels], residuals)
+    check_round_trip(model, model.sample(60, exact=True))
+    check_round_trip(model, adversarial((4, 4, channels)))  # which the model thinks impossible
+
+
+def test_photographs() -> None:
+    photograph = load_sample_images().images[0]
+    tiles = np.ascontiguousarray(photograph[:160, :160].reshape(20, 8, 20, 8, 3).swapaxes(1, 2).reshape(-1, 8, 8, 3))
+    model = HCLT(num_latents=3, epochs=2).fit(tiles[:300]).model_
+    check_round_trip(model, tiles[300:])
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the data sets beside the checkout")
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_data_sets(name: str) -> None:
+    with np.load(SHARED / f"{name}.npz") as arrays:
+        key = next(key for key in arrays.files if "train" in key and arrays[key].ndim == 3)
+        images = arrays[key][:400, 6:22, 6:22]
+    model = HCLT(num_latents=2, epochs=2).fit(images[:300]).model_
+    check_round_trip(model, np.concatenate([images[300:], adversarial((16, 16))]))
+
+
+def test_blocks_decode_alone(digits: CircuitModel) -> None:
+    X = DIGITS[:150]  # three blocks
+    data = digits.compress(X)
+    for start, stop in ((0, 1), (63, 65), (149, 150), (20, 20), (64, 128)):
+        assert np.array_equal(digits.decompress(data, start=start, stop=stop)[..., 0], X[start:stop])
+    with pytest.raises(InputError, match=r"start, stop: found 3, 151"):
+        digits.decompress(data, start=3, stop=151)
+
+
+def test_a_damaged_block_loses_itself(digits: CircuitModel) -> None:
+    X = DIGITS[:150]
+    data = bytearray(digits.compress(X))
+    header, start = read_header(bytes(data), "data")
+    second = next(block for block in read_blocks(bytes(data), header, start) if block.images.start == 64)
+    at = bytes(data).find(second.stream)
+    for place in (at + 5, at - 20):  # in its stream, in its head
+        damaged = data.copy()
+        damaged[place] ^= 4
+        with pytest.raises(InputError, match=r"^FILE: damaged: lost are images 64\.\.127 \("):
+            digits.decompress(bytes(damaged), name="FILE")
+        lost: list[range] = []
+        found = digits.decompress(bytes(damaged), lost=lost)
+        assert lost == [range(64, 128)]
+        assert np.array_equal(found[..., 0], np.concatenate([X[:64], X[128:]]))
+        assert np.array_equal(digits.decompress(bytes(damaged), stop=64)[..., 0], X[:64])
+    with pytest.raises(InputError, match=r"lost are images 128\.\.149 \(it is cut off\)"):
+        digits.decompress(bytes(data[:-1]))
+    with pytest.raises(InputError, match=r"lost are images 64\.\.149"):
+        digits.decompress(bytes(data[: at - 28]))
+    # A stream that was changed together with its checksum: the images' own checksum knows.
+    forged = data.copy()
+    forged[at + 5] ^= 4
+    forged[at - 12 : at - 8] = struct.pack("<I", zlib.crc32(forged[at : at + len(second.stream)]))
+    forged[at - 4 : at] = struct.pack("<I", zlib.crc32(forged[at - 28 : at - 4]))
+    with pytest.raises(InputError, match=r"lost are images 64\.\.127 \("):
+        digits.decompress(bytes(forged))
+
+
+def test_mutated_files_end_in_an_error_or_in_the_images(digits: CircuitModel) -> None:
+    """Some hundreds; benchmarks/codec.py has the same for as many as it is told."""
+    X = DIGITS[:3]
+    data, rng, errors = digits.compress(X), np.random.default_rng(0), []
+    codec = digits._codec()  # once: it is the same for all
+    for _ in range(400):
+        mutated = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            at = rng.integers(len(mutated))
+            match rng.integers(3):
+                case 0:
+                    mutated[at] ^= 1 << rng.integers(8)
+                case 1:
+                    del mutated[at : at + rng.integers(1, 50)]
+                case _:
+                    mutated[at:at] = rng.bytes(rng.integers(1, 50))
+        try:
+            found = codec.decompress(bytes(mutated), "data", 0, None, None, SILENT)
+        except InputError as error:
+            errors.append(str(error))
+        else:
+            assert np.array_equal(found[..., 0], X)
+    assert len(errors) > 300
+    assert not any("\n" in error for error in errors)
+
+
+def test_what_is_refused(digits: CircuitModel) -> None:
+    data = digits.compress(DIGITS[:2])
+    with pytest.raises(InputError, match=r"X: found images of \(8, 9, 1\), wanted \(8, 8, 1\)"):
+        digits.compress(np.zeros((1, 8, 9), np.uint8))
+    with pytest.raises(InputError, match=r"wanted \(8, 8, 1\)"):
+        digits.compress(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match=r"no \.lvdz signature"):
+        digits.decompress(b"PNG")
+    with pytest.raises(InputError, match="header is damaged or cut off"):
+        digits.decompress(SIGNATURE)
+    other = HCLT(num_latents=2, epochs=1).fit(DIGITS[:100]).model_
+    with pytest.raises(InputError, match="written with another model, of digest"):
+        other.decompress(data)
+    small = HCLT(num_latents=2, epochs=1).fit(DIGITS[:100, :4]).model_
+    with pytest.raises(InputError, match=r"holds images \(8, 8, 1\), wanted the model's \(4, 8, 1\)"):
+        small.decompress(data)
+    rng = np.random.default_rng(0)
+    lossy = HCLT(num_latents=2, epochs=1, config={"data": {"color": "ycc709"}})
+    lossy.fit(rng.integers(0, 256, (50, 2, 2, 3), dtype=np.uint8))
+    with pytest.raises(InputError, match="found colours ycc709, which lose information; wanted ycocg or rgb"):
+        lossy.compress(np.zeros((1, 2, 2, 3), np.uint8))
+
+
+def test_a_saved_model_decodes(digits: CircuitModel, tmp_path: Path) -> None:
+    digits.save(tmp_path)
+    assert np.array_equal(CircuitModel.load(tmp_path).decompress(digits.compress(DIGITS[:5]))[..., 0], DIGITS[:5])
+
+
+APART = """
+    import sys, numpy as np
+    from pathlib import Path
+    from pyjuice_lvd import julia
+    from pyjuice_lvd.julia import libjulia
+    folder, target, threads, models = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+    libjulia.CPU_TARGET = target
+    info = julia.start(threads=threads, bridge="libjulia")
+    from pyjuice_lvd.models.load import load_model
+    for name in models:
+        model, X = load_model(folder / name), np.load(folder / f"{name}.npy")
+        data = model.compress(X)
+        assert np.array_equal(model.decompress((folder / f"{name}.lvdz").read_bytes()), X)
+        assert data == (folder / f"{name}.lvdz").read_bytes(), (name, info.cpu_target, threads)
+    print(info.cpu_target, info.threads)
+"""
+
+
+@pytest.mark.parametrize(("target", "threads"), [("native", 1), ("generic", 2), ("haswell", 1)])
+def test_streams_are_the_same_on_other_processors(
+    digits: CircuitModel, tmp_path: Path, target: str, threads: int
+) -> None:
+    offsets, _ = offset_model((4, 4, 3), (2, 2), "rgb", (8, 8, 256), [[0, 1, 2, 254], [0, 1, 5], list(range(256))])
+    for name, model, X in (
+        ("digits", digits, DIGITS[1200:1230, :, :, None]),
+        ("offsets", offsets, np.concatenate([offsets.sample(20, exact=True), adversarial((4, 4, 3))])),
+    ):
+        model.save(tmp_path / name)
+        np.save(tmp_path / f"{name}.npy", X)
+        (tmp_path / f"{name}.lvdz").write_bytes(model.compress(X))
+    ran = python(APART, str(tmp_path), target, str(threads), "digits", "offsets", timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == [target, str(threads)]
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def test_a_run_codes_its_data(run: Path, tmp_path: Path) -> None:
+    coded, back = tmp_path / "digits.lvdz", tmp_path / "digits.npz"
+    said = json.loads(lvd_juice("compress", run, "digits", "-o", coded, "--json", "--quiet").stdout)
+    assert said["n"] == len(DIGITS)
+    assert said["bytes"] == coded.stat().st_size
+    assert said["bpd"] == pytest.approx(8 * said["bytes"] / DIGITS.size)
+    assert said["protocol"] == {"color": "ycocg", "crop": None, "lossless": True}
+    told = json.loads(lvd_juice("decompress", run, coded, "-o", back, "--json", "--quiet").stdout)
+    assert told["n"] == len(DIGITS)
+    with np.load(back) as arrays:
+        assert np.array_equal(arrays["images"][..., 0], DIGITS)
+    lvd_juice("compress", run, "digits", "-o", coded, "--test", "--quiet")
+    lvd_juice("decompress", run, coded, "-o", tmp_path / "some.npy", "--images", "3:5", "--quiet")
+    assert np.load(tmp_path / "some.npy").shape == (2, 8, 8, 1)
+
+
+def test_folders_come_back_as_the_same_pixels(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i, image in enumerate(DIGITS[:4]):
+        Image.fromarray(image).save(tmp_path / "in" / f"{i}.png")
+    lvd_juice("compress", run, tmp_path / "in", "-o", tmp_path / "a.lvdz", "--quiet")
+    lvd_juice("decompress", run, tmp_path / "a.lvdz", "-o", tmp_path / "out", "--quiet")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i:06d}.png" for i in range(4)]
+    for i, image in enumerate(DIGITS[:4]):
+        with Image.open(tmp_path / "out" / f"{i:06d}.png") as read:
+            assert np.array_equal(np.asarray(read), image)
+
+
+def test_nothing_is_written_in_vain(run: Path, tmp_path: Path) -> None:
+    coded = tmp_path / "a.lvdz"
+    lvd_juice("compress", run, "digits", "-o", coded, "--quiet")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    damaged = bytearray(coded.read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "damaged.lvdz").write_bytes(damaged)
+    before = sorted(tmp_path.rglob("*"))
+    for words, wanted in (
+        (("compress", run, "digits", "-o", tmp_path / "b.zip"), "wanted a file named .lvdz"),
+        (("compress", run, "photos", "-o", tmp_path / "b.lvdz"), "wanted (8, 8, 1)"),
+        (("decompress", run, tmp_path / "none", "-o", tmp_path / "b.npz"), "cannot be read"),
+        (("decompress", run, run / "settings.toml", "-o", tmp_path / "b.npz"), "no .lvdz signature"),
+        (("decompress", run, coded, "-o", tmp_path / "b.txt"), "wanted a file named .npz or .npy, or a folder"),
+        (("decompress", run, coded, "-o", tmp_path / "full"), "is there already, wanted a new folder"),
+        (("decompress", run, coded, "-o", tmp_path / "b.npz", "--images", "5:5"), "wanted A:B"),
+        (("decompress", run, tmp_path / "damaged.lvdz", "-o", tmp_path / "b.npz"), "lost are images 1792..1796"),
+    ):
+        ran = lvd_juice(*words, check=False)
+        assert ran.returncode == 2, words
+        assert wanted in ran.stderr, ran.stderr
+        assert len(ran.stderr.strip().splitlines()) == 1 or "compress" in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    said = lvd_juice("decompress", run, tmp_path / "damaged.lvdz", "-o", tmp_path / "b.npz", "--salvage", "--json")
+    assert json.loads(said.stdout)["lost"] == [[1792, 1796]]
+
+
+def test_ctrl_c_leaves_no_half_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def interrupted(self: Coder, *_: object) -> bytes:
+        asked.append(self)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return b""
+
+    monkeypatch.setattr(Coder, "encode", interrupted)
+    ran = lvd_juice("compress", run, "digits", "-o", tmp_path / "a.lvdz", check=False)
+    assert ran.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lossy_runs_are_refused_before_work(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    description = json.loads((copy / "model" / "model.json").read_text())
+    (copy / "model" / "model.json").write_text(json.dumps({**description, "color": "ycc709"}))
+    ran = lvd_juice("compress", copy, "digits", "-o", tmp_path / "a.lvdz", check=False)
+    assert ran.returncode == 2
+    assert "which lose information" in ran.stderr
