@@ -65,8 +65,8 @@ def fit(
 ) -> None:
     """Train a model of DATA and report its held-out bpd.
 
-    DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, a folder of images, or, for hclt and rat-spn, a
-    table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
+    DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, a folder of images, or, for hclt, rat-spn and
+    einet, a table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
     """
     started = time.monotonic()
     # All that can be wrong with what was typed is found first: Julia and PyTorch take seconds to start.

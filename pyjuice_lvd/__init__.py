@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit
-    from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
+    from pyjuice_lvd.estimators.baselines import EINET, HCLT, RATSPN
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit"]
+__all__ = ["EINET", "HCLT", "LVD", "LVDPG", "RATSPN", "Circuit"]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
+    "EINET": "pyjuice_lvd.estimators.baselines",
     "HCLT": "pyjuice_lvd.estimators.baselines",
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",

@@ -1,4 +1,4 @@
-"""The baselines behind `fit --method hclt|rat-spn`: one circuit over all variables, learned by EM."""
+"""The baselines behind `fit --method hclt|rat-spn|einet`: one circuit over all variables, learned by EM."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.sizes import check_fit
+from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.settings import HCLTSettings, RatSpnSettings, Settings
+from pyjuice_lvd.settings import EinetSettings, HCLTSettings, RatSpnSettings, Settings
 
 Array = npt.NDArray[Any]
 
 # Each tree of a mixture first learns from its own share, so that EM on the whole starts from trees that differ.
 _TREE_EPOCHS = 5
 
-# Deep RAT-SPNs that start near the uniform distribution stay there: their sums are too alike for EM to tell apart.
-_RAT_SPN_PERTURBATION = 0.95
+# Deep region graphs that start near the uniform distribution stay there: their sums are too alike for EM to tell apart.
+_REGIONS_PERTURBATION = 0.95
 
 
 def learn_circuit(
@@ -79,10 +80,10 @@ def learn_circuit(
     if untrained is not None:
         circuit = Circuit.load(untrained)
     else:
-        circuit = _structure(rows, num_cats, settings, record, progress)
+        circuit = _structure(rows, num_cats, image_shape, settings, record, progress)
         if start is not None:
             circuit.save(start)
-    own: HCLTSettings | RatSpnSettings = settings.hclt if settings.method == "hclt" else settings.rat_spn
+    own = _own(settings)
 
     began = time.monotonic()
 
@@ -104,21 +105,43 @@ def learn_circuit(
     return model
 
 
+_Own = HCLTSettings | RatSpnSettings | EinetSettings
+
+
+def _own(settings: Settings) -> _Own:
+    """Give the method's own section."""
+    sections: dict[str, _Own] = {"hclt": settings.hclt, "rat-spn": settings.rat_spn, "einet": settings.einet}
+    return sections[settings.method]
+
+
 def _rows(data: Array, settings: Settings) -> Table:
     if data.ndim == 2:
         return data
     return color_transform(settings.data.color, data.shape[3]).forward(data).reshape(len(data), -1)
 
 
-def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, progress: Progress) -> Circuit:
-    started = time.monotonic()
-    if settings.method == "hclt":
-        circuit = _trees(rows, num_cats, settings.hclt, settings.seed, progress)
+def _structure(
+    rows: Table,
+    num_cats: int,
+    image_shape: ImageShape | None,
+    settings: Settings,
+    record: Record,
+    progress: Progress,
+) -> Circuit:
+    started, own = time.monotonic(), _own(settings)
+    if isinstance(own, HCLTSettings):
+        circuit = _trees(rows, num_cats, own, settings.seed, progress)
+    elif isinstance(own, EinetSettings):
+        random = own.regions == "random" or image_shape is None
+        graph: dict[str, Any] = {"num_vars": rows.shape[1], "depth": own.depth, "replicas": own.replicas}
+        circuit = Circuit.einet(
+            **(graph if random else {"shape": image_shape, "steps": own.steps}), num_sums=own.sums, num_cats=num_cats,
+            leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=settings.seed,
+        )  # fmt: skip
     else:
-        own = settings.rat_spn
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, perturbation=_RAT_SPN_PERTURBATION, seed=settings.seed,
+            num_cats=num_cats, perturbation=_REGIONS_PERTURBATION, seed=settings.seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit
@@ -141,7 +164,7 @@ def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: P
     return Circuit.mixture(trees, weights=shares)
 
 
-def _em(own: HCLTSettings | RatSpnSettings, n: int) -> dict[str, Any]:
+def _em(own: _Own, n: int) -> dict[str, Any]:
     # Batches as even as can be: with large steps, a last batch of a few rows would leave its mark on all parameters.
     batches = math.ceil(n / own.batch_size)
     return {"batch_size": math.ceil(n / batches), "pseudocount": own.pseudocount}
