@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "finetuning": {"epochs": 1},
     "hclt": {"latents": 2, "epochs": 2},
     "rat_spn": {"depth": 2, "replicas": 2, "epochs": 2},
+    "einet": {"sums": 3, "depth": 2, "replicas": 2, "epochs": 2},
 }
 """Settings that come after the examples' own, so that each takes a second or so."""
 

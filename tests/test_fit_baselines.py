@@ -1,4 +1,4 @@
-"""`lvd-juice fit --method hclt|rat-spn` and `eval` end to end, on images and on tables."""
+"""`lvd-juice fit --method hclt|rat-spn|einet` and `eval` end to end, on images and on tables."""
 
 import fcntl
 import json
@@ -25,6 +25,8 @@ from pyjuice_lvd.files.formats import read_arrays
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
 RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]
+EINET = ["--method", "einet", "--set", "einet.epochs=15", "--set", "einet.batch_size=64", "--set", "einet.sums=6"]
+EINET_BINOMIAL = [*EINET, "--set", "einet.leaves=binomial", "--set", "einet.regions=random"]
 
 
 KEPT = Path(__file__).parent / "kept"
@@ -159,7 +161,7 @@ def test_what_does_not_fit_the_run_is_named(run: tuple[Path, dict[str, Any]], tm
     assert "digits: found uint8 (1797, 8, 8, 1), wanted integers (N, V)" in ran.stderr
 
 
-@pytest.mark.parametrize("options", [HCLT, RAT_SPN])
+@pytest.mark.parametrize("options", [HCLT, RAT_SPN, EINET, EINET_BINOMIAL])
 def test_images(options: list[str], tmp_path: Path) -> None:
     result = json.loads(lvd_juice("fit", "digits", "-o", tmp_path / "run", "--json", "--quiet", *options).stdout)
     assert result["protocol"] == {"color": "ycocg", "crop": None, "lossless": True}

@@ -292,22 +292,6 @@ class HCLTSettings(Section, table="hclt"):
 
 
 @dataclass(frozen=True)
-class RatSpnSettings(Section, table="rat_spn"):
-    """`[rat_spn]`: method `rat-spn`, a random and tensorised sum-product network over all variables."""
-
-    depth: Count = 6
-    replicas: Count = 8
-    sums: Count = 8
-    inputs: Count = 8
-    epochs: Count = 50
-    """At most: see `patience`."""
-    batch_size: Count = 256
-    step_size: Steps = (0.3, 0.02)
-    pseudocount: Pseudocount = 0.03
-    patience: Count = 20
-
-
-@dataclass(frozen=True)
 class EinetSettings(Section, table="einet"):
     """`[einet]`: method `einet`, an einsum network over all variables."""
 
@@ -322,6 +306,22 @@ class EinetSettings(Section, table="einet"):
     replicas: Count = 8
     leaves: Annotated[str, among(*LEAVES)] = LEAVES[0]
     """The kind of inputs."""
+    epochs: Count = 50
+    """At most: see `patience`."""
+    batch_size: Count = 256
+    step_size: Steps = (0.3, 0.02)
+    pseudocount: Pseudocount = 0.03
+    patience: Count = 20
+
+
+@dataclass(frozen=True)
+class RatSpnSettings(Section, table="rat_spn"):
+    """`[rat_spn]`: method `rat-spn`, a random and tensorised sum-product network over all variables."""
+
+    depth: Count = 6
+    replicas: Count = 8
+    sums: Count = 8
+    inputs: Count = 8
     epochs: Count = 50
     """At most: see `patience`."""
     batch_size: Count = 256
@@ -352,8 +352,8 @@ class Settings(Section):
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     offsets: OffsetSettings = field(default_factory=OffsetSettings)
     hclt: HCLTSettings = field(default_factory=HCLTSettings)
-    rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
     einet: EinetSettings = field(default_factory=EinetSettings)
+    rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
