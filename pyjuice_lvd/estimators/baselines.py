@@ -84,6 +84,11 @@ class HCLT(_Baseline):
         Hidden states of each variable.
     num_trees : int, optional
         Trees, each over the dependencies in a cluster of the data.
+    search : bool, optional
+        Whether trees, latents and the pseudocount of a table's model are chosen by validation rows, unless one of them
+        is set to another value than its default.
+    start : "random" or "clusters", optional
+        Where parameters start; `clusters`, for values with an order: from hidden states that K-means finds.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `hclt.epochs` and so on.
     num_cats : int, optional
@@ -111,13 +116,21 @@ class HCLT(_Baseline):
 
     _method = "hclt"
     _section = "hclt"
-    _settings_of: ClassVar[dict[str, str]] = {"num_latents": "latents", "num_trees": "trees", **_EM}
+    _settings_of: ClassVar[dict[str, str]] = {
+        "num_latents": "latents",
+        "num_trees": "trees",
+        "search": "search",
+        "start": "start",
+        **_EM,
+    }
 
     def __init__(
         self,
         *,
         num_latents: int | None = None,
         num_trees: int | None = None,
+        search: bool | None = None,
+        start: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         step_size: tuple[float, float] | None = None,
@@ -131,6 +144,8 @@ class HCLT(_Baseline):
     ) -> None:
         self.num_latents = num_latents
         self.num_trees = num_trees
+        self.search = search
+        self.start = start
         self.epochs = epochs
         self.batch_size = batch_size
         self.step_size = step_size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from pyjuice_lvd.circuit.rows import Table
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.splits import digest_of
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.pieces import Pieces
+from pyjuice_lvd.learn.searching import choose, is_open
 from pyjuice_lvd.learn.sizes import check_fit
 from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.whole import CircuitModel
@@ -76,14 +80,17 @@ def learn_circuit(
         return CircuitModel.load(done.parent)
     image_shape = None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3])
     rows, held_out = (_rows(part, settings) for part in (train, valid))
+    own = _own(settings)
+    if train.ndim == 2 and isinstance(own, HCLTSettings) and is_open(own):
+        fits = _fitting(train.shape, settings, num_cats)
+        own = choose(own, fits, _scorer(rows, held_out, num_cats, settings.seed), pieces, record, progress)
     start, untrained = pieces.path(names.UNTRAINED), pieces.finished(names.UNTRAINED)
     if untrained is not None:
         circuit = Circuit.load(untrained)
     else:
-        circuit = _structure(rows, num_cats, image_shape, settings, record, progress)
+        circuit = _structure(rows, num_cats, image_shape, own, settings.seed, record, progress)
         if start is not None:
             circuit.save(start)
-    own = _own(settings)
 
     began = time.monotonic()
 
@@ -101,7 +108,7 @@ def learn_circuit(
     model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
     if folder is not None:
         model.save(folder)
-    pieces.drop(names.UNTRAINED, names.EM)
+    pieces.drop(names.SEARCH, names.UNTRAINED, names.EM)
     return model
 
 
@@ -124,40 +131,72 @@ def _structure(
     rows: Table,
     num_cats: int,
     image_shape: ImageShape | None,
-    settings: Settings,
+    own: _Own,
+    seed: int,
     record: Record,
     progress: Progress,
 ) -> Circuit:
-    started, own = time.monotonic(), _own(settings)
+    started = time.monotonic()
     if isinstance(own, HCLTSettings):
-        circuit = _trees(rows, num_cats, own, settings.seed, progress)
+        circuit = _trees(rows, num_cats, own, seed, progress)
     elif isinstance(own, EinetSettings):
         random = own.regions == "random" or image_shape is None
         graph: dict[str, Any] = {"num_vars": rows.shape[1], "depth": own.depth, "replicas": own.replicas}
         circuit = Circuit.einet(
             **(graph if random else {"shape": image_shape, "steps": own.steps}), num_sums=own.sums, num_cats=num_cats,
-            leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=settings.seed,
+            leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
     else:
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, perturbation=_REGIONS_PERTURBATION, seed=settings.seed,
+            num_cats=num_cats, perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit
 
 
+def _fitting(shape: tuple[int, ...], settings: Settings, num_cats: int) -> Callable[[HCLTSettings], bool]:
+    """Give what says whether `check_fit` lets an HCLT of such data be."""
+
+    def fits(own: HCLTSettings) -> bool:
+        try:
+            check_fit(shape, replace(settings, hclt=own), num_cats)
+        except InputError:
+            return False
+        return True
+
+    return fits
+
+
+def _scorer(rows: Table, held_out: Table, num_cats: int, seed: int) -> Callable[[HCLTSettings], float]:
+    """Give what learns a mixture of trees by some settings, and scores it on the validation rows: mean nats."""
+
+    def score(own: HCLTSettings) -> float:
+        circuit = _trees(rows, num_cats, own, seed, SILENT)
+        history = circuit.fit_em(
+            rows, **_em(own, len(rows)), seed=seed, epochs=own.epochs, step_size=own.step_size, valid=held_out,
+            patience=own.patience,
+        )  # fmt: skip
+        return max(history.valid)
+
+    return score
+
+
 def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: Progress) -> Circuit:
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
     if own.trees == 1:
-        return Circuit.hclt(rows, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress)
+        return Circuit.hclt(
+            rows, num_latents=own.latents, num_cats=num_cats, start=own.start, seed=seed, progress=progress
+        )
     clusters = kmeans(rows.astype(np.float32), own.trees, seed)
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:
         for number, share in enumerate(shares):
             members = rows[clusters == number]
-            tree = Circuit.hclt(members, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
+            tree = Circuit.hclt(
+                members, num_latents=own.latents, num_cats=num_cats, start=own.start, seed=seed + number
+            )
             tree.fit_em(members, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
             trees.append(tree)
             stage.advance(float(share))

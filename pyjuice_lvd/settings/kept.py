@@ -30,6 +30,8 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
         "finetuning.epochs": 0,
         "finetuning.candidates": 0,
         **{f"offsets.{key}": value for key, value in vars(OffsetSettings()).items()},  # none: the others do nothing
+        "hclt.search": False,
+        "hclt.start": "random",
         **{f"einet.{key}": value for key, value in vars(EinetSettings()).items()},  # of a method that there was not
     }
 

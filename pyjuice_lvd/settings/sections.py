@@ -280,8 +280,14 @@ class OffsetSettings(Section, table="offsets"):
 class HCLTSettings(Section, table="hclt"):
     """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
 
+    search: bool = True
+    """Of a table: trees, latents and pseudocount are chosen by the validation split, unless one of them is set to
+    another value than its default."""
     latents: Count = 16
     trees: Count = 1
+    start: Annotated[str, among(*STARTS)] = STARTS[0]
+    """Where parameters start: at random, or, for ordered values such as grey levels, from `clusters`: hidden states
+    that K-means finds."""
     epochs: Count = 50
     """At most: see `patience`."""
     batch_size: Count = 256
