@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit, CircuitBuilder
     from pyjuice_lvd.circuit.devices import use_device
-    from pyjuice_lvd.estimators.baselines import HCLT, RATSPN
+    from pyjuice_lvd.estimators.baselines import EINET, HCLT, RATSPN
     from pyjuice_lvd.estimators.classifier import CircuitClassifier
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder", "CircuitClassifier", "use_device"]
+__all__ = ["EINET", "HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder", "CircuitClassifier", "use_device"]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
     "CircuitBuilder": "pyjuice_lvd.circuit",
     "CircuitClassifier": "pyjuice_lvd.estimators.classifier",
+    "EINET": "pyjuice_lvd.estimators.baselines",
     "HCLT": "pyjuice_lvd.estimators.baselines",
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",

@@ -1,4 +1,4 @@
-"""HCLT and RAT-SPN as estimators, over images and over tables."""
+"""HCLT, RAT-SPN and EiNet as estimators, over images and over tables."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils import estimator_checks
 
-from pyjuice_lvd import HCLT, LVD, RATSPN
+from pyjuice_lvd import EINET, HCLT, LVD, RATSPN
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.learn.baselines import learn_circuit
 from pyjuice_lvd.learn.sizes import check_fit
@@ -24,6 +24,7 @@ from pyjuice_lvd.settings import HCLTSettings, Settings, preset_names, resolve
 SMALL = {
     HCLT: HCLT(num_latents=4, epochs=10, batch_size=32),
     RATSPN: RATSPN(depth=2, replicas=2, num_sums=4, num_inputs=4, epochs=10, batch_size=32),
+    EINET: EINET(depth=2, replicas=2, num_sums=4, steps=(2,), epochs=10, batch_size=32),
 }
 
 
@@ -45,7 +46,7 @@ def images() -> np.ndarray:
     return values.astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", [HCLT, RATSPN])
+@pytest.mark.parametrize("kind", [HCLT, RATSPN, EINET])
 def test_a_table(kind: type, table: np.ndarray, tmp_path: Path) -> None:
     model = clone(SMALL[kind]).fit(table[:500])
     scores = model.score_samples(table[500:])
@@ -201,7 +202,7 @@ def test_what_does_not_fit_is_named(table: np.ndarray, images: np.ndarray, tmp_p
     assert -np.inf < unseen < usual - 6 * np.log(20)  # each is left the pseudocount's share
 
 
-@pytest.mark.parametrize("estimator", [HCLT(), RATSPN(), LVD()])
+@pytest.mark.parametrize("estimator", [HCLT(search=False), RATSPN(), EINET(), LVD()])
 def test_scikit_learns_checks_that_need_no_real_valued_data(estimator: object) -> None:
     name = type(estimator).__name__
     estimator_checks.check_parameters_default_constructible(name, estimator)
@@ -365,6 +366,20 @@ def test_a_loaded_model_can_be_fitted_anew(table: np.ndarray, tmp_path: Path) ->
     assert (again.settings_.seed, again.settings_.hclt.epochs, again.settings_.hclt.latents) == (5, 2, 4)
 
 
+def test_an_einet_has_the_region_graph_that_was_asked_for(images: np.ndarray, table: np.ndarray) -> None:
+    small = {"num_sums": 3, "epochs": 1, "batch_size": 100}
+    pairs, leaves = 3**2, 36 * 3 * 256  # of a partition, for each sum; 36 variables
+    # 3 x 4 pixels at steps of 2: cells in two rows and two columns; a row, a column and the whole are cut.
+    grid = EINET(steps=2, **small).fit(images).model_.circuit
+    assert grid.num_params == leaves + (4 * 3 + 2) * pairs + 2
+    # No step within: one region, whose distributions the head mixes.
+    assert EINET(steps=[9], **small).fit(images).model_.circuit.num_params == leaves + 3
+    # Random halves, one deep: a partition.
+    random = EINET(regions="random", depth=1, replicas=1, leaves="binomial", **small).fit(images).model_.circuit
+    assert random.num_params == 36 * 3 + pairs
+    assert EINET(depth=1, replicas=1, **small).fit(table).model_.circuit.num_params == 6 * 3 * 3 + pairs
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +389,9 @@ def test_a_loaded_model_can_be_fitted_anew(table: np.ndarray, tmp_path: Path) ->
         (HCLT(num_latents=10**6), "hclt.latents: found 1000000: the model would take 120 TB of memory, wanted at most"),
         (HCLT(num_trees=10**9), "hclt.trees: found 1000000000 for 600 rows, wanted at most as many trees"),
         (RATSPN(num_sums=10**6), "rat_spn.sums: found 1000000: the model would take"),
+        (EINET(num_sums=10**6), "einet.sums: found 1000000: the model would take"),
+        (EINET(regions="grid"), "einet.regions: found 'grid' for a table, wanted 'random' or 'auto'"),
+        (EINET(leaves="gaussian"), "einet.leaves: found 'gaussian', wanted one of categorical, binomial"),
         (HCLT(num_cats=10**12), "num_cats: found 1000000000000, which makes 1,000,000,000,000 categories: the model"),
     ],
 )
@@ -415,6 +433,8 @@ def test_sizes_are_estimated_for_every_method() -> None:
         ({"method": "hclt", "hclt": {"latents": 10**5}}, "hclt.latents"),
         ({"method": "rat-spn", "rat_spn": {"replicas": 10**9}}, "rat_spn.replicas"),
         ({"method": "rat-spn", "rat_spn": {"inputs": 10**7, "depth": 10**12}}, "rat_spn.inputs"),
+        ({"method": "einet", "einet": {"sums": 10**5}}, "einet.sums"),
+        ({"method": "einet", "einet": {"replicas": 10**9, "regions": "random"}}, "einet.replicas"),
     ):
         with pytest.raises(InputError, match=rf"^{name}: found 10+: the model would take .* of memory") as error:
             check_fit(images, resolve(None, changes))

@@ -189,6 +189,10 @@ def test_builders() -> None:
     rat = Circuit.rat_spn(num_vars=4, depth=2, replicas=2, num_sums=3, num_inputs=2, num_cats=3, heads=2)
     everything = np.array(list(itertools.product(range(3), repeat=4)))
     np.testing.assert_allclose(np.exp(rat.log_likelihood(everything, head="all")).sum(0), 1, atol=1e-5)
+    for graph in ({"num_vars": 4, "depth": 2, "replicas": 2}, {"shape": (2, 2, 1), "steps": 1}):
+        for leaves in ("categorical", "binomial"):
+            net = Circuit.einet(num_sums=3, num_cats=3, leaves=leaves, heads=2, perturbation=0.9, **graph)
+            np.testing.assert_allclose(np.exp(net.log_likelihood(everything, head="all")).sum(0), 1, atol=1e-5)
     flat = Circuit.fully_factorized(num_vars=4, num_cats=3)
     np.testing.assert_allclose(flat.log_likelihood(everything), -4 * np.log(3), rtol=1e-6)
     assert Circuit.from_tree([1, -1, 1], num_latents=2, num_cats=3).num_params == 3 * 2 * 3 + 2 * 4 + 2
@@ -304,6 +308,28 @@ def test_bad_parameters_are_named(data: np.ndarray, tmp_path: Path) -> None:
         (
             lambda pc, X: Circuit.rat_spn(num_vars=4, depth=1.5, replicas=1, num_sums=1, num_inputs=1, num_cats=2),
             "depth: found 1.5 (a number), wanted an integer",
+        ),
+        (
+            lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, num_vars=4, depth=2),
+            "replicas: found None (NoneType), wanted",
+        ),
+        (
+            lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, shape=(2, 2), steps=1),
+            "shape: found (2, 2), wanted a list of 3",
+        ),
+        (lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, shape=(2, 2, 1)), "steps: found None (NoneType), wanted"),
+        (
+            lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, shape=(2, 2, 1), steps=[2, 0]),
+            "steps: found 0, wanted at least 1",
+        ),
+        (lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, shape=(2, 0, 1), steps=1), "width = 0"),
+        (
+            lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, shape=(2, 2, 1), steps=1, depth=3),
+            "depth: found with shape = (2, 2, 1), wanted num_vars, depth and replicas, or shape and steps",
+        ),
+        (
+            lambda pc, X: Circuit.einet(num_sums=2, num_cats=2, shape=(2, 2, 1), steps=1, leaves="normal"),
+            "leaves: found 'normal', wanted one of categorical, binomial",
         ),
         (lambda pc, X: pc.log_likelihood(X, head=np.zeros(60, int)), "head: found int64 (60,), wanted an integer or"),
         (lambda pc, X: pc.log_likelihood(X, head=None), "head: found None, wanted an integer or 'all'"),
@@ -519,6 +545,7 @@ def test_numpys_masks_are_not_ignored(data: np.ndarray) -> None:
             lambda X: Circuit.rat_spn(num_vars=9, depth=2, replicas=2, num_sums=10**6, num_inputs=2, num_cats=2),
             "num_sums = 1000000",
         ),
+        (lambda X: Circuit.einet(shape=(640, 640, 3), steps=8, num_sums=40, num_cats=256), "num_sums = 40"),
     ],
 )
 def test_circuits_larger_than_the_machine_are_refused_at_once(

@@ -1,4 +1,4 @@
-"""`lvd-juice fit --method hclt|rat-spn` and `eval` end to end, on images and on tables."""
+"""`lvd-juice fit --method hclt|rat-spn|einet` and `eval` end to end, on images and on tables."""
 
 import fcntl
 import json
@@ -22,9 +22,14 @@ import pyjuice_lvd
 from pyjuice_lvd import LVD, RATSPN, Circuit
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays
+from pyjuice_lvd.learn.pieces import Pieces
+from pyjuice_lvd.learn.searching import choose
+from pyjuice_lvd.progress import SILENT
+from pyjuice_lvd.settings import HCLTSettings, resolve
 
 HCLT = ["--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=12", "--set", "hclt.batch_size=64"]
 RAT_SPN = ["--method", "rat-spn", "--set", "rat_spn.epochs=15", "--set", "rat_spn.batch_size=64"]
+EINET = ["--method", "einet", "--set", "einet.epochs=15", "--set", "einet.batch_size=64", "--set", "einet.sums=6"]
 
 
 KEPT = Path(__file__).parent / "kept"
@@ -93,6 +98,52 @@ def test_a_table_is_reported_per_variable_and_per_row(run: tuple[Path, dict[str,
     }  # fmt: skip
 
 
+def test_sizes_of_a_tables_hclt_are_chosen_by_its_validation_rows(debd: Path, tmp_path: Path) -> None:
+    few = ["--method", "hclt", "--set", "hclt.epochs=6", "--set", "hclt.batch_size=200", "--quiet", "--json"]
+    result = json.loads(lvd_juice("fit", debd, "-o", tmp_path / "run", *few).stdout)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    tried = [record for record in records if record["stage"] == "search"]
+    assert [(r["trees"], r["latents"]) for r in tried[:3]] == [(1, 16), (4, 16), (1, 64)]
+    assert [r["pseudocount"] for r in tried] == [0.003, 0.003, 0.003, 0.0003, 0.03, 0.3]
+    size = max(tried[:3], key=lambda r: r["valid"])
+    assert {(r["trees"], r["latents"]) for r in tried[3:]} == {(size["trees"], size["latents"])}
+    assert {r["epochs"] for r in tried} == {2}
+    assert epochs_of(tmp_path / "run") == list(range(1, 7))
+    trees, latents = size["trees"], size["latents"]
+    mixed = trees if trees > 1 else 0
+    assert result["params"] == trees * (8 * latents * 3 + 7 * latents**2 + latents) + mixed
+    assert not (tmp_path / "run" / "model" / "search.json").exists()
+    # One that is set is not chosen, and neither are the others then.
+    lvd_juice("fit", debd, "-o", tmp_path / "set", *few, "--set", "hclt.latents=4")
+    assert '"search"' not in (tmp_path / "set" / "metrics.jsonl").read_text()
+
+
+def test_a_search_that_was_interrupted_goes_on_with_what_was_tried(tmp_path: Path) -> None:
+    scored: list[HCLTSettings] = []
+
+    def score(own: HCLTSettings) -> float:
+        if len(scored) == stop_at:
+            raise KeyboardInterrupt
+        scored.append(own)
+        return -abs(own.latents - 60) - abs(own.pseudocount - 0.02)
+
+    def chosen() -> HCLTSettings:
+        pieces = Pieces(tmp_path / "model", resolve(method="hclt"))
+        return choose(HCLTSettings(epochs=7), lambda own: own.trees < 4, score, pieces, records.append, SILENT)
+
+    records: list[dict[str, Any]] = []
+    stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        chosen()
+    stop_at = 99
+    own = chosen()
+    assert (own.trees, own.latents, own.pseudocount, own.epochs) == (1, 64, 0.03, 7)
+    assert [(s.latents, s.pseudocount, s.epochs) for s in scored] == [
+        (16, 0.003, 3), (64, 0.003, 3), (64, 0.0003, 3), (64, 0.03, 3), (64, 0.3, 3),
+    ]  # fmt: skip
+    assert [record["tried"] for record in records] == [1, 2, 3, 1, 2, 3, 4, 5]  # a run drops what it has already
+
+
 def test_an_estimator_opens_the_run(run: tuple[Path, dict[str, Any]], debd: Path, tmp_path: Path) -> None:
     folder, result = run
     model = pyjuice_lvd.HCLT.load(folder)
@@ -159,7 +210,7 @@ def test_what_does_not_fit_the_run_is_named(run: tuple[Path, dict[str, Any]], tm
     assert "digits: found uint8 (1797, 8, 8, 1), wanted integers (N, V)" in ran.stderr
 
 
-@pytest.mark.parametrize("options", [HCLT, RAT_SPN])
+@pytest.mark.parametrize("options", [HCLT, RAT_SPN, EINET])
 def test_images(options: list[str], tmp_path: Path) -> None:
     result = json.loads(lvd_juice("fit", "digits", "-o", tmp_path / "run", "--json", "--quiet", *options).stdout)
     assert result["protocol"] == {"color": "ycocg", "crop": None, "lossless": True}
@@ -210,7 +261,7 @@ def test_tables_are_not_for_every_method(debd: Path, tmp_path: Path) -> None:
     ran = lvd_juice("fit", debd, "-o", tmp_path / "run", "--method", "lvd", check=False)
     assert ran.returncode == 2
     (line,) = ran.stderr.splitlines()
-    assert "a table, which hclt and rat-spn learn from; wanted images for method lvd" in line
+    assert "a table, which hclt, rat-spn and einet learn from; wanted images for method lvd" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -45,7 +45,7 @@ def probability(text: str, x: tuple[int, ...]) -> float:
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("structure", ["hclt", "rat-spn", "factorized"])
+@pytest.mark.parametrize("structure", ["hclt", "rat-spn", "einet", "factorized"])
 def test_a_written_file_means_the_circuit(tmp_path: Path, structure: str, heads: int) -> None:
     rng = np.random.default_rng(heads)
     X = rng.integers(0, 3, (200, 4))
@@ -55,6 +55,8 @@ def test_a_written_file_means_the_circuit(tmp_path: Path, structure: str, heads:
         circuit = Circuit.rat_spn(
             num_vars=4, depth=2, replicas=2, num_sums=2, num_inputs=3, num_cats=3, heads=heads, seed=1
         )
+    elif structure == "einet":
+        circuit = Circuit.einet(shape=(2, 2, 1), steps=1, num_sums=3, num_cats=3, heads=heads, perturbation=0.9, seed=1)
     else:
         circuit = Circuit.fully_factorized(num_vars=4, num_cats=3, heads=heads)
     circuit.fit_em(X, heads=rng.integers(0, heads, 200), epochs=5, batch_size=50)

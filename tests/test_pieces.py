@@ -64,6 +64,7 @@ WIDE = {"num_vars": 60, "depth": 3, "replicas": 5, "num_sums": 10, "num_inputs":
     "make",
     [
         lambda pc, X: Circuit.rat_spn(**WIDE, seed=2),
+        lambda pc, X: Circuit.einet(shape=(6, 6, 1), steps=1, num_sums=8, num_cats=CATS, seed=2),
         lambda pc, X: Circuit.fully_factorized(num_vars=200, num_cats=CATS, heads=100),
         lambda pc, X: Circuit.hclt(X, num_latents=24, num_cats=CATS, seed=3),
         lambda pc, X: Circuit.hclt(X[:, :10], num_latents=3, num_cats=CATS, start="clusters", seed=3),

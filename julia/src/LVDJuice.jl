@@ -25,7 +25,9 @@ include("circuits/circuit.jl")
 include("circuits/chowliu.jl")
 include("circuits/hclt.jl")
 include("circuits/tied_tree.jl")
+include("circuits/regions.jl")
 include("circuits/builders.jl")
+include("circuits/einet.jl")
 include("circuits/joint_circuit.jl")
 include("circuits/offset_circuit.jl")
 include("circuits/jpc.jl")
@@ -45,6 +47,7 @@ include("cpu/inputs.jl")
 include("cpu/statistics.jl")
 include("cpu/wide.jl")
 include("cpu/workspace.jl")
+include("cpu/pairs.jl")
 include("cpu/evaluate.jl")
 include("cpu/losses.jl")
 include("cpu/flows.jl")
@@ -89,7 +92,7 @@ __init__() = (WIDE[] = has_wide_registers(); nothing)
 
 export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, JointEMJob, MutualInformationJob
 export num_units, num_edges, num_heads, num_params
-export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
+export read_jpc, write_jpc, rat_spn, einet, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
 export Emissions, OffsetEMJob, Ties, emission_scores!, emission_shares!
 export hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export Backend, CPU, Device, Engine, engine, ExpectedCounts, expect!, counts!, maximise!

@@ -5,7 +5,7 @@ taken in turn, so that their ratios mean something on a machine that others use 
 module Bench
 
 using ..LVDJuice: Circuit, CPUEngine, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
-using ..LVDJuice: child, edges, expect!, isinput, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!, width
+using ..LVDJuice: child, edges, expect!, isinput, kept_width, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!
 
 "log p of every sample under head 1, in nats, evaluated unit by unit in the log domain."
 reference_log_likelihood(c::Circuit, X) = [log_values(c, X, n)[c.heads[1]] for n in 1:num_samples(X)]
@@ -85,7 +85,7 @@ function memory(c::Circuit, X)
     step!(job)  # compiles
     allocated = @allocated step!(job)
     plan = job.engine.plan
-    tile = 4 * TILE * sum(Int[width(g) * (!at.shares_value + !at.shares_flow) for (g, at) in zip(plan.groups, plan.columns)])
+    tile = 4 * TILE * sum(Int[kept_width(g) * (!at.shares_value + !at.shares_flow) for (g, at) in zip(plan.groups, plan.columns)])
     return array_bytes(job) - sizeof(X), allocated, sizeof(c.weight) + sizeof(c.leaf), tile
 end
 

@@ -41,5 +41,12 @@ function in_words(bytes::Real)
     return "$(round(size; sigdigits=3)) $(units[1])"
 end
 
+"Throws an `ArgumentError` unless all of these sizes are at least 1."
+function check_positive(; sizes...)
+    for (name, value) in sizes
+        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
+    end
+end
+
 "Parameters as an error names them."
 named(; parameters...) = join(("$name = $value" for (name, value) in parameters), ", ")

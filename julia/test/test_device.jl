@@ -26,9 +26,11 @@ if Base.find_package("JLArrays") !== nothing  # arrays that are tested like a GP
     push!(DEVICES, Device(JLArrays.JLArray))
 end
 
-"Dense and sparse circuits, with shared units, several heads, sums over several groups, and inputs of all kinds."
+"Dense and sparse circuits, with pairs of units, shared units, several heads, sums over several groups, and inputs of all kinds."
 function device_circuits(rng, trial)
     V, C, heads = rand(rng, 2:6), rand(rng, 2:3), rand(rng, 1:3)
+    trial % 5 == 0 && return einet(num_vars=V, depth=2, replicas=2, num_sums=rand(rng, 2:5), num_cats=C, heads=heads, perturbation=0.9,
+                                   seed=trial), V, C
     trial % 3 == 0 && return random_circuit(rng, V, C, heads), V, C
     c = hclt([i == 1 ? 0 : rand(rng, 1:i - 1) for i in 1:V]; latents=rand(rng, 1:20), categories=C, heads=heads, seed=trial)
     trial % 3 == 1 && return c, V, C

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of
 from pyjuice_lvd.circuit import juice
+from pyjuice_lvd.circuit.einet import einet
 from pyjuice_lvd.circuit.em import HeldOut, train
 from pyjuice_lvd.circuit.engine import Engine, Evidence
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
@@ -45,8 +46,8 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 class Circuit:
     """A smooth, decomposable circuit with one or more heads, over integer variables.
 
-    Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from
-    another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
+    Made by `Circuit.hclt`, `rat_spn`, `einet`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`,
+    or from another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
     """
 
     def __init__(self, handle: julia.Handle) -> None:
@@ -166,6 +167,61 @@ class Circuit:
             num_cats=num_cats, heads=heads, seed=seed,
         )  # fmt: skip
         return cls(julia.call("rat_spn_circuit", *sizes, number("perturbation", perturbation), seed))
+
+    @classmethod
+    def einet(
+        cls,
+        *,
+        num_sums: int,
+        num_cats: int,
+        num_vars: int | None = None,
+        depth: int | None = None,
+        replicas: int | None = None,
+        shape: tuple[int, int, int] | None = None,
+        steps: Sequence[int] | int | None = None,
+        leaves: str = "categorical",
+        heads: int = 1,
+        perturbation: float = 0.4,
+        seed: int = 0,
+    ) -> Self:
+        """Make an EiNet, an einsum network (Peharz et al. 2020a), untrained.
+
+        A region that is not cut has `num_sums` factorised distributions. Each partition of another region into two has
+        `num_sums` sums over all products of a unit of the one part and one of the other; where a region has several
+        partitions, its units mix theirs, one by one. The engine evaluates such sums without the products.
+
+        Parameters
+        ----------
+        num_sums : int
+            Units of each region and each partition; the whole has `heads`.
+        num_cats : int
+            Categories of each variable.
+        num_vars, depth, replicas : int, optional
+            A random region graph, as `rat_spn` has it: `replicas` times, the variables are cut into random halves,
+            `depth` times over.
+        shape : (H, W, C), optional
+            Instead: the region graph of Poon and Domingos (2011) over the pixels of an image, whose channels are the
+            variables, pixel by pixel, row by row: rectangles, cut in two in every way at multiples of `steps`.
+        steps : int or integers, optional
+            Of `shape`, in pixels; where the first has no multiple inside a rectangle, the next one cuts it.
+        leaves : "categorical" or "binomial"
+            The inputs' kind.
+        heads : int
+            Units of the whole.
+        perturbation : float
+            Parameters start in proportion to U(1 - perturbation, 1 + perturbation).
+        seed : int
+            Of the random region graph and of where parameters start.
+
+        Raises
+        ------
+        InputError
+            Where a parameter is out of range, or both region graphs, or none, are asked for.
+
+        """
+        return cls(
+            einet(num_sums, num_cats, num_vars, depth, replicas, shape, steps, leaves, heads, perturbation, seed)
+        )
 
     @classmethod
     def fully_factorized(cls, *, num_vars: int, num_cats: int, heads: int = 1) -> Self:

@@ -113,7 +113,7 @@ def _read(data: Data, method: str | None, crop: str | tuple[int, int] | None, si
         return images_of(source, sides)
     if method is not None and method not in BASELINES:
         raise InputError(
-            f"{source.name}: found shape {table.shape}, a table, which {' and '.join(BASELINES)} learn from; "
-            f"wanted images for method {method}"
+            f"{source.name}: found shape {table.shape}, a table, which {', '.join(BASELINES[:-1])} and {BASELINES[-1]} "
+            f"learn from; wanted images for method {method}"
         )
     return tables_of(source)

@@ -1,4 +1,4 @@
-"""The estimators HCLT and RATSPN: one circuit over whole images, or over the rows of a table."""
+"""The estimators HCLT, RATSPN and EINET: one circuit over whole images, or over the rows of a table."""
 
 from __future__ import annotations
 
@@ -93,6 +93,11 @@ class HCLT(_Baseline):
         Hidden states of each variable.
     num_trees : int, optional
         Trees, each over the dependencies in a cluster of the data.
+    search : bool, optional
+        Whether trees, latents and the pseudocount of a table's model are chosen by validation rows, unless one of them
+        is set to another value than its default.
+    start : "random" or "clusters", optional
+        Where parameters start; `clusters`, for values with an order: from hidden states that K-means finds.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `hclt.epochs` and so on.
     num_cats : int, optional
@@ -122,13 +127,21 @@ class HCLT(_Baseline):
 
     _method = "hclt"
     _section = "hclt"
-    _settings_of: ClassVar[dict[str, str]] = {"num_latents": "latents", "num_trees": "trees", **_EM}
+    _settings_of: ClassVar[dict[str, str]] = {
+        "num_latents": "latents",
+        "num_trees": "trees",
+        "search": "search",
+        "start": "start",
+        **_EM,
+    }
 
     def __init__(
         self,
         *,
         num_latents: int | None = None,
         num_trees: int | None = None,
+        search: bool | None = None,
+        start: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         step_size: tuple[float, float] | None = None,
@@ -143,6 +156,8 @@ class HCLT(_Baseline):
     ) -> None:
         self.num_latents = num_latents
         self.num_trees = num_trees
+        self.search = search
+        self.start = start
         self.epochs = epochs
         self.batch_size = batch_size
         self.step_size = step_size
@@ -230,6 +245,92 @@ class RATSPN(_Baseline):
         self.patience = patience
         self.num_cats = num_cats
         self.missing = missing
+        self.preset = preset
+        self.config = config
+        self.random_state = random_state
+        self.progress = progress
+
+
+class EINET(_Baseline):
+    """An einsum network over whole images or tables (Peharz et al. 2020a).
+
+    Parameters that are None have the value of the settings, `[einet]` in docs/settings.md.
+
+    Parameters
+    ----------
+    num_sums : int, optional
+        Units of each region.
+    regions : "auto", "random" or "grid", optional
+        The region graph; `auto`: a grid over the pixels of images, random for tables.
+    steps : integers, optional
+        Of a grid: rectangles are cut at multiples of the first of these that has any within, in pixels.
+    depth, replicas : int, optional
+        Of a random graph: so many times the variables are cut into random halves, `depth` times over.
+    leaves : "categorical" or "binomial", optional
+        The inputs' kind.
+    epochs, batch_size, step_size, pseudocount, patience : optional
+        Of EM, as `einet.epochs` and so on.
+    num_cats : int, optional
+        Categories of the variables of a table; default: its largest value, plus 1. Images have 256.
+    preset : str, optional
+        Shipped settings; default: the defaults of docs/settings.md.
+    config : str, path or mapping, optional
+        Settings over the preset's: a TOML file, or nested tables such as `{"data": {"color": "rgb"}}`.
+    random_state : int, RandomState or None
+        Seed of everything random, as scikit-learn has it: None draws one.
+    progress : Progress, optional
+        Where the work is shown; default: nowhere.
+
+    Attributes
+    ----------
+    model_ : CircuitModel
+        `model_.circuit` is the circuit.
+    settings_ : Settings
+    n_features_in_ : int
+        Variables: the columns of a table; of images H W C.
+    feature_names_in_ : ndarray of str
+        The names of a table's columns, if X was a data frame. Later tables must have them in the same order.
+
+    """
+
+    _method = "einet"
+    _section = "einet"
+    _settings_of: ClassVar[dict[str, str]] = {
+        "num_sums": "sums", **{name: name for name in ("regions", "steps", "depth", "replicas", "leaves")}, **_EM,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        num_sums: int | None = None,
+        regions: str | None = None,
+        steps: tuple[int, ...] | None = None,
+        depth: int | None = None,
+        replicas: int | None = None,
+        leaves: str | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        step_size: tuple[float, float] | None = None,
+        pseudocount: float | None = None,
+        patience: int | None = None,
+        num_cats: int | None = None,
+        preset: str | None = None,
+        config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        random_state: RandomState = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.num_sums = num_sums
+        self.regions = regions
+        self.steps = steps
+        self.depth = depth
+        self.replicas = replicas
+        self.leaves = leaves
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.step_size = step_size
+        self.pseudocount = pseudocount
+        self.patience = patience
+        self.num_cats = num_cats
         self.preset = preset
         self.config = config
         self.random_state = random_state

@@ -36,6 +36,8 @@ OUTER = "outer.safetensors"
 FINETUNING = "finetuning.safetensors"
 START = "start"
 """The folder of the model with offsets that EM begins with."""
+SEARCH = "search.json"
+"""Validation likelihoods of the sizes that were tried."""
 UNTRAINED, EM = "untrained.safetensors", "em.safetensors"
 CODE_PRIOR_IN_TRAINING = "code-prior-in-training.safetensors"
 

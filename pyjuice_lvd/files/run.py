@@ -40,9 +40,9 @@ Record = Callable[[Mapping[str, Any]], None]
 """What takes a record of the metrics, such as `RunDirectory.log`."""
 
 _MAY_CHANGE = frozenset({"threads", "device", "version"})  # settings of how a run is computed, not of what it is
-_ABOUT = ("stage", "cluster", "round", "epoch")
+_ABOUT = ("stage", "cluster", "round", "epoch", "tried")
 """The entries of a metrics record that say which piece of work it is about."""
-_TYPES: dict[str, type] = {"stage": str, "cluster": int, "round": int, "epoch": int, "seconds": float}
+_TYPES: dict[str, type] = {"stage": str, "cluster": int, "round": int, "epoch": int, "tried": int, "seconds": float}
 """Of entries that mean the same in records of all kinds; what else there is, and is missing, differs."""
 
 

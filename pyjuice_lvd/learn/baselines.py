@@ -1,9 +1,11 @@
-"""The baselines behind `fit --method hclt|rat-spn`: one circuit over all variables, learned by EM."""
+"""The baselines behind `fit --method hclt|rat-spn|einet`: one circuit over all variables, learned by EM."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +20,24 @@ from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.missing import missing_in
 from pyjuice_lvd.data.splits import digest_of
+from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.pieces import Pieces
+from pyjuice_lvd.learn.searching import choose, is_open
 from pyjuice_lvd.learn.sizes import check_fit
+from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.settings import HCLTSettings, RatSpnSettings, Settings
+from pyjuice_lvd.settings import EinetSettings, HCLTSettings, RatSpnSettings, Settings
 
 Array = npt.NDArray[Any]
 
 # Each tree of a mixture first learns from its own share, so that EM on the whole starts from trees that differ.
 _TREE_EPOCHS = 5
 
-# Deep RAT-SPNs that start near the uniform distribution stay there: their sums are too alike for EM to tell apart.
-_RAT_SPN_PERTURBATION = 0.95
+# Deep region graphs that start near the uniform distribution stay there: their sums are too alike for EM to tell apart.
+_REGIONS_PERTURBATION = 0.95
 
 
 def learn_circuit(
@@ -78,14 +83,17 @@ def learn_circuit(
     image_shape = None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3])
     rows, held_out = (_rows(part, settings) for part in (train, valid))
     missing, missing_valid = missing_in(rows), missing_in(held_out)
+    own = _own(settings)
+    if train.ndim == 2 and isinstance(own, HCLTSettings) and is_open(own):
+        fits = _fitting(train.shape, settings, num_cats)
+        own = choose(own, fits, _scorer(rows, held_out, num_cats, settings.seed), pieces, record, progress)
     start, untrained = pieces.path(names.UNTRAINED), pieces.finished(names.UNTRAINED)
     if untrained is not None:
         circuit = Circuit.load(untrained)
     else:
-        circuit = _structure(rows, missing, num_cats, settings, record, progress)
+        circuit = _structure(rows, missing, num_cats, image_shape, own, settings.seed, record, progress)
         if start is not None:
             circuit.save(start)
-    own: HCLTSettings | RatSpnSettings = settings.hclt if settings.method == "hclt" else settings.rat_spn
 
     began = time.monotonic()
 
@@ -104,8 +112,17 @@ def learn_circuit(
     model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
     if pieces.folder is not None:
         model.save(pieces.folder)
-    pieces.drop(names.UNTRAINED, names.EM)
+    pieces.drop(names.SEARCH, names.UNTRAINED, names.EM)
     return model
+
+
+_Own = HCLTSettings | RatSpnSettings | EinetSettings
+
+
+def _own(settings: Settings) -> _Own:
+    """Give the method's own section."""
+    sections: dict[str, _Own] = {"hclt": settings.hclt, "rat-spn": settings.rat_spn, "einet": settings.einet}
+    return sections[settings.method]
 
 
 def _rows(data: Array, settings: Settings) -> Table:
@@ -115,19 +132,60 @@ def _rows(data: Array, settings: Settings) -> Table:
 
 
 def _structure(
-    rows: Table, missing: Mask | None, num_cats: int, settings: Settings, record: Record, progress: Progress
+    rows: Table,
+    missing: Mask | None,
+    num_cats: int,
+    image_shape: ImageShape | None,
+    own: _Own,
+    seed: int,
+    record: Record,
+    progress: Progress,
 ) -> Circuit:
     started = time.monotonic()
-    if settings.method == "hclt":
-        circuit = _trees(rows, missing, num_cats, settings.hclt, settings.seed, progress)
+    if isinstance(own, HCLTSettings):
+        circuit = _trees(rows, missing, num_cats, own, seed, progress)
+    elif isinstance(own, EinetSettings):
+        random = own.regions == "random" or image_shape is None
+        graph: dict[str, Any] = {"num_vars": rows.shape[1], "depth": own.depth, "replicas": own.replicas}
+        circuit = Circuit.einet(
+            **(graph if random else {"shape": image_shape, "steps": own.steps}), num_sums=own.sums, num_cats=num_cats,
+            leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=seed,
+        )  # fmt: skip
     else:
-        own = settings.rat_spn
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, perturbation=_RAT_SPN_PERTURBATION, seed=settings.seed,
+            num_cats=num_cats, perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit
+
+
+def _fitting(shape: tuple[int, ...], settings: Settings, num_cats: int) -> Callable[[HCLTSettings], bool]:
+    """Give what says whether `check_fit` lets an HCLT of such data be."""
+
+    def fits(own: HCLTSettings) -> bool:
+        try:
+            check_fit(shape, replace(settings, hclt=own), num_cats)
+        except InputError:
+            return False
+        return True
+
+    return fits
+
+
+def _scorer(rows: Table, held_out: Table, num_cats: int, seed: int) -> Callable[[HCLTSettings], float]:
+    """Give what learns a mixture of trees by some settings, and scores it on the validation rows: mean nats."""
+    missing, missing_valid = missing_in(rows), missing_in(held_out)
+
+    def score(own: HCLTSettings) -> float:
+        circuit = _trees(rows, missing, num_cats, own, seed, SILENT)
+        history = circuit.fit_em(
+            rows, mask=missing, **_em(own, len(rows)), seed=seed, epochs=own.epochs, step_size=own.step_size,
+            valid=held_out, valid_mask=missing_valid, patience=own.patience,
+        )  # fmt: skip
+        return max(history.valid)
+
+    return score
 
 
 def _trees(
@@ -136,15 +194,18 @@ def _trees(
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
     if own.trees == 1:
         return Circuit.hclt(
-            rows, mask=missing, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress
-        )
+            rows, mask=missing, num_latents=own.latents, num_cats=num_cats, start=own.start, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     clusters = on_first(lambda: kmeans(mean_filled(rows, missing), own.trees, seed))
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:
         for number, share in enumerate(shares):
             members, mask = rows[clusters == number], None if missing is None else missing[clusters == number]
-            tree = Circuit.hclt(members, mask=mask, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
+            tree = Circuit.hclt(
+                members, mask=mask, num_latents=own.latents, num_cats=num_cats, start=own.start, seed=seed + number
+            )
             tree.fit_em(
                 members, mask=mask, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed
             )
@@ -153,7 +214,7 @@ def _trees(
     return Circuit.mixture(trees, weights=shares)
 
 
-def _em(own: HCLTSettings | RatSpnSettings, n: int) -> dict[str, Any]:
+def _em(own: _Own, n: int) -> dict[str, Any]:
     # Batches as even as can be: with large steps, a last batch of a few rows would leave its mark on all parameters.
     batches = math.ceil(n / own.batch_size)
     return {"batch_size": math.ceil(n / batches), "pseudocount": own.pseudocount}

@@ -10,7 +10,7 @@ from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
-from pyjuice_lvd.settings import BASELINES, FIELD, OffsetSettings, Settings
+from pyjuice_lvd.settings import BASELINES, FIELD, EinetSettings, OffsetSettings, Settings
 
 _BYTES = 24
 """What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
@@ -64,11 +64,14 @@ def check_fit(
     if settings.method == "hclt" and shape[0] < settings.hclt.trees:
         kind = "rows" if len(shape) == 2 else "images"
         raise InputError(f"hclt.trees: found {settings.hclt.trees} for {shape[0]} {kind}, wanted at most as many trees")
+    if settings.method == "einet" and settings.einet.regions == "grid" and len(shape) == 2:
+        raise InputError("einet.regions: found 'grid' for a table, wanted 'random' or 'auto': a table has no pixels")
     size, most = _size(shape, settings, num_cats), machine_memory()
     if settings.method == "hclt" and (pairs := _pairs(shape[0], math.prod(shape[1:]))) > most:
         raise InputError(
             f"{source}: found {math.prod(shape[1:]):,} variables: the mutual information of all pairs would take "
-            f"{in_words(pairs)} of memory, wanted at most the {in_words(most)} of this machine (rat-spn needs none)"
+            f"{in_words(pairs)} of memory, wanted at most the {in_words(most)} of this machine "
+            "(rat-spn and einet need none)"
         )
     largest = f"num_cats: found {num_cats}" if largest is None else largest
     if size <= most:
@@ -102,15 +105,18 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
         saved = (_BYTES - _TABLE_BYTES) * tables if num_cats >= settings.hclt.batch_size else 0
         return settings.hclt.trees * (_BYTES * _hclt(num_vars, latents, num_cats) - saved)
     if settings.method == "rat-spn":
-        return _BYTES * _rat_spn(num_vars, settings, num_cats)
+        own = settings.rat_spn
+        return _BYTES * _random_regions(num_vars, own.depth, own.replicas, own.sums, own.inputs, num_cats)
+    if settings.method == "einet":
+        return _BYTES * _einet(shape, settings.einet, num_cats)
     if settings.offsets.steps:
         return _BYTES * _with_offsets(shape, settings) + _teacher(settings, *_patches(shape, settings))
-    own, (ph, pw), channels = settings.clusters, settings.teacher.patch, shape[3]
+    clusters, (ph, pw), channels = settings.clusters, settings.teacher.patch, shape[3]
     positions, pixels = shape[1] // ph * (shape[2] // pw), ph * pw * channels
-    circuits = own.outer * (1 if own.tied else positions)
-    patch = _hclt(pixels, settings.circuit.latents, num_cats) + settings.circuit.latents * own.inner
+    circuits = clusters.outer * (1 if clusters.tied else positions)
+    patch = _hclt(pixels, settings.circuit.latents, num_cats) + settings.circuit.latents * clusters.inner
     small = _hclt(pixels, settings.refining.latents, num_cats) if settings.refining.rounds else 0
-    prior = _hclt(positions, settings.prior.latents, own.outer * own.inner)
+    prior = _hclt(positions, settings.prior.latents, clusters.outer * clusters.inner)
     counted = max(circuits * small, circuits * patch + prior)
     pairs = max(_pairs(shape[0], pixels), _pairs(shape[0], positions))  # at least so many patches, in one cluster
     return _BYTES * counted + _teacher(settings, positions, pixels) + pairs
@@ -152,14 +158,30 @@ def _hclt(num_vars: int, latents: int, num_cats: int) -> int:
     return num_vars * latents * num_cats + (num_vars - 1) * latents**2 + latents
 
 
-def _rat_spn(num_vars: int, settings: Settings, num_cats: int) -> int:
+def _random_regions(num_vars: int, depth: int, replicas: int, sums: int, inputs: int, num_cats: int) -> int:
     """Count the parameters of a RAT-SPN, and the edges of its products, as if no two cuts met in a region."""
-    own = settings.rat_spn
-    depth = min(own.depth, (num_vars - 1).bit_length())
-    inputs = own.replicas * own.inputs * num_vars * num_cats
-    parts = [own.inputs if level + 1 == depth else own.sums for level in range(depth)]
-    pairs = sum(own.replicas * min(1 << level, num_vars) * (2 + own.sums) * part**2 for level, part in enumerate(parts))
-    return inputs + pairs
+    depth = min(depth, (num_vars - 1).bit_length())
+    parts = [inputs if level + 1 == depth else sums for level in range(depth)]
+    pairs = sum(replicas * min(1 << level, num_vars) * (2 + sums) * part**2 for level, part in enumerate(parts))
+    return replicas * inputs * num_vars * num_cats + pairs
+
+
+def _einet(shape: tuple[int, ...], own: EinetSettings, num_cats: int) -> int:
+    """Count the parameters of an EiNet, and the edges of its products."""
+    num_vars = math.prod(shape[1:])
+    if own.regions == "random" or len(shape) == 2:
+        return _random_regions(num_vars, own.depth, own.replicas, own.sums, own.sums, num_cats)
+    return _grid_cuts(shape[1], shape[2], own.steps) * own.sums**2 * (2 + own.sums) + num_vars * own.sums * num_cats
+
+
+def _grid_cuts(height: int, width: int, steps: tuple[int, ...]) -> int:
+    """Count the partitions of a grid of regions; cells that the image's edge cuts off count as whole ones."""
+    if not steps:
+        return 0
+    step, rows, columns = steps[0], -(-height // steps[0]), -(-width // steps[0])
+    along = (rows - 1) * rows * (rows + 1) // 6 * (columns * (columns + 1) // 2)
+    across = (columns - 1) * columns * (columns + 1) // 6 * (rows * (rows + 1) // 2)
+    return along + across + rows * columns * _grid_cuts(min(step, height), min(step, width), steps[1:])
 
 
 def _teacher(settings: Settings, positions: int, pixels: int) -> int:
@@ -176,6 +198,8 @@ def _others(settings: Settings) -> list[str]:
         return ["hclt.latents", "hclt.trees"]
     if settings.method == "rat-spn":
         return [f"rat_spn.{name}" for name in ("replicas", "sums", "inputs")]
+    if settings.method == "einet":
+        return [f"einet.{name}" for name in ("sums", "steps", "replicas")]
     teacher = [f"teacher.{name}" for name in ("channels", "blocks", "code_dim", "codes", "mixtures", "batch_size")]
     teacher.append("teacher.patch")
     return [

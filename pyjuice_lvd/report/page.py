@@ -26,6 +26,7 @@ _METHODS = {
     "lvd": "one-shot latent variable distillation",
     "hclt": "hidden Chow-Liu trees",
     "rat-spn": "a random and tensorised sum-product network",
+    "einet": "an einsum network",
 }
 
 # In the order in which they are shown; other pictures in the run's folder follow, by name.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn")
-BASELINES = ("hclt", "rat-spn")
+METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn", "einet")
+BASELINES = ("hclt", "rat-spn", "einet")
 """Methods of one circuit over whole images, or over the rows of a table."""
 _PATCHES = ("data", "teacher", "clusters", "refining", "circuit", "growing", "prior", "finetuning", "offsets")
 SECTIONS = {
@@ -13,6 +13,7 @@ SECTIONS = {
     "lvd": tuple(name for name in _PATCHES if name != "growing"),
     "hclt": ("data", "hclt"),
     "rat-spn": ("data", "rat_spn"),
+    "einet": ("data", "einet"),
 }
 """The sections of the settings that each method has a use for."""
 WITHOUT_OFFSETS = ("growing", "prior", "finetuning")
@@ -29,6 +30,10 @@ DECODERS = ("independent", "convolutional")
 """Of the teacher: each patch is decoded from its own code alone, or from its neighbours' codes too."""
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
+LEAVES = ("categorical", "binomial")
+"""The inputs of an EiNet."""
+REGIONS = ("auto", "random", "grid")
+"""The region graph of an EiNet: by chance, or over the pixels of images; `auto`: a grid for images, else by chance."""
 FIELD = "field"
 TREES = ("lines", "combs", "rows", "columns", "chow-liu", FIELD)
 """Over the positions of an image: lines of hidden kinds, along rows and along columns; combs, whose teeth run along the

@@ -12,9 +12,11 @@ from pyjuice_lvd.settings.choices import (
     COLOR_NAMES,
     DECODERS,
     DEVICES,
+    LEAVES,
     METHODS,
     NEW_HEADS,
     PHOTO_SIZES,
+    REGIONS,
     STARTS,
     TREES,
     VARIANTS,
@@ -40,6 +42,9 @@ Offsets = Annotated[
 """The grid of each channel's offsets, or one for all; none: no offsets."""
 Windows = Annotated[
     tuple[int, ...], Within(lambda widths: bool(widths) and all(0 <= w <= 128 for w in widths), "some of 0 to 128")
+]
+Cuts = Annotated[
+    tuple[int, ...], Within(lambda steps: bool(steps) and all(1 <= s < 2**63 for s in steps), "integers of at least 1")
 ]
 Sides = Annotated[tuple[int, int], Within(lambda sides: min(sides) >= 1, "height and width, integers of at least 1")]
 
@@ -275,8 +280,14 @@ class OffsetSettings(Section, table="offsets"):
 class HCLTSettings(Section, table="hclt"):
     """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
 
+    search: bool = True
+    """Of a table: trees, latents and pseudocount are chosen by the validation split, unless one of them is set to
+    another value than its default."""
     latents: Count = 16
     trees: Count = 1
+    start: Annotated[str, among(*STARTS)] = STARTS[0]
+    """Where parameters start: at random, or, for ordered values such as grey levels, from `clusters`: hidden states
+    that K-means finds."""
     epochs: Count = 50
     """At most: see `patience`."""
     batch_size: Count = 256
@@ -284,6 +295,29 @@ class HCLTSettings(Section, table="hclt"):
     pseudocount: Pseudocount = 0.003
     patience: Count = 20
     """EM ends after so many epochs without a better validation likelihood."""
+
+
+@dataclass(frozen=True)
+class EinetSettings(Section, table="einet"):
+    """`[einet]`: method `einet`, an einsum network over all variables."""
+
+    sums: Count = 16
+    """Units of each region, and of each partition of one."""
+    regions: Annotated[str, among(*REGIONS)] = REGIONS[0]
+    """A `random` graph, of `depth` and `replicas`; a `grid` over the pixels of images, cut at `steps`; `auto`: a grid
+    for images, else a random one."""
+    steps: Cuts = (4,)
+    """Of a grid: rectangles are cut at the multiples of the first step that has any within, in pixels."""
+    depth: Count = 6
+    replicas: Count = 8
+    leaves: Annotated[str, among(*LEAVES)] = LEAVES[0]
+    """The kind of inputs."""
+    epochs: Count = 50
+    """At most: see `patience`."""
+    batch_size: Count = 256
+    step_size: Steps = (0.3, 0.02)
+    pseudocount: Pseudocount = 0.03
+    patience: Count = 20
 
 
 @dataclass(frozen=True)
@@ -324,6 +358,7 @@ class Settings(Section):
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     offsets: OffsetSettings = field(default_factory=OffsetSettings)
     hclt: HCLTSettings = field(default_factory=HCLTSettings)
+    einet: EinetSettings = field(default_factory=EinetSettings)
     rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
     def __post_init__(self) -> None:

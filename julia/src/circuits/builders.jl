@@ -1,46 +1,5 @@
 # Circuits whose structure needs no data: RAT-SPNs, a full factorisation, an HCLT over a given tree, mixtures of circuits.
 
-"A region: a set of variables, sorted, and its partitions, each a pair of regions (their indices, the smaller first)."
-struct Region
-    scope::Vector{Int}
-    partitions::Vector{Tuple{Int,Int}}
-end
-
-"""
-The random region graph of Peharz et al. 2019, algorithm 1: `replicas` times, all variables are cut into random halves, these into
-halves, and so on `depth` times or down to single variables. Regions are sets: where two cuts meet in one scope, they share the
-region, and it has the partitions of both. The first region is the whole.
-"""
-function random_region_graph(rng::SplitMix, num_vars::Integer, depth::Integer, replicas::Integer)
-    regions, index = Region[], Dict{Vector{Int},Int}()
-    whole = region!(regions, index, collect(1:num_vars))
-    for _ in 1:replicas
-        cut!(regions, index, rng, whole, depth)
-        pause(1)
-    end
-    return regions
-end
-
-"The region over `scope`, made if it is new."
-function region!(regions, index, scope)
-    haskey(index, scope) && return index[scope]
-    push!(regions, Region(scope, Tuple{Int,Int}[]))
-    return index[scope] = length(regions)
-end
-
-function cut!(regions, index, rng, r, depth)
-    region = regions[r]
-    (depth == 0 || length(region.scope) == 1) && return
-    order, half = shuffle!(rng, copy(region.scope)), length(region.scope) ÷ 2
-    parts = (region!(regions, index, sort(order[1:half])), region!(regions, index, sort(order[half + 1:end])))
-    partition = minmax(parts...)
-    partition in region.partitions || push!(region.partitions, partition)
-    pause(100 * length(region.scope))
-    for part in parts
-        cut!(regions, index, rng, part, depth - 1)
-    end
-end
-
 """
     rat_spn(; num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads = 1, perturbation = 0.4, seed = 0) -> Circuit
 
@@ -53,12 +12,9 @@ U(1 - perturbation, 1 + perturbation).
 function rat_spn(; num_vars::Integer, depth::Integer, replicas::Integer, num_sums::Integer, num_inputs::Integer,
                  num_cats::Integer, heads::Integer=1, perturbation::Real=0.4, seed::Integer=0)
     sizes = (num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs, num_cats=num_cats, heads=heads)
-    for (name, value) in pairs(sizes)
-        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
-    end
+    check_positive(; sizes...)
     start = Starter(seed, perturbation)
-    cuts = Float64(replicas) * num_vars * min(depth, 1 + log2(num_vars))  # so many entries have the regions' scopes, in all
-    check_memory(named(; sizes...), "a graph of regions", 2 * sizeof(Int) * cuts)
+    check_random_graph(; sizes...)
     regions = random_region_graph(start.rng, num_vars, depth, replicas)
     counts = [r == 1 ? heads : isempty(region.partitions) ? num_inputs : num_sums for (r, region) in enumerate(regions)]
     size = rat_spn_size(regions, counts, num_inputs, num_cats)
@@ -96,23 +52,32 @@ function rat_spn_size(regions, counts, num_inputs, categories)
 end
 
 """
-The inputs of each region that is not cut: for each variable of its scope, `count` of them. Those of one variable share a table,
-because looking up one long row is faster than many short ones.
+The inputs of each region that is not cut: for each variable of its scope, `count` of them, of one of the `LEAVES`. Those of one
+variable share a table, because looking up one long row is faster than many short ones.
 """
-function add_region_inputs!(b::Builder, start::Starter, regions, count, categories)
+function add_region_inputs!(b::Builder, start::Starter, regions, count, categories, leaves="categorical")
     regions_of = [Int[] for _ in 1:b.num_vars]
     for r in eachindex(regions), i in (isempty(regions[r].partitions) ? regions[r].scope : Int[])
         push!(regions_of[i], r)
     end
     inputs = [UnitRange{Int}[] for _ in regions]
     for i in 1:b.num_vars
-        units = add_table!(b, i, count * length(regions_of[i]), categories)
-        fill_in!(start, (probabilities(b, u) for u in units))
+        units = add_leaves!(b, start, i, count * length(regions_of[i]), categories, leaves)
         for (k, r) in enumerate(regions_of[i])
             push!(inputs[r], units[(k - 1) * count + 1:k * count])
         end
     end
     return inputs
+end
+
+function add_leaves!(b::Builder, start::Starter, i, count, categories, leaves)
+    if leaves == "binomial"
+        success = [0.5 + start.perturbation * (uniform!(start.rng) - 0.5) for _ in 1:count]
+        return add_binomials!(b, i, categories - 1, Float32.(success))
+    end
+    units = add_table!(b, i, count, categories)
+    fill_in!(start, (probabilities(b, u) for u in units))
+    return units
 end
 
 "Products of the k-th inputs of all variables, for every k; of a single variable, its inputs themselves."
@@ -141,9 +106,7 @@ makes them the frequencies in the data.
 """
 function fully_factorized(; num_vars::Integer, num_cats::Integer, heads::Integer=1)
     sizes = (num_vars=num_vars, num_cats=num_cats, heads=heads)
-    for (name, value) in pairs(sizes)
-        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
-    end
+    check_positive(; sizes...)
     units, edges = (num_vars + 1.0) * heads, Float64(num_vars) * heads
     check_room(named(; sizes...), units, edges, edges * num_cats)
     b = Builder(num_vars, units, edges, edges * num_cats)
@@ -272,6 +235,11 @@ end
 rat_spn_circuit(num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads, perturbation, seed) =
     rat_spn(; num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs, num_cats=num_cats,
             heads=heads, perturbation=perturbation, seed=seed)
+
+"`shape`, (height, width, channels), and `steps` are for a grid of regions; where they are empty, `depth` and `replicas` are for a random one."
+einet_circuit(num_vars, shape, steps, depth, replicas, num_sums, num_cats, leaves, heads, perturbation, seed) =
+    einet(; (isempty(shape) ? (num_vars=num_vars, depth=depth, replicas=replicas) : (shape=(shape...,), steps=(steps...,)))...,
+          num_sums=num_sums, num_cats=num_cats, leaves=leaves, heads=heads, perturbation=perturbation, seed=seed)
 
 factorized_circuit(num_vars, num_cats, heads) = fully_factorized(; num_vars=num_vars, num_cats=num_cats, heads=heads)
 

@@ -57,9 +57,7 @@ end
 "Throws an `ArgumentError` unless there may be such an HCLT, and the machine has memory for it."
 function check_hclt(V, latents, categories, heads)
     sizes = (num_latents=latents, num_cats=categories, heads=heads)
-    for (name, value) in pairs(sizes)
-        value >= 1 || throw(ArgumentError("$name = $value: want at least 1"))
-    end
+    check_positive(; sizes...)
     check_room(named(; num_vars=V, sizes...), hclt_size(V, latents, categories, heads)...)
 end
 

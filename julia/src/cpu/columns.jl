@@ -15,11 +15,11 @@ end
 starts_flow(at::Columns) = at.first_sender == 0 && !at.shares_flow
 
 """
-    Plan(circuit; soft = false)
+    Plan(circuit; soft = false, fuse = true)
     Plan(schedule; soft = false)
 
-How the CPU goes through a schedule: where values and flows lie in a tile. With `soft`, inputs keep their values, as soft evidence
-needs them for its statistics. Throws what [`Schedule`](@ref) throws.
+How the CPU goes through a [`Schedule`](@ref): where values and flows lie in a tile. With `soft`, inputs keep their values, as soft
+evidence needs them for its statistics. Throws what [`Schedule`](@ref) throws.
 """
 struct Plan
     schedule::Schedule
@@ -31,17 +31,17 @@ struct Plan
     soft::Bool
 end
 
-Plan(c::Circuit; soft::Bool=false) = Plan(Schedule(c); soft=soft)
+Plan(c::Circuit; soft::Bool=false, fuse::Bool=true) = Plan(Schedule(c; fuse=fuse); soft=soft)
 
 function Plan(schedule::Schedule; soft::Bool=false)
     groups = schedule.groups
     parents = [Tuple{Int,Bool}[] for _ in groups]  # (parent group, whether it is a product that takes each unit once, in order)
     for (g, group) in enumerate(groups)
-        for f in group.factors
+        for f in (group.pairs === nothing ? group.factors : Factor[])
             push!(parents[f.child], (g, f.identity))
         end
-        for b in group.blocks
-            push!(parents[b.child], (g, false))
+        for b in group.blocks, child in read_groups(groups, b)
+            push!(parents[child], (g, false))
         end
     end
     # An input under one product shares that product's columns; a group with one product parent shares its flow.
@@ -57,13 +57,13 @@ function Plan(schedule::Schedule; soft::Bool=false)
             value[g] = value[owner]
         else
             value[g] = value_columns
-            value_columns += width(groups[g])
+            value_columns += kept_width(groups[g])
         end
         owner != 0 && (holder[g] = holder[owner])
     end
     senders = [isempty(found) ? 0 : maximum(first, found) for found in parents]
     senders[has_head] .= 0
-    flow, flow_columns = place_flows(width.(groups), senders, holder)
+    flow, flow_columns = place_flows(kept_width.(groups), senders, holder)
     columns, scaled = Columns[], 0
     for (g, group) in enumerate(groups)
         isinput(group.kind) || (scaled += 1)

@@ -124,6 +124,11 @@ values (`turned_length`), so that a vector is 16 edges and nothing is added up a
 function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int,
                      turned::Ptr{Float32}, room::Int)
     turn_tile!(turned, value, inputs)
+    turned_edge_flows!(stat, turned, r, stride, inputs, outputs, room)
+end
+
+"The same from `turned` values."
+function turned_edge_flows!(stat::Ptr{Float32}, turned::Ptr{Float32}, r::Ptr{Float32}, stride::Int, inputs::Int, outputs::Int, room::Int)
     rows = LANES * cld(inputs, LANES)
     whole = clamp(fld(room - rows, stride) + 1, 0, outputs)  # columns of which whole vectors fit in
     for k in 0:BLOCK:whole - 1
@@ -144,7 +149,7 @@ function edge_flows!(stat::Ptr{Float32}, value::Ptr{Float32}, r::Ptr{Float32}, s
     end
     for k in whole:outputs - 1, j in 0:inputs - 1
         e = 1 + j + k * stride
-        unsafe_store!(stat, unsafe_load(stat, e) + dot_tile(column(value, j), column(r, k)), e)
+        unsafe_store!(stat, unsafe_load(stat, e) + dot_turned(turned, rows, j, column(r, k)), e)
     end
 end
 
@@ -153,11 +158,22 @@ function turn_tile!(turned::Ptr{Float32}, value::Ptr{Float32}, units::Int)
     rows = LANES * cld(units, LANES)
     for v in 0:VECTORS - 1, j in 0:LANES:rows - 1
         own = transpose16(ntuple(l -> j + l <= units ? load_lanes(column(value, j + l - 1) + 64 * v) : splat(0f0), Val(LANES)))
-        for s in 1:LANES
-            store_lanes(turned + 4 * ((LANES * v + s - 1) * rows + j), own[s])
-        end
+        store_rows!(turned + 4 * (LANES * v * rows + j), 4 * rows, own)
     end
 end
 
-"The sum over the tile of a[:] b[:]."
-@inline dot_tile(a::Ptr{Float32}, b::Ptr{Float32}) = horizontal_sum(dot_lanes(load_tile(a), load_tile(b)))
+"Stores 16 vectors, a step of so many bytes apart."
+@inline function store_rows!(p::Ptr{Float32}, step::Int, rows::NTuple{LANES,Lanes})
+    for s in 1:LANES
+        store_lanes(p + (s - 1) * step, rows[s])
+    end
+end
+
+"The sum over the tile of turned[j, :] b[:]."
+function dot_turned(turned::Ptr{Float32}, rows::Int, j::Int, b::Ptr{Float32})
+    total = 0f0
+    for s in 0:TILE - 1
+        total = muladd(unsafe_load(turned, 1 + j + s * rows), unsafe_load(b, 1 + s), total)
+    end
+    return total
+end

@@ -46,11 +46,10 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
     out, exponent = value_columns(ws, plan, gi), exponents(ws, plan, gi)
     started = any(f -> plan.columns[f.child].shares_value, g.factors)
-    factors_in, nested, largest = started ? 1 : 0, false, 1f0
+    factors_in, largest = started ? 1 : 0, 1f0
     for f in g.factors
         child = plan.groups[f.child]
         plan.columns[f.child].shares_value && continue
-        nested |= child.kind == PRODUCT
         if factors_in == 0
             copy_units!(out, value_columns(ws, plan, f.child), width(g), f)
             ws.losing[f.child] && carry_loss!(ws, gi, f.child)
@@ -66,8 +65,8 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
         end
         factors_in % FACTORS_BETWEEN_SCALING == 0 && (normalise_product!(ws, plan, gi); largest = LARGEST_SUM)
     end
-    # Products of products, each over no more than a few groups, would drift to infinity together.
-    nested && normalise_product!(ws, plan, gi)
+    # Products of products, each over no more than a few groups, would drift to infinity, or to zero, together.
+    g.nested && factors_in % FACTORS_BETWEEN_SCALING != 0 && normalise_product!(ws, plan, gi)
 end
 
 function normalise_product!(ws::Workspace, plan::Plan, gi::Int)
@@ -99,6 +98,7 @@ end
 
 function block_values!(out, ws, plan, g, b::Block)
     c, child = plan.circuit, plan.groups[b.child]
+    child.pairs === nothing || return pair_values!(out, ws, plan, g, b, child.pairs)
     in = value_columns(ws, plan, b.child)
     isdense(b) ? multiply!(out, in, pointer(c.weight, b.first), b.stride, width(child), width(g)) :
                  multiply_sparse!(out, in, pointer(c.weight, b.first), b.of_sums)
@@ -128,7 +128,7 @@ function forward!(ws::Workspace, plan::Plan, X::Data)
         if isinput(kind)
             input_values!(ws, plan, gi, X)
         elseif kind == PRODUCT
-            product_values!(ws, plan, gi)
+            plan.groups[gi].pairs === nothing ? product_values!(ws, plan, gi) : pair_scale!(ws, plan, gi, plan.groups[gi].pairs)
         else
             sum_values!(ws, plan, gi)
         end

@@ -63,7 +63,7 @@ function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, g
         if g.kind == SUM
             sum_flows!(stat, ws, plan, gi)
         elseif g.kind == PRODUCT
-            for f in g.factors
+            for f in (g.pairs === nothing ? g.factors : Factor[])
                 at = plan.columns[f.child]
                 at.shares_flow && continue
                 at.first_sender == gi && clear_flow!(ws, plan, f.child)
@@ -76,7 +76,7 @@ function flow_down!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, g
 end
 
 function clear_flow!(ws::Workspace, plan::Plan, gi)
-    at, count = plan.columns[gi], width(plan.groups[gi])
+    at, count = plan.columns[gi], kept_width(plan.groups[gi])
     fill!(view(ws.flows, TILE * at.flow + 1:TILE * (at.flow + count)), 0f0)
 end
 
@@ -90,6 +90,7 @@ function sum_flows!(stat, ws, plan, gi)
     end
     scale_between!(pointer(ws.factor), unscaled, exponents(ws, plan, gi))
     ratios!(r, flow_columns(ws, plan, gi), width(g), pointer(ws.factor))
+    clear_pairs!(ws, plan, gi)
     for b in eachindex(g.blocks)
         block, ratio = g.blocks[b], r
         if several
@@ -97,6 +98,7 @@ function sum_flows!(stat, ws, plan, gi)
             ratio = scaled
         end
         child = plan.groups[block.child]
+        child.pairs === nothing || (pair_flows!(stat, ws, plan, g, block, child.pairs, ratio); continue)
         value, flow = value_columns(ws, plan, block.child), flow_columns(ws, plan, block.child)
         adds = plan.columns[block.child].first_sender != gi
         if isdense(block)

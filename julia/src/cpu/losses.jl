@@ -123,15 +123,24 @@ function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
     g, found = plan.groups[gi], splat(0f0)
     any_less(load_lanes(column(value_columns(ws, plan, gi), k - 1) + 64 * (v - 1)), small(ws, v)) || return found
     for (b, block) in enumerate(g.blocks)
-        child, scales = value_columns(ws, plan, block.child), block_scale(ws, plan, g, b)
+        scales = block_scale(ws, plan, g, b)
         scale = scales == C_NULL ? splat(1f0) : load_lanes(scales + 64 * (v - 1))
         for i in terms(plan, block, k)
             j, e = term(block, k, i)
-            w, x = splat(plan.circuit.weight[e]), load_lanes(column(child, j - 1) + 64 * (v - 1))
+            w, x = splat(plan.circuit.weight[e]), term_value(ws, plan, block.child, j, v)
             found = max_lanes(found, underflow(mul(mul(w, x), scale), w, x))
         end
     end
     return found
+end
+
+"Vector `v` of what a block multiplies weights of unit j of `child` with; of pairs, the smaller of the fast one's value and the product."
+function term_value(ws::Workspace, plan::Plan, child::Int, j::Int, v::Int)
+    pairs = plan.groups[child].pairs
+    pairs === nothing && return load_lanes(column(value_columns(ws, plan, child), j - 1) + 64 * (v - 1))
+    i, j = divrem(j - 1, length(pairs.fast))
+    fast = load_lanes(column(pair_columns(ws, plan, pairs)[2], j) + 64 * (v - 1))
+    return min_lanes(fast, mul(load_lanes(column(pair_columns(ws, plan, pairs)[1], i) + 64 * (v - 1)), fast))
 end
 
 # The terms of sum k that a block has, and each one's unit of the child group and edge.

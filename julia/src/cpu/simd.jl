@@ -100,6 +100,14 @@ end
        %4 = select <16 x i1> %3, <16 x float> %0, <16 x float> %1
        ret <16 x float> %4""", Lanes, Tuple{Lanes,Lanes}, a, b)
 
+"The smaller one of `a` and what of `b` is above 0."
+@inline min_above_zero(a::Lanes, b::Lanes) = Base.llvmcall(
+    """%3 = fcmp olt <16 x float> %1, %0
+       %4 = fcmp ogt <16 x float> %1, zeroinitializer
+       %5 = and <16 x i1> %3, %4
+       %6 = select <16 x i1> %5, <16 x float> %1, <16 x float> %0
+       ret <16 x float> %6""", Lanes, Tuple{Lanes,Lanes}, a, b)
+
 "Whether a < b in any lane."
 @inline any_less(a::Lanes, b::Lanes) = Base.llvmcall(
     """%3 = fcmp olt <16 x float> %0, %1

@@ -10,7 +10,7 @@ struct Workspace
     x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised
     evidence::Vector{Float32}   # (categories, TILE) of one variable
     waiting::WaitingEdges
-    turned::Vector{Float32}     # the values of the widest child group of a dense block, those of one sample side by side
+    turned::Vector{Float32}     # the values of the widest child group of a dense block, or of some pairs, those of one sample side by side
     scratch::Vector{Float32}    # (TILE, widest) twice, and a factor for each block: for sums over several groups
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     live::Vector{Bool}          # whether the tile's arithmetic held for the lane
@@ -28,15 +28,15 @@ function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=n
     return Workspace(zeros(Float32, TILE * plan.value_columns), zeros(Float32, flows ? TILE * plan.flow_columns : 0),
                      zeros(Int32, TILE * (1 + maximum(at.exponent for at in plan.columns))), zeros(Float32, TILE), zeros(Float32, TILE),
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
-                     WaitingEdges(flows & sparse), zeros(Float32, flows ? turned_length(widest_child(plan)) : 0),
+                     WaitingEdges(flows & sparse), zeros(Float32, flows ? turned_length(most_turned(plan)) : 0),
                      zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.schedule.widest + most_blocks) : 0), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), Float32[], zeros(Float32, TILE),
                      Vector{Ptr{Int32}}(undef, most_blocks), inputs)
 end
 
-"Units of the widest child group of a dense block."
-widest_child(plan::Plan) =
-    mapreduce(g -> mapreduce(b -> isdense(b) ? width(plan.groups[b.child]) : 0, max, g.blocks; init=0), max, plan.groups)
+"Of how many units, or pairs of them, dense blocks turn the values at a time, at most."
+most_turned(plan::Plan) = mapreduce(g -> mapreduce(b -> most_turned(plan.groups[b.child], b), max, g.blocks; init=0), max, plan.groups)
+most_turned(child::Group, b::Block) = !isdense(b) ? 0 : child.pairs === nothing ? width(child) : min(width(child), PAIRS_AT_ONCE)
 
 @inline value_columns(ws::Workspace, plan::Plan, gi) = pointer(ws.values) + 4 * TILE * plan.columns[gi].value
 @inline flow_columns(ws::Workspace, plan::Plan, gi) = pointer(ws.flows) + 4 * TILE * plan.columns[gi].flow

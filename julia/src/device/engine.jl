@@ -55,7 +55,7 @@ mutable struct DeviceEngine{A} <: Engine
     leaf_flow::AbstractVector{Float32}    # of soft evidence, less the parameter
     values::AbstractMatrix{Float32}       # (rows, columns)
     flows::AbstractMatrix{Float32}
-    scratch::Tuple                        # (rows, widest), twice
+    scratch::Tuple                        # (rows, units of the widest group), and where that is more, pairs of units
     exponents::AbstractMatrix{Int32}      # (rows, groups)
     lost::AbstractMatrix{Float32}
     x::AbstractMatrix{Int32}              # (rows, variables): categories of the pass under way, -1 where hidden
@@ -71,7 +71,8 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     place(x) = device.array(x)
     none(T, dimensions=1) = place(zeros(T, ntuple(_ -> 0, dimensions)))
     first, columns = first_columns(schedule)
-    numbers = columns + (soft ? 2 * c.num_vars * Int(maximum(schedule.limits)) : 0)
+    widest = widest_in_scratch(schedule)
+    numbers = max(columns, widest) + (soft ? 2 * c.num_vars * Int(maximum(schedule.limits)) : 0)
     rows = clamp(PASS_NUMBERS ÷ max(numbers, 1), TILE, SINGLE_PRECISION_SAMPLES)
     batch_size > 0 && (rows = min(rows, batch_size))
     head_units = unique(c.heads)
@@ -80,7 +81,7 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     sum_units = Int[u for u in 1:num_units(c) if c.kind[u] == SUM]
     inputs, _ = input_table(schedule, first)
     learned, categories = input_table(schedule, first, ==(CATEGORICAL))
-    beyond = zeros(Float32, schedule.widest * maximum(g -> length(g.blocks) + 1, schedule.groups))
+    beyond = zeros(Float32, widest * maximum(g -> length(g.blocks) + 1, schedule.groups))
     return DeviceEngine(schedule, device, soft, rows, first, levels_of(place, schedule, first), device_blocks(place, schedule), place.(inputs),
                         place.((learned[3], learned[4], categories)),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
@@ -90,6 +91,9 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
                         none(Float32, 2), (none(Float32, 2), none(Float32, 2)), none(Int32, 2), none(Float32, 2), none(Int32, 2),
                         none(Float32, 3), false, 0, nothing, nothing)
 end
+
+"Columns of the second scratch: units of the widest group, or pairs of units where those are more."
+widest_in_scratch(schedule::Schedule) = max(schedule.widest, maximum(g -> g.pairs === nothing ? 0 : width(g), schedule.groups))
 
 "Room beyond the inputs' tables, so that each is a matrix, (units, categories), of whole columns."
 widest_stride(schedule::Schedule) = maximum(g -> isinput(g.kind) ? g.param_stride : 0, schedule.groups)
@@ -129,8 +133,9 @@ function make_room!(e::DeviceEngine)
     while true
         try
             room(T, columns) = place(e, zeros(T, e.rows, columns))
-            groups, widest, columns = length(e.schedule.groups), e.schedule.widest, sum(width, e.schedule.groups)
-            e.values, e.flows, e.scratch = room(Float32, columns), room(Float32, columns), (room(Float32, widest), room(Float32, widest))
+            groups, columns = length(e.schedule.groups), sum(kept_width, e.schedule.groups)
+            e.values, e.flows = room(Float32, columns), room(Float32, columns)
+            e.scratch = (room(Float32, e.schedule.widest), room(Float32, widest_in_scratch(e.schedule)))
             e.exponents, e.lost = room(Int32, groups), room(Float32, groups)
             return
         catch error
@@ -186,6 +191,7 @@ function forward!(e::DeviceEngine)
     over!(small_input!, e, count_of(e.small), e.lost, e.values, e.rows, e.soft ? SMALL : LOSS, e.small...)
     for level in e.levels
         over!(product_values!, e, count_of(level.products), e.values, e.exponents, e.lost, e.rows, level.products...)
+        over!(pair_scale!, e, count_of(level.pairs), e.values, e.exponents, e.lost, e.rows, level.pairs...)
         groups, _, _, blocks, child, _ = level.sums
         over!(common_exponent!, e, length(groups), e.exponents, e.rows, groups, blocks, child)
         for gi in level.members
@@ -210,13 +216,27 @@ function group_sums!(e::DeviceEngine, gi::Int)
         part = alone ? out : view(e.scratch[1], :, 1:width(g))
         if isdense(block)
             inputs = width(e.schedule.groups[block.child])
-            matrix_product!(part, group_columns(e, e.values, block.child), block_matrix(e.weight, g, block, inputs), 0f0)
+            matrix_product!(part, block_inputs(e, block.child), block_matrix(e.weight, g, block, inputs), 0f0)
         else
             over!(sparse_sums!, e, width(g), part, e.values, e.weight, e.rows, e.first[block.child], block.first, e.blocks[gi, b].of_sums...)
         end
         alone || over!(add_block!, e, width(g), e.values, part, e.exponents, e.rows, e.first[gi], gi, block.child, b > 1)
     end
 end
+
+"The values that a dense block multiplies its weights with, `(rows, units)`: those of its child group, or of pairs, made here."
+function block_inputs(e::DeviceEngine, child::Int)
+    pairs = e.schedule.groups[child].pairs
+    pairs === nothing && return group_columns(e, e.values, child)
+    count = width(e.schedule.groups[child])
+    products = view(e.scratch[2], :, 1:count)
+    over!(pair_product!, e, count, products, e.values, e.rows, pair_columns(e, pairs)..., Int32(length(pairs.fast)))
+    return products
+end
+
+"The columns, less 1, of the first slow unit and of the first fast one."
+pair_columns(e::DeviceEngine, pairs::Pairs) =
+    (first_pair_column(e.first, pairs.slow_group, pairs.slow), first_pair_column(e.first, pairs.fast_group, pairs.fast))
 
 "The heads' values, NaN where they are not certain, and their exponents, of a pass: on the host, `(rows, units that are heads)`."
 function head_values(e::DeviceEngine)
@@ -385,10 +405,16 @@ function block_flows!(e::DeviceEngine, gi::Int, b::Int, block::Block)
     ratio, first = view(e.scratch[1], :, 1:width(g)), e.first[block.child]
     over!(flow_ratio!, e, width(g), ratio, e.flows, e.values, e.exponents, e.rows, e.first[gi], gi, block.child)
     if isdense(block)
-        value, part = group_columns(e, e.values, block.child), view(e.scratch[2], :, 1:inputs)
-        matrix_product!(block_matrix(e.weight_flow, g, block, inputs), value, ratio, 1f0, true)
+        pairs, part = e.schedule.groups[block.child].pairs, view(e.scratch[2], :, 1:inputs)
+        matrix_product!(block_matrix(e.weight_flow, g, block, inputs), block_inputs(e, block.child), ratio, 1f0, true)
         matrix_product!(part, ratio, block_matrix(e.weight, g, block, inputs), 0f0, false, true)
-        over!(send_flow!, e, inputs, e.flows, e.values, part, e.rows, first)
+        if pairs === nothing
+            over!(send_flow!, e, inputs, e.flows, e.values, part, e.rows, first)
+        else
+            (slow, fast), (m, n) = pair_columns(e, pairs), Int32.(pair_sizes(pairs))
+            over!(send_pair_flow!, e, Int(m), e.flows, e.values, part, e.rows, slow, n, fast, n, Int32(1))
+            over!(send_pair_flow!, e, Int(n), e.flows, e.values, part, e.rows, fast, Int32(1), slow, m, n)
+        end
     else
         lists = e.blocks[gi, b].of_children
         launch!(sparse_edges!, e.values, inputs, e.weight_flow, e.values, ratio, e.rows, first, block.first, lists...)

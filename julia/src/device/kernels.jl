@@ -106,6 +106,36 @@ function product_values!(i, values, exponents, lost, rows, groups, first, width,
     return nothing
 end
 
+"What the scale of a group of pairs is, whose values are not kept, and what they would lack: its smallest positive values say whether any underflow."
+function pair_scale!(i, values, exponents, lost, rows, groups, slow, slow_first, slow_count, slow_largest, fast, fast_first, fast_count,
+                     fast_largest)
+    n, p = at(i, rows)
+    @inbounds begin
+        a = least_above_zero(values, n, slow_first[p], slow_count[p])
+        b = least_above_zero(values, n, fast_first[p], fast_count[p])
+        bound, db = lost[n, slow[p]], lost[n, fast[p]]
+        lost[n, groups[p]] = slow_largest[p] * db + (bound > 0 ? (fast_largest[p] + db) * bound : 0f0) + (a * b < LOSS ? LOSS : 0f0)
+        exponents[n, groups[p]] = exponents[n, slow[p]] + exponents[n, fast[p]]
+    end
+    return nothing
+end
+
+@inline function least_above_zero(values, n, first, count)
+    least = Inf32
+    @inbounds for k in first + 1:first + count
+        0 < values[n, k] < least && (least = values[n, k])
+    end
+    return least
+end
+
+"part[:, p] = the product of pair p."
+function pair_product!(i, part, values, rows, slow_first, fast_first, fast_count)
+    n, p = at(i, rows)
+    j, k = divrem(p - 1, fast_count)
+    @inbounds part[n, p] = values[n, slow_first + j + 1] * values[n, fast_first + k + 1]
+    return nothing
+end
+
 "The exponent that a sum group's blocks are brought to: the largest of its child groups'."
 function common_exponent!(i, exponents, rows, groups, blocks, child)
     n, p = at(i, rows)
@@ -217,6 +247,20 @@ end
 function send_flow!(i, flows, values, part, rows, first)
     n, j = at(i, rows)
     @inbounds flows[n, first + j] += values[n, first + j] * part[n, j]
+    return nothing
+end
+
+"""
+What the pairs of unit j of one side pass on to it: `part[:, p]`, of all its pairs, times the values of both. Its pairs are `step` apart, those
+of its neighbours `next`; `other` is the other side's first column, less 1, and `count` how many units that has.
+"""
+function send_pair_flow!(i, flows, values, part, rows, own, next, other, count, step)
+    n, j = at(i, rows)
+    total = 0f0
+    @inbounds for k in 1:count
+        total += values[n, other + k] * part[n, 1 + (j - 1) * next + (k - 1) * step]
+    end
+    @inbounds flows[n, own + j] += values[n, own + j] * total
     return nothing
 end
 

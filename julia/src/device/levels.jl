@@ -4,11 +4,12 @@
 count_of(table) = length(first(table))
 
 """
-One level: the groups that need only groups of lower levels. `products` and `sums` are tables over the level's groups, `gather` over its
+One level: the groups that need only groups of lower levels. `products`, `pairs` and `sums` are tables over the level's groups, `gather` over its
 units that products have for factors; `members` are its sum groups, which are matrix products and sparse sums of their own.
 """
 struct Level
     products::Tuple     # groups, first, width, nested, factors, child, child_first, place, index, largest
+    pairs::Tuple        # groups, and of the slow and the fast units: group, first, count, largest
     sums::Tuple         # groups, first, width, blocks, child, terms
     gather::Tuple       # column, start, parent
     members::Vector{Int}
@@ -33,12 +34,12 @@ function group_levels(schedule::Schedule)
     return level
 end
 
-"The first column of each group, less 1: every unit has one, in the order of work."
+"The first column of each group, less 1: every unit whose value is kept has one, in the order of work."
 function first_columns(schedule::Schedule)
     first, next = zeros(Int32, length(schedule.groups)), 0
     for (gi, g) in enumerate(schedule.groups)
         first[gi] = next
-        next += width(g)
+        next += kept_width(g)
     end
     return first, next
 end
@@ -49,10 +50,11 @@ function levels_of(place!, schedule::Schedule, first::Vector{Int32})
     parents = product_parents(schedule, first)
     return map(0:maximum(level)) do l
         own = findall(==(l), level)
-        products = filter(gi -> groups[gi].kind == PRODUCT, own)
+        products = filter(gi -> groups[gi].kind == PRODUCT && groups[gi].pairs === nothing, own)
+        pairs = filter(gi -> groups[gi].pairs !== nothing, own)
         sums = filter(gi -> groups[gi].kind == SUM, own)
-        Level(place!.(product_table(schedule, first, products)), place!.(sum_table(schedule, first, sums)),
-              place!.(gather_table(schedule, first, own, parents)), sums)
+        Level(place!.(product_table(schedule, first, products)), place!.(pair_table(schedule, first, pairs)),
+              place!.(sum_table(schedule, first, sums)), place!.(gather_table(schedule, first, own, parents)), sums)
     end
 end
 
@@ -69,9 +71,19 @@ function product_table(schedule, first, own)
         end
         push!(factors, length(child) + 1)
     end
-    nested = [any(f -> groups[f.child].kind == PRODUCT, groups[gi].factors) for gi in own]
+    nested = Bool[groups[gi].nested for gi in own]
     return (Int32.(own), first[own], Int32[width(groups[gi]) for gi in own], nested, factors, child, child_first, place, index, largest)
 end
+
+function pair_table(schedule, first, own)
+    groups, pairs = schedule.groups, [schedule.groups[gi].pairs for gi in own]
+    side(child, units) = (Int32[child(p) for p in pairs], Int32[first_pair_column(first, child(p), units(p)) for p in pairs],
+                          Int32[length(units(p)) for p in pairs], Float32[largest_value(groups[child(p)]) for p in pairs])
+    return (Int32.(own), side(p -> p.slow_group, p -> p.slow)..., side(p -> p.fast_group, p -> p.fast)...)
+end
+
+"The column, less 1, of the first of some units of a group."
+first_pair_column(columns, gi, units) = columns[gi] + Int32(first(units) - 1)
 
 function sum_table(schedule, first, own)
     groups = schedule.groups
@@ -87,7 +99,7 @@ end
 "Of each column: the columns of the products that have it for a factor."
 function product_parents(schedule::Schedule, first)
     parents = Dict{Int32,Vector{Int32}}()
-    for (gi, g) in enumerate(schedule.groups), f in g.factors, k in 1:width(g)
+    for (gi, g) in enumerate(schedule.groups), f in (g.pairs === nothing ? g.factors : Factor[]), k in 1:width(g)
         push!(get!(() -> Int32[], parents, first[f.child] + Int32(f.identity ? k : f.index[k])), first[gi] + k)
         pause(10)
     end

@@ -32,6 +32,17 @@ struct Block
     of_children::EdgeList
 end
 
+"""
+All pairs of some units of two groups, as the products of a group: product (i - 1) * length(fast) + j is of `slow[i]` of `slow_group` and
+`fast[j]` of `fast_group`.
+"""
+struct Pairs
+    slow_group::Int
+    slow::UnitRange{Int}
+    fast_group::Int
+    fast::UnitRange{Int}
+end
+
 const NO_EDGES = EdgeList(Int32[], Int32[], Int32[])
 
 isdense(b::Block) = b.stride > 0
@@ -46,9 +57,19 @@ struct Group
     param_stride::Int
     factors::Vector{Factor}
     blocks::Vector{Block}
+    pairs::Union{Nothing,Pairs}  # products that only dense blocks look at, which go by these: the products' own values are never there
+    nested::Bool                 # products that are factors of other products: those need them scaled
 end
 
 width(g::Group) = length(g.units)
+
+"Units whose values and flows are kept."
+kept_width(g::Group) = g.pairs === nothing ? width(g) : 0
+
+"The groups whose values a block reads."
+read_groups(groups::Vector{Group}, b::Block) = read_groups(groups[b.child].pairs, b.child)
+read_groups(pairs::Pairs, child) = (pairs.slow_group, pairs.fast_group)
+read_groups(::Nothing, child) = (child,)
 
 struct Members
     kind::UInt8
@@ -185,6 +206,35 @@ function product_factors(c, units, group_of, place, members)
     end
     in_order(f) = f.index == 1:length(members[f.child].units)
     return [in_order(f) ? Factor(f.child, true, Int32[]) : f for f in factors]
+end
+
+"""
+For each group the [`Pairs`](@ref) that its units are, or nothing: only for products that are no heads, and that nothing but dense
+blocks looks at. The sum over all pairs is then a product of two vectors and a matrix, as in the einsum layers of Peharz et al. 2020.
+"""
+function pairs_of_groups(factors, blocks, head_groups)
+    found = Vector{Union{Nothing,Pairs}}(map(all_pairs, factors))
+    found[head_groups] .= nothing
+    for own in factors, f in own
+        found[f.child] = nothing
+    end
+    for own in blocks, b in own
+        isdense(b) || (found[b.child] = nothing)
+    end
+    return found
+end
+
+"The pairs, of more than one unit on each side, that products with these factors are; or nothing."
+function all_pairs(factors::Vector{Factor})
+    length(factors) == 2 && !any(f -> f.identity, factors) || return nothing
+    for (slow, fast) in (factors, reverse(factors))
+        count = something(findfirst(!=(slow.index[1]), slow.index), length(slow.index) + 1) - 1
+        1 < count < length(slow.index) && length(slow.index) % count == 0 || continue
+        own, other = range(slow.index[1], length=length(slow.index) ÷ count), range(fast.index[1], length=count)
+        every = enumerate(Iterators.product(other, own))
+        all(((at, (j, i)),) -> slow.index[at] == i && fast.index[at] == j, every) && return Pairs(slow.child, own, fast.child, other)
+    end
+    return nothing
 end
 
 function sum_blocks(c, units, group_of, place, members)

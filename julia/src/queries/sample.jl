@@ -3,19 +3,28 @@
 # A sum decides for one of its children, a product goes on with all of them, an input decides for a category. What differs is
 # how they decide, by chance or for the best, and what is known of the units' values from the evidence.
 
-"Where the value of each unit lies in a tile: its group, and its column of the value buffer."
+"Where the value of each unit lies in a tile: its group, and its column of the value buffer; and the column that this is to be multiplied by,
+of products whose values are not kept, else -1."
 struct Places
     group::Vector{Int32}
     exponent::Vector{Int32}
     column::Vector{Int}
+    times::Vector{Int}
 end
 
 function Places(plan::Plan)
-    places = Places(zeros(Int32, num_units(plan.circuit)), zeros(Int32, num_units(plan.circuit)), zeros(Int, num_units(plan.circuit)))
+    n = num_units(plan.circuit)
+    places = Places(zeros(Int32, n), zeros(Int32, n), zeros(Int, n), fill(-1, n))
     for (gi, g) in enumerate(plan.groups), (k, u) in enumerate(g.units)
         places.group[u] = gi
         places.exponent[u] = plan.columns[gi].exponent
-        places.column[u] = plan.columns[gi].value + k - 1
+        if g.pairs === nothing
+            places.column[u] = plan.columns[gi].value + k - 1
+        else
+            i, j = divrem(k - 1, length(g.pairs.fast))
+            places.column[u] = plan.columns[g.pairs.slow_group].value + g.pairs.slow[i + 1] - 1
+            places.times[u] = plan.columns[g.pairs.fast_group].value + g.pairs.fast[j + 1] - 1
+        end
         pause(5)
     end
     return places
@@ -152,6 +161,7 @@ function cumulative_weights!(out, c::Circuit, u, tile::TileLane)
         for (k, e) in enumerate(edges(c, u))
             v = child(c, u, e)
             out[k] = ws.values[TILE * places.column[v] + s]
+            places.times[v] < 0 || (out[k] *= ws.values[TILE * places.times[v] + s])
             if places.group[v] != group && out[k] > 0
                 group = places.group[v]
                 top = max(top, ws.exponents[TILE * places.exponent[v] + s])
