@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import function, integers, number, step_sizes, typed
 from pyjuice_lvd.circuit.checkpoint import Checkpoint, digest_of
-from pyjuice_lvd.circuit.engine import Engine, Rows, for_julia
+from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows, for_julia
 from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.circuit.reduce import current
 from pyjuice_lvd.circuit.steps import Steps
@@ -55,7 +55,9 @@ def train(
         }  # fmt: skip
         state = Checkpoint(checkpoint, learned, about, data)
     if reducer.size > 1:
-        reducer.check_same(circuit=engine.structure, X=digest_of(rows), heads=digest_of(heads))
+        reducer.check_same(
+            circuit=engine.structure, X="" if isinstance(rows, Evidence) else digest_of(rows), heads=digest_of(heads)
+        )
         reducer.broadcast(*learned)
     watch = None if valid is None else Validation(score, learned, patience)
     if state:
