@@ -19,8 +19,8 @@ from pyjuice_lvd.circuit.reduce import Reducer, current, on_first, owners, sprea
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVD_THREADS": "1", "LVD_SILENCE": "6"}
 HCLT = [
-    "--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=300", "--set", "hclt.batch_size=64",
-    "--set", "hclt.patience=300", "--json",
+    "--method", "hclt", "--set", "hclt.latents=4", "--set", "hclt.epochs=600", "--set", "hclt.batch_size=64",
+    "--set", "hclt.patience=600", "--json",
 ]  # fmt: skip
 DISTILLED: dict[str, Any] = {
     "random_state": 3,
@@ -45,7 +45,7 @@ def fit(processes: int, data: Path, run: Path, *args: str) -> subprocess.Popen[s
     return torchrun(processes, "-m", "pyjuice_lvd.cli", "fit", data, "-o", run, *HCLT, *args)
 
 
-def ends(started: subprocess.Popen[str], seconds: float = 200) -> str:
+def ends(started: subprocess.Popen[str], seconds: float = 500) -> str:
     """Wait for the end; returns what was said."""
     try:
         return started.communicate(timeout=seconds)[0]
@@ -69,7 +69,7 @@ def epochs_of(run: Path) -> int:
 
 
 def wait_for_epoch(started: subprocess.Popen[str], run: Path, epoch: int) -> None:
-    until = time.monotonic() + 150
+    until = time.monotonic() + 400
     while epochs_of(run) < epoch:
         assert started.poll() is None, started.communicate()[0]
         assert time.monotonic() < until
@@ -113,6 +113,7 @@ PROGRAM = """
     import json, sys
     import numpy as np
     from pyjuice_lvd import LVD, Circuit
+    from pyjuice_lvd.circuit import checkpoint
     from pyjuice_lvd.circuit.reduce import alone, current, on_first, owners, spread
     from pyjuice_lvd.distributed import processes
     from pyjuice_lvd.errors import InputError
@@ -150,6 +151,21 @@ PROGRAM = """
             values.append([*history, *history.valid, *np.concatenate(pc.parameters())])
         assert values[0] == values[1]
         assert len({tuple(np.frombuffer(text)) for text in reducer.gather_bytes(np.array(values[0]).tobytes())}) == 1
+
+        checkpoint._INTERVAL = 0.0  # after each epoch, from the first on
+        em = {"heads": heads, "epochs": 3, "batch_size": 50, "valid": table[:31], "valid_heads": heads[:31]}
+
+        def interrupt(history):
+            if len(history) == 2:
+                raise KeyboardInterrupt
+
+        for on_epoch in (interrupt, None):
+            pc = Circuit.hclt(table, num_latents=3, heads=2, seed=1)
+            try:
+                resumed = pc.fit_em(table, **em, checkpoint=sys.argv[3], on_epoch=on_epoch)
+            except KeyboardInterrupt:
+                continue
+        assert values[0] == [*resumed, *resumed.valid, *np.concatenate(pc.parameters())]
         bpds = {}
         for name, settings in json.loads(sys.argv[2]).items():
             bpds[name] = LVD(**settings).fit(images).bpd(images[:50])
@@ -167,10 +183,16 @@ def test_processes_learn_what_one_does(processes: int, table: Path, tmp_path: Pa
     data, program = tmp_path / "data.npz", tmp_path / "program.py"
     np.savez(data, table=rows, images=images)
     program.write_text(textwrap.dedent(PROGRAM))
-    offsets = {"steps": (32,), "joins": 2, "states": 4, "epochs": 1, "batch_size": 50, "groups": 2}
-    trees = "combs" if processes == 2 else "field"
-    models = {trees: {**DISTILLED, "config": {**DISTILLED["config"], "offsets": {**offsets, "trees": trees}}}}
-    said = ends(torchrun(processes, program, data, json.dumps(models)))
+    kinds: dict[int, dict[str, Any]] = {
+        2: {"offsets": {"steps": (32,), "joins": 2, "states": 4, "epochs": 1, "batch_size": 50, "trees": "combs"}},
+        3: {
+            "offsets": {"steps": ()},
+            "prior": {"latents": 2, "epochs": 2, "soft_epochs": 1},
+            "finetuning": {"epochs": 1, "batch_size": 50},
+        },
+    }
+    models = {"LVD": {**DISTILLED, "config": {**DISTILLED["config"], **kinds[processes]}}}
+    said = ends(torchrun(processes, program, data, json.dumps(models), tmp_path / "em.safetensors"))
     (line,) = [line for line in said.splitlines() if line.startswith("FOUND")] or [said]
     history, valid, bpds = json.loads(line.removeprefix("FOUND"))
     pc = Circuit.hclt(rows, num_latents=3, heads=2, seed=1)
@@ -188,13 +210,14 @@ def interrupted(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "shared"
     started = fit(2, table, run)
     wait_for_epoch(started, run, 3)
-    again = fit(1, table, run, "--resume")  # while they are at it
-    assert "is writing this run" in ends(again)
+    again = lvd_juice("fit", table, "-o", run, "--resume", *HCLT, check=False)  # while they are at it
+    assert again.returncode == 2
+    assert "is writing this run" in again.stderr
     at = ranks(started)
     assert sorted(at) == [0, 1]
     os.kill(at[1], signal.SIGKILL)
     killed = time.monotonic()
-    said = ends(started, 60)
+    said = ends(started, 120)
     assert time.monotonic() - killed < 60
     lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
     assert len(lines) == 1, said
@@ -208,7 +231,7 @@ def test_other_numbers_of_processes_finish_a_run(table: Path, interrupted: Path,
     started = fit(3, table, interrupted, "--resume")
     wait_for_epoch(started, interrupted, epochs_of(interrupted) + 3)
     os.kill(ranks(started)[0], signal.SIGKILL)
-    said = ends(started, 60)
+    said = ends(started, 120)
     lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
     assert sorted(line.split(": ")[2] for line in lines) == ["process 1 of 3", "process 2 of 3"], said
     result = json.loads(lvd_juice("fit", table, "-o", interrupted, "--resume", "--quiet", *HCLT).stdout)
@@ -222,7 +245,7 @@ def test_a_process_that_hangs_ends_the_others(table: Path, tmp_path: Path) -> No
     at = ranks(started)
     os.kill(at[1], signal.SIGSTOP)
     stopped = time.monotonic()
-    said = ends(started, 60)
+    said = ends(started, 120)
     assert time.monotonic() - stopped < 60
     lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
     assert len(lines) == 1, said

@@ -128,7 +128,7 @@ def test_training_end_to_end_goes_on_between_two_batches(
     train, valid = alike(150), alike(50, seed=4)
     whole = tiny_model(cats=4)
     expected = fit_end_to_end(whole, train, valid, **settings)
-    monkeypatch.setattr("pyjuice_lvd.models.joint_em.PIECE", 0.0)  # one batch for each call
+    monkeypatch.setattr("pyjuice_lvd.circuit.steps.PIECE", 0.0)  # one batch for each call
     monkeypatch.setattr("pyjuice_lvd.circuit.checkpoint._INTERVAL", 0.0)
     checkpoint = tmp_path / "finetuning.safetensors"
     with monkeypatch.context() as patched:

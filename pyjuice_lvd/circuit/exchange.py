@@ -25,12 +25,12 @@ def exchanged(own: Mapping[int, Circuit]) -> dict[int, Circuit]:
         arrays[f"{number}"] = np.array([num_vars, len(fields)])
         arrays |= {f"{number}/{place}": field for place, field in enumerate(fields)}
     found = reducer.merged(arrays)
-    made = {}
-    for number in sorted(int(name) for name in found if "/" not in name):
+    made = dict(own)
+    for number in sorted(int(name) for name in found if "/" not in name and int(name) not in own):
         num_vars, count = (int(value) for value in found[f"{number}"])
         fields = [found[f"{number}/{place}"] for place in range(count)]
         made[number] = Circuit(julia.call("circuit_of_fields", num_vars, *fields))
-    return {number: own.get(number, circuit) for number, circuit in made.items()}
+    return dict(sorted(made.items()))
 
 
 def take_over(circuits: Sequence[Circuit], owner: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer
+from pyjuice_lvd.circuit.reduce import current
 from pyjuice_lvd.errors import InputError
 
 
@@ -35,7 +36,13 @@ class Validation:
         self._score = score
         self._learned = learned
         self._patience = integer("patience", patience, least=1)
-        self._keep(score())
+        self._keep(self._told())
+
+    def _told(self) -> float:
+        """Score the circuit; of processes that share the work, all go by the first one's digits."""
+        score = np.array([self._score()])
+        current().broadcast(score)
+        return float(score[0])
 
     def _keep(self, score: float) -> None:
         self.best = score
@@ -43,7 +50,7 @@ class Validation:
 
     def look(self, history: History) -> None:
         """Score the circuit after an epoch."""
-        history.valid.append(self._score())
+        history.valid.append(self._told())
         if history.valid[-1] > self.best:
             self._keep(history.valid[-1])
             history.best = len(history)

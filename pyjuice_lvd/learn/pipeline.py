@@ -147,7 +147,8 @@ def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[
         if (found := _kept_circuit(cluster, pieces)) is not None:
             grown[cluster] = found
     with work.progress.stage("patch circuits", total=len(x), unit="patches") as stage:
-        stage.advance(sum(float(sizes[cluster]) for cluster in grown))
+        if grown:
+            stage.advance(float(sizes[list(grown)].sum()))
         for clusters in _at_once([cluster for cluster in range(len(sizes)) if cluster not in grown], sizes):
             grown |= _learn_circuits({cluster: np.flatnonzero(outer == cluster) for cluster in clusters}, x, h, work)
             heads = grown[clusters[-1]].circuit.num_heads
@@ -231,6 +232,7 @@ def _patch_circuit(x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], cluster
 
 
 def _kept_circuit(cluster: int, pieces: Pieces) -> Grown | None:
+    """Read one outer cluster's circuit and heads, where they are finished."""
     done = pieces.finished(names.circuit_of(cluster))
     if done is None:
         return None
@@ -238,6 +240,7 @@ def _kept_circuit(cluster: int, pieces: Pieces) -> Grown | None:
 
 
 def _keep_circuit(cluster: int, grown: Grown, pieces: Pieces) -> None:
+    """Write them, where pieces are kept."""
     path = pieces.path(names.circuit_of(cluster))
     if path is not None:
         write_arrays(path.with_name(names.heads_of(cluster)), {"head": grown.labels})
