@@ -163,7 +163,8 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         """Give the most probable class of each row, (N,)."""
-        found: npt.NDArray[Any] = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        best = self.predict_log_proba(X).argmax(axis=1)
+        found: npt.NDArray[Any] = self.classes_[best]
         return found
 
     def _learn(
