@@ -118,9 +118,9 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if y is None:
             raise InputError("y: found None, wanted labels (N,): requires y to be passed, but the target y is None")
         labels = column_or_1d(y, warn=True)
-        check_classification_targets(labels)
         if len(labels) != len(table) or not table.size:
             raise InputError(f"y: found {len(labels)} labels for X of shape {table.shape}, wanted one for each row")
+        check_classification_targets(labels)
         self.classes_, own = np.unique(labels, return_inverse=True)
         weights = as_weights(sample_weight, len(table), "sample_weight")
         if not weights.any():
