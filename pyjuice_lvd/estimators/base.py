@@ -78,7 +78,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def bpd(self, X: Array) -> float:
         """Bits per dimension, in the protocol of the settings (`settings_.data`: colour transform and crop).
 
-        Of a table, bits per value that is seen.
+        Of a table with missing values, bits per value that is seen.
         """
         data, _ = self._question(X, None)
         found: float = self.model_.bpd(data)

@@ -118,12 +118,13 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if y is None:
             raise InputError("y: found None, wanted labels (N,): requires y to be passed, but the target y is None")
         labels = column_or_1d(y, warn=True)
-        check_classification_targets(labels)
         if len(labels) != len(table) or not table.size:
             raise InputError(f"y: found {len(labels)} labels for X of shape {table.shape}, wanted one for each row")
+        check_classification_targets(labels)
         self.classes_, own = np.unique(labels, return_inverse=True)
-        self.n_features_in_ = table.shape[1]
         weights = as_weights(sample_weight, len(table), "sample_weight")
+        if not weights.any():
+            raise InputError("sample_weight: found zeros only, wanted at least one number above 0")
         shares = np.bincount(own, weights, len(self.classes_))
         given = shares if self.class_prior is None else self.class_prior
         self.class_prior_ = as_shares(given, len(self.classes_), "class_prior")
@@ -163,7 +164,8 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         """Give the most probable class of each row, (N,)."""
-        found: npt.NDArray[Any] = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        best = self.predict_log_proba(X).argmax(axis=1)
+        found: npt.NDArray[Any] = self.classes_[best]
         return found
 
     def _learn(
@@ -213,7 +215,7 @@ class CircuitClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _checked(self, X: npt.ArrayLike, *, fitting: bool = False) -> Table:
         """Check X, and the names of its columns as scikit-learn does; -1 where a value is missing."""
-        validate_data(self, X, reset=fitting, skip_check_array=True, ensure_2d=False)
+        validate_data(self, X, reset=fitting, skip_check_array=True)
         table = as_incomplete_table(X, self.missing, columns=getattr(self, "feature_names_in_", ()))
         if not fitting:
             most = self.circuit_.engine.categories

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd.data.missing import missing_in
 from pyjuice_lvd.units import bits_per_dimension
 
 
@@ -78,11 +79,17 @@ def factorized_bpd(
     tables = [part.reshape(len(part), -1) for part in (train, valid, test)]
     dims = tables[0].shape[1]
     cells = tables[0].astype(np.intp) + num_cats * np.arange(dims)
-    counts = np.bincount(cells[tables[0] >= 0], minlength=num_cats * dims).reshape(dims, num_cats)
+    counts = np.bincount(_seen(cells, tables[0]), minlength=num_cats * dims).reshape(dims, num_cats)
 
     def bpd(table: npt.NDArray[Any], pseudocount: float) -> float:
         bits = -np.log2((counts + pseudocount / num_cats) / (counts.sum(axis=1, keepdims=True) + pseudocount))
-        return float(bits[np.arange(dims), table][table >= 0].mean())
+        return float(_seen(bits[np.arange(dims), table], table).mean())
 
     best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bpd(tables[1], pseudocount))
     return bpd(tables[2], best)
+
+
+def _seen(values: npt.NDArray[Any], table: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Give those of the values (N, V) that stand for values of the table which are there."""
+    missing = missing_in(table)
+    return values.ravel() if missing is None else values[~missing]
