@@ -337,7 +337,7 @@ function know_value!(job::Coding, possible)
     end
 end
 
-"The largest exponent of each image, of `exponents(tile, row)` of all of its rows."
+"Of each image the largest `exponent(k, t, l)` of its rows: row l of tile t of circuit k."
 function top_exponents(exponent, job::Coding)
     top = fill(typemin(Int32) ÷ Int32(2), num_images(job))
     for (k, of) in enumerate(rows(job)), t in 1:num_tiles(of), (l, r) in enumerate(rows_of_tile(of, t))
