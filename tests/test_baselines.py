@@ -370,7 +370,7 @@ def test_an_einet_has_the_region_graph_that_was_asked_for(images: np.ndarray, ta
     small = {"num_sums": 3, "epochs": 1, "batch_size": 100}
     pairs, leaves = 3**2, 36 * 3 * 256  # of a partition, for each sum; 36 variables
     # 3 x 4 pixels at steps of 2: cells in two rows and two columns; a row, a column and the whole are cut.
-    grid = EINET(steps=2, **small).fit(images).model_.circuit
+    grid = EINET(steps=[2], **small).fit(images).model_.circuit
     assert grid.num_params == leaves + (4 * 3 + 2) * pairs + 2
     # No step within: one region, whose distributions the head mixes.
     assert EINET(steps=[9], **small).fit(images).model_.circuit.num_params == leaves + 3

@@ -40,7 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "growing": {"epochs": 1},
     "prior": {"latents": 2, "epochs": 2, "soft_epochs": 1},
     "finetuning": {"epochs": 1},
-    "hclt": {"latents": 2, "epochs": 2, "search": False},
+    "hclt": {"latents": 2, "epochs": 2},
     "rat_spn": {"depth": 2, "replicas": 2, "epochs": 2},
     "einet": {"sums": 3, "depth": 2, "replicas": 2, "epochs": 2},
 }

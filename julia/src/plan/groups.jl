@@ -34,9 +34,9 @@ end
 
 """
 All pairs of some units of two groups, as the products of a group: product (i - 1) * length(fast) + j is of `slow[i]` of `slow_group` and
-`fast[j]` of `fast_group`.
+`fast[j]` of `fast_group`. (Never changed: it is mutable so that the many groups without it have room for a reference only.)
 """
-struct Pairs
+mutable struct Pairs
     slow_group::Int
     slow::UnitRange{Int}
     fast_group::Int
