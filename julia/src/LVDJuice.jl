@@ -21,6 +21,7 @@ include("rng.jl")
 include("memory.jl")
 
 include("circuits/circuit.jl")
+include("circuits/inputs.jl")
 include("circuits/chowliu.jl")
 include("circuits/hclt.jl")
 include("circuits/tied_tree.jl")
