@@ -17,6 +17,7 @@ from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
+from pyjuice_lvd.circuit.leaves import Leaves, kinds_of, leaves_for
 from pyjuice_lvd.circuit.rows import (
     Table,
     as_heads,
@@ -86,6 +87,7 @@ class Circuit:
         *,
         num_latents: int = 16,
         num_cats: int | None = None,
+        leaves: Leaves = "categorical",
         heads: int = 1,
         start: str = "random",
         labels: npt.ArrayLike | None = None,
@@ -104,6 +106,9 @@ class Circuit:
             Hidden states of each variable.
         num_cats : int, optional
             Categories of each variable; default: the largest value of `X`, plus 1.
+        leaves : str or sequence of str
+            The kind of inputs, or that of each variable: "categorical", a probability for each category; "logistic", a
+            discretised logistic over ordered categories (docs/leaves.md).
         heads : int
             Sums in the last layer.
         start : "random" or "clusters"
@@ -126,7 +131,9 @@ class Circuit:
             Where the data or a parameter is out of range.
 
         """
-        return cls(hclt(X, num_latents, num_cats, heads, start, labels, perturbation, pseudocount, seed, progress))
+        return cls(
+            hclt(X, num_latents, num_cats, leaves, heads, start, labels, perturbation, pseudocount, seed, progress)
+        )
 
     @classmethod
     def rat_spn(
@@ -138,6 +145,7 @@ class Circuit:
         num_sums: int,
         num_inputs: int,
         num_cats: int,
+        leaves: Leaves = "categorical",
         heads: int = 1,
         perturbation: float = 0.4,
         seed: int = 0,
@@ -146,13 +154,15 @@ class Circuit:
 
         `replicas` times, the variables are cut into random halves, `depth` times over. Each region has `num_sums` sums,
         one that is not cut `num_inputs` factorised distributions; the whole has `heads` sums. Parameters start in
-        proportion to U(1 - perturbation, 1 + perturbation). Raises InputError where a parameter is out of range.
+        proportion to U(1 - perturbation, 1 + perturbation). `leaves`: as for `hclt`. Raises InputError where a
+        parameter is out of range.
         """
         *sizes, seed = integers(
             num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs,
             num_cats=num_cats, heads=heads, seed=seed,
         )  # fmt: skip
-        return cls(julia.call("rat_spn_circuit", *sizes, number("perturbation", perturbation), seed))
+        kinds, spread = kinds_of(leaves, sizes[0]), number("perturbation", perturbation)
+        return cls(julia.call("rat_spn_circuit", *sizes, spread, seed, leaves_for(kinds, sizes[5])))
 
     @classmethod
     def fully_factorized(cls, *, num_vars: int, num_cats: int, heads: int = 1) -> Self:
@@ -166,6 +176,7 @@ class Circuit:
         *,
         num_latents: int = 16,
         num_cats: int,
+        leaves: Leaves = "categorical",
         heads: int = 1,
         perturbation: float = 0.4,
         seed: int = 0,
@@ -174,7 +185,7 @@ class Circuit:
 
         The other parameters are those of `hclt`. Raises InputError where `parent` is no tree.
         """
-        return cls(hclt_over(parent, num_latents, num_cats, heads, perturbation, seed))
+        return cls(hclt_over(parent, num_latents, num_cats, leaves, heads, perturbation, seed))
 
     @classmethod
     def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:

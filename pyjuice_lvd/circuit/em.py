@@ -51,7 +51,7 @@ def train(
             "rows": digest_of(rows), "heads": digest_of(heads), "weights": digest_of(weights),
             "valid": None if valid is None else " ".join(map(digest_of, valid)),
         }  # fmt: skip
-        state = Checkpoint(checkpoint, learned, about, data)
+        state = Checkpoint(checkpoint, learned, about, data, probabilities=engine.probabilities)
     watch = None if valid is None else Validation(score, learned, patience)
     if state:
         state.restore(history, watch)

@@ -108,9 +108,14 @@ class Engine:
         return dict(zip(ARRAYS, julia.call("circuit_arrays", self.circuit)[1:], strict=True))
 
     def learned(self) -> list[npt.NDArray[np.float32]]:
-        """View what EM changes: weights of the edges, the inputs' tables, and binomials' probabilities of success."""
+        """View what EM changes: weights of the edges, the inputs' tables and parameters, binomials' probabilities."""
         _ = self.circuit  # whose arrays they are
         return [self._fields[name] for name in _LEARNED]
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the parameters are probabilities, all of them."""
+        return bool(julia.call("has_only_probabilities", self.circuit))
 
     def head_weights(self) -> npt.NDArray[np.float32]:
         """View the heads' prior weights."""

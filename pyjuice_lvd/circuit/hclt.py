@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
+from pyjuice_lvd.circuit.leaves import Leaves, kinds_of, leaves_for
 from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, categories_of, for_engine, some_rows
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
@@ -28,6 +29,7 @@ def hclt(
     X: npt.ArrayLike,
     num_latents: int,
     num_cats: int | None,
+    leaves: Leaves,
     heads: int,
     start: str,
     labels: npt.ArrayLike | None,
@@ -44,6 +46,7 @@ def hclt(
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
     cats = categories_of(data) if num_cats is None else integer("num_cats", num_cats)
     julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
+    kinds = kinds_of(leaves, data.shape[1])
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
     if start == "random" and labels is not None:
@@ -51,19 +54,20 @@ def hclt(
     head_of = as_heads(labels, len(data), heads, "labels")
     parent = chow_liu_parents(data, cats, pseudocount, progress)
     sizes = num_latents, cats, heads, perturbation, seed
+    inputs = leaves_for(kinds, cats, data)
     circuit: julia.Handle
     if start == "random":
-        circuit = julia.call("tree_circuit", parent, *sizes)
+        circuit = julia.call("tree_circuit", parent, *sizes, inputs)
     else:
         seen = rows_for_states(len(data), num_latents, seed)
         data = for_engine(data[seen])
         states = hidden_states(data, parent, num_latents, seed, progress)
-        circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen])
+        circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen], inputs)
     return circuit
 
 
 def hclt_over(
-    parent: npt.ArrayLike, num_latents: int, num_cats: int, heads: int, perturbation: float, seed: int
+    parent: npt.ArrayLike, num_latents: int, num_cats: int, leaves: Leaves, heads: int, perturbation: float, seed: int
 ) -> julia.Handle:
     """See `Circuit.from_tree`."""
     tree = plain_array("parent", parent)
@@ -71,7 +75,8 @@ def hclt_over(
         raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
     *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)
     spread = number("perturbation", perturbation)
-    circuit: julia.Handle = julia.call("tree_circuit", julia.lendable(tree, np.int64), *sizes, spread, seed)
+    inputs = leaves_for(kinds_of(leaves, len(tree)), sizes[1])
+    circuit: julia.Handle = julia.call("tree_circuit", julia.lendable(tree, np.int64), *sizes, spread, seed, inputs)
     return circuit
 
 

@@ -6,6 +6,7 @@ const CATEGORICAL = 0x03   # input: a probability for each category, learned
 const INDICATOR = 0x04     # input: 1 for one category, 0 for the others
 const LITERAL = 0x05       # an indicator of a Boolean variable
 const BINOMIAL = 0x06      # input: successes in N trials, N + 1 categories; the probability of success is learned
+const LOGISTIC = 0x07      # input: a discretised logistic over ordered categories; location and scale are learned
 
 isinput(kind::UInt8) = kind >= CATEGORICAL
 
@@ -18,14 +19,14 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | field | type, length | meaning |
 |---|---|---|
 | `num_vars` | Int | variables 1..num_vars |
-| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL` |
+| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL`, `LOGISTIC` |
 | `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories; else 0 |
 | `param_start`, `param_stride` | Int64, n | category c (from 0) of an input unit has probability `leaf[param_start + c * param_stride]` |
 | `success` | Float32, n | of a `BINOMIAL`: the probability of success; else 0 |
 | `child_start` | Int64, n + 1 | the edges of unit u are `child_start[u]:child_start[u + 1] - 1` |
 | `child` | Int32, edges | unit indices |
 | `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
-| `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here |
+| `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here. Behind the table of an input that has one to learn it by lie its parameters ([`num_entries`](@ref)) |
 | `heads` | Int32 | the heads' unit indices |
 | `head_weight` | Float32 | the heads' prior weights, summing to 1: what a mixture of them would have. They enter no likelihood |
 
@@ -68,7 +69,7 @@ num_heads(c::Circuit) = length(c.heads)
 num_edges(c::Circuit) = length(c.weight)
 num_sum_edges(c::Circuit) = count_units(u -> c.kind[u] == SUM ? length(edges(c, u)) : 0, c)
 num_params(c::Circuit) =
-    num_sum_edges(c) + count_units(u -> c.kind[u] == CATEGORICAL ? Int(c.categories[u]) : Int(c.kind[u] == BINOMIAL), c)
+    num_sum_edges(c) + count_units(u -> num_input_params(c.kind[u], c.categories[u]), c)
 
 function count_units(f, c::Circuit)
     total = 0
@@ -176,8 +177,8 @@ function check(c::Circuit)
             1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
         end
         kind = c.kind[u]
-        if CATEGORICAL <= kind <= BINOMIAL
-            entries += max(c.categories[u], 0)
+        if CATEGORICAL <= kind <= LOGISTIC
+            entries += num_entries(kind, max(c.categories[u], 0))
             entries <= length(c.leaf) || invalid(u, "inputs up to this one have more categories than there are parameters")
             check_input(c, u)
             first_input[c.variable[u]] == 0 && (first_input[c.variable[u]] = u)
@@ -204,7 +205,7 @@ function check_input(c, u)
     c.categories[u] >= 1 || invalid(u, "no categories")
     isempty(children(c, u)) || invalid(u, "an input with children")
     start, stride, room = c.param_start[u], c.param_stride[u], length(c.leaf)
-    1 <= start <= room && 1 <= stride <= room && start + (c.categories[u] - 1) * stride <= room ||
+    1 <= start <= room && 1 <= stride <= room && start + (num_entries(c.kind[u], c.categories[u]) - 1) * stride <= room ||
         invalid(u, "its parameters lie outside the leaf array")
     check_weights(u, probabilities(c, u))
     if c.kind[u] == BINOMIAL
@@ -214,6 +215,8 @@ function check_input(c, u)
                 invalid(u, "its probabilities are not those of $(c.categories[u] - 1) trials with success $(c.success[u])")
             pause(100)
         end
+    elseif c.kind[u] == LOGISTIC
+        check_logistic(c, u)
     elseif c.kind[u] != CATEGORICAL
         count(==(1), probabilities(c, u)) == 1 || invalid(u, "an indicator of not one category")
         c.kind[u] == LITERAL && c.categories[u] != 2 && invalid(u, "a literal of $(c.categories[u]) categories")
@@ -284,7 +287,7 @@ probabilities of all these units are neighbours: an observed value picks one con
 """
 function add_table!(b::Builder, variable, count::Int, categories::Integer; kind=CATEGORICAL, success=nothing)
     first_param = length(b.leaf) + 1
-    resize!(b.leaf, length(b.leaf) + count * categories)
+    resize!(b.leaf, length(b.leaf) + count * num_entries(kind, categories))
     for k in 1:count
         add_unit!(b, kind, variable, categories, first_param + k - 1, count, success === nothing ? 0 : success[k])
     end
@@ -305,9 +308,9 @@ end
 function copy_inputs!(b::Builder, c::Circuit, units)
     first_entry, categories = length(b.leaf), c.categories[units[1]]
     added = add_table!(b, c.variable[units[1]], length(units), categories; kind=c.kind[units[1]], success=c.success[units])
-    for category in 0:categories - 1
+    for entry in 0:num_entries(c.kind[units[1]], categories) - 1
         @inbounds for (k, u) in enumerate(units)
-            b.leaf[first_entry + k + category * length(units)] = c.leaf[c.param_start[u] + category * c.param_stride[u]]
+            b.leaf[first_entry + k + entry * length(units)] = c.leaf[c.param_start[u] + entry * c.param_stride[u]]
         end
         pause(2 * length(units))
     end

@@ -12,32 +12,31 @@ struct ObservedStates{A<:AbstractMatrix{<:Integer},B<:AbstractMatrix{<:Integer}}
     head_of::Vector{Int32}
 end
 
-# A unit's parameters start as its counts and so many more samples, which are the same for all units but for a perturbation.
-const ADDED_SAMPLES = 5.0
-
 """
-    hclt(parent; latents, categories, heads = 1, perturbation = 0.4, seed = 0, observed = nothing) -> Circuit
+    hclt(parent; latents, categories, leaves = [Leaf(categories)], heads = 1, perturbation = 0.4, seed = 0, observed = nothing) -> Circuit
 
-The HCLT over the tree `parent` (see [`chow_liu_tree`](@ref)). Variable i has `latents` hidden states, each with a
-categorical input; the root variable's states are mixed by `heads` sums. Every parameter starts in proportion to
+The HCLT over the tree `parent` (see [`chow_liu_tree`](@ref)). Variable i has `latents` hidden states, each with an
+input, categorical unless [`leaves`](@ref Leaf) says otherwise; the root variable's states are mixed by `heads` sums. Every parameter starts in proportion to
 U(1 - perturbation, 1 + perturbation), or, where hidden states were `observed` (see [`ObservedStates`](@ref)), at what they say:
 latent variable distillation (Liu, Zhang and Van den Broeck 2023) for the latents within the circuit.
 """
-function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::Integer, heads::Integer=1,
-              perturbation::Real=0.4, seed::Integer=0, observed::Union{Nothing,ObservedStates}=nothing)
+function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::Integer,
+              leaves::AbstractVector{Leaf}=[Leaf(categories)], heads::Integer=1, perturbation::Real=0.4,
+              seed::Integer=0, observed::Union{Nothing,ObservedStates}=nothing)
     V = length(parent)
     check_hclt(V, latents, categories, heads)
+    check_leaves(leaves, V)
     subtrees = [Int[] for _ in 1:V]
     for i in 1:V
         parent[i] != 0 && push!(subtrees[parent[i]], i)
     end
     root = findfirst(iszero, parent)
     order = breadth_first(subtrees, root)
-    b, start = Builder(V, hclt_size(V, latents, categories, heads)...), Starter(seed, perturbation)
+    units, edges, _ = hclt_size(V, latents, categories, heads)
+    b, start = Builder(V, units, edges, latents * sum(i -> num_entries(leaf_of(leaves, i)), 1:V)), Starter(seed, perturbation)
     messages = Vector{UnitRange{Int}}(undef, V)  # of variable i: the sums over its states, one for each parent state
     for i in reverse(order)
-        states = add_table!(b, i, latents, categories)
-        fill_in!(start, (probabilities(b, u) for u in states), value_counts(observed, i, latents, categories))
+        states = add_leaves!(b, start, leaf_of(leaves, i), i, latents, value_counts(observed, i, latents, leaf_of(leaves, i).categories))
         if !isempty(subtrees[i])
             for k in 1:latents
                 add_product!(b, [states[k]; [messages[j][k] for j in subtrees[i]]])
@@ -88,51 +87,6 @@ function pair_counts(x, y, rows, columns)
         end
     end
     return counts
-end
-
-"Where parameters start: random numbers, how far they spread, and room to work in."
-struct Starter
-    rng::SplitMix
-    perturbation::Float64
-    room::Vector{Float64}
-end
-
-function Starter(seed, perturbation)
-    0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
-    return Starter(SplitMix(seed), perturbation, Float64[])
-end
-
-"Fills each of `units` in with probabilities in proportion to U(1 - perturbation, 1 + perturbation)."
-function fill_in!(start::Starter, units, ::Nothing=nothing)
-    for out in units
-        perturb_into!(start, out, Iterators.repeated(1.0, length(out)))
-    end
-end
-
-"Fills each of `units` in with the shares of a column of `counts`, and `ADDED_SAMPLES` that are spread like all of them, but perturbed."
-function fill_in!(start::Starter, units, counts::Matrix)
-    common = vec(sum(counts, dims=2)) .+ 1
-    for (k, out) in enumerate(units)
-        perturb_into!(start, out, common)
-        counted = sum(view(counts, :, k))
-        counted == 0 && continue
-        for i in eachindex(out)
-            out[i] = (counts[i, k] + ADDED_SAMPLES * out[i]) / (counted + ADDED_SAMPLES)
-        end
-    end
-end
-
-"Probabilities in proportion to `shares` times U(1 - perturbation, 1 + perturbation)."
-function perturb_into!(start::Starter, out, shares)
-    low, spread, total, room = 1 - start.perturbation, 2 * start.perturbation, 0.0, resize!(start.room, length(out))
-    for (i, share) in enumerate(shares)
-        @inbounds room[i] = share * (low + spread * uniform!(start.rng))
-        @inbounds total += room[i]  # one by one: `sum` adds in another order from one Julia version to the next
-    end
-    for i in eachindex(out)
-        @inbounds out[i] = room[i] / total
-    end
-    pause(5 * length(out))
 end
 
 function breadth_first(subtrees, root)

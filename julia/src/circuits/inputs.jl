@@ -1,4 +1,27 @@
-# Kinds of inputs: what one that is more than a table of probabilities does.
+# Kinds of inputs: what one that is more than a table of probabilities does. A new kind has a number (circuit.jl) and its case in each of
+# these functions, which is all that evaluation, learning and queries know of it.
+
+"How many entries of the leaf array an input takes: those of its table, and behind them parameters that the table is made of."
+num_entries(kind, categories) = Int(categories) + (kind == LOGISTIC ? 2 : 0)
+
+"How many parameters of an input are learned."
+num_input_params(kind, categories) =
+    kind == CATEGORICAL ? Int(categories) : kind == BINOMIAL ? 1 : kind == LOGISTIC ? 2 : 0
+
+"""
+The M-step of input `u`, whose flows are `flow[range]`, one for each category, unless it has less flow than `least`: see [`apply!`](@ref). Inputs that
+have nothing to learn keep what they are.
+"""
+function learn_input!(c::Circuit, u, flow::Vector, range, step::Real, pseudocount::Real, least::Real)
+    kind = c.kind[u]
+    if kind == CATEGORICAL
+        apply_shares!(c.leaf, flow, range, step, pseudocount, least)
+    elseif kind == BINOMIAL
+        learn_binomial!(c, u, flow, range, step, pseudocount, least)
+    elseif kind == LOGISTIC
+        learn_logistic!(c, u, flow, range, step, pseudocount, least)
+    end
+end
 
 "The probability of category `k`, from 0, of input `u`, in Float64: a binomial's also where its table has underflowed."
 function probability(c::Circuit, u, k)
@@ -14,9 +37,7 @@ end
 
 has_underflowed(c::Circuit, u, p) = p < floatmin(Float32) && c.kind[u] == BINOMIAL
 
-"The probabilities of 0..N successes in `N` trials, each computed in Float64."
-binomial_table(N::Integer, p::Real) = fill_binomial!(Vector{Float32}(undef, N + 1), p)
-
+"Fills a table with the probabilities of 0..N successes in N trials, each computed in Float64."
 function fill_binomial!(table::AbstractVector{Float32}, p::Real)
     N = length(table) - 1
     for x in 0:N
@@ -36,6 +57,20 @@ function log_factorial(n::Integer)
     n <= 16 && return log(Float64(factorial(n)))
     x = Float64(n)
     return (x + 0.5) * log(x) - x + log(2 * pi) / 2 + 1 / (12 * x) - 1 / (360 * x^3) + 1 / (1260 * x^5)
+end
+
+"p <- (1 - s) p + s (sum F x + pseudocount N / 2) / (N (sum F + pseudocount)) for binomial `u`, whose flows are `flow[range]`."
+function learn_binomial!(c::Circuit, u, flow::Vector{T}, range, step::T, pseudocount::T, least::T) where {T}
+    N = length(range) - 1
+    total, successes = pseudocount, pseudocount * N / 2
+    for (x, e) in enumerate(range)
+        total += flow[e]
+        successes += flow[e] * (x - 1)
+    end
+    if N > 0 && has_flow(total, least)
+        c.success[u] = (1 - step) * c.success[u] + step * successes / (N * total)
+        fill_binomial!(probabilities(c, u), c.success[u])
+    end
 end
 
 "One binomial input of `variable` over `N` trials for each probability of success."

@@ -124,7 +124,7 @@ function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, gi::Int,
         p = column(value, k) + 64 * v
         store_lanes(p, ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)))
     end
-    g.kind == CATEGORICAL || return  # the others of these have no parameters
+    num_input_params(g.kind, K) > 0 || return
     evidence, posterior = gather_evidence!(ws, X, g.variable), Matrix{Float32}(undef, count, K)
     gemm!('T', 'T', 1f0, matrix(value, TILE, count), evidence, 0f0, posterior)
     theta = table(plan.circuit, g)

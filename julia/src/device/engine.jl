@@ -29,6 +29,7 @@ mutable struct DeviceEngine{A} <: Engine
     blocks::Dict{Tuple{Int,Int},DeviceBlock}  # the sparse ones, by group and number
     inputs::Tuple               # column, variable, start, stride of all input units
     learned::Tuple              # start, stride, categories of the categorical ones
+    learns_on_host::Bool        # whether others are learned, too: from counts
     sums::Tuple                 # of every sum unit: its first edge, and how many
     binomials::Tuple            # groups, first, width
     heads::Tuple                # of each unit that is a head: its column, and its group
@@ -66,6 +67,7 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     beyond = zeros(Float32, schedule.widest * maximum(g -> length(g.blocks) + 1, schedule.groups))
     return DeviceEngine(schedule, device, rows, first, levels_of(place, schedule, first), device_blocks(place, schedule), place.(inputs),
                         place.((learned[3], learned[4], categories)),
+                        any(g -> g.kind != CATEGORICAL && num_input_params(g.kind, g.categories) > 0, schedule.groups),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
                         place.(binomial_groups(schedule, first)), place.((head_columns, schedule.head_group[own])),
                         Int[findfirst(==(u), head_units) for u in c.heads], place(vcat(c.weight, beyond)), place(copy(c.leaf)),
@@ -300,7 +302,7 @@ end
 
 function apply!(e::DeviceEngine, step::Real, pseudocount::Real)
     prepare!(e)
-    if e.counts !== nothing || e.exact !== nothing || count_of(e.binomials) > 0
+    if e.counts !== nothing || e.exact !== nothing || e.learns_on_host
         return apply!(e, counts!(ExpectedCounts(circuit(e)), e), step, pseudocount, 1.0)
     end
     s, a = Float32(step), Float32(pseudocount)
