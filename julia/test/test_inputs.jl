@@ -67,3 +67,176 @@ end
         LVDJuice.check(c)
     end
 end
+
+# Inputs over numbers, held to densities written out, and to integrals.
+
+density(c, u, x) = c.kind[u] == LVDJuice.GAUSSIAN ? (m = entry(c, u, 0); s = entry(c, u, 1); exp(-(x - m)^2 / (2 * s^2)) / (s * sqrt(2 * pi))) :
+                   c.kind[u] == LVDJuice.POISSON ? (r = big(entry(c, u, 0)); Float64(r^Int(x) * exp(-r) / factorial(big(Int(x))))) :
+                   Float64(LVDJuice.probability(c, u, Int(x)))
+entry(c, u, k) = Float64(c.leaf[c.param_start[u] + k * c.param_stride[u]])
+
+"Values of all units for one sample; NaN marginalises."
+function mixed_values(c, x)
+    p = zeros(length(c.kind))
+    for u in eachindex(p)
+        kids = LVDJuice.edges(c, u)
+        p[u] = LVDJuice.isinput(c.kind[u]) ? (isnan(x[c.variable[u]]) ? 1.0 : density(c, u, x[c.variable[u]])) :
+               c.kind[u] == LVDJuice.PRODUCT ? prod(p[LVDJuice.child(c, u, e)] for e in kids) :
+               sum(c.weight[e] * p[LVDJuice.child(c, u, e)] for e in kids)
+    end
+    return p
+end
+
+"An HCLT over a category of 3, a real number, a count and a real number of another size; and rows of values."
+function mixed_circuit(seed; latents=3, N=300, heads=2)
+    rng = MersenneTwister(seed)
+    X = permutedims([rand(rng, 0:2, N) 2 .* randn(rng, N) .- 1 floor.(-4 .* log.(rand(rng, N))) 1000 .+ 50 .* randn(rng, N)])
+    leaves = [LVDJuice.Leaf(LVDJuice.CATEGORICAL, 3, 1, 1), LVDJuice.Leaf(LVDJuice.GAUSSIAN, 0, -1, 2), LVDJuice.Leaf(LVDJuice.POISSON, 0, 4, 4),
+              LVDJuice.Leaf(LVDJuice.GAUSSIAN, 0, 1000, 50)]
+    return hclt([2, 0, 2, 3]; latents=latents, categories=3, leaves=leaves, heads=heads, seed=seed), X, rand(rng, 1:heads, N), rng
+end
+
+@testset "numbers: likelihoods, complete and marginal, by the definition" begin
+    for seed in 1:3
+        c, X, _, rng = mixed_circuit(seed)
+        wanted = reduce(hcat, [log.(mixed_values(c, X[:, n])[c.heads]) for n in axes(X, 2)])
+        @test log_likelihood(c, X) ≈ wanted rtol=1e-5
+        mask = rand(rng, Bool, size(X)...)
+        hidden = reduce(hcat, [log.(mixed_values(c, ifelse.(mask[:, n], NaN, X[:, n]))[c.heads]) for n in axes(X, 2)])
+        @test log_likelihood(c, Masked(X, mask)) ≈ hidden rtol=1e-5 atol=1e-6
+        exact = reduce(hcat, [LVDJuice.log_values(c, Masked(X, mask), n)[c.heads] for n in axes(X, 2)])
+        @test exact ≈ hidden rtol=1e-6 atol=1e-6
+    end
+    # Densities have integral 1, and counts sum to 1, given another variable and with it.
+    c, _, _, _ = mixed_circuit(4)
+    grid = range(-25, 25; length=2001)
+    p(x, y, hides) = exp.(log_likelihood(c, Masked(Float64[fill(1, 1, length(x)); x'; y'; fill(1000, 1, length(x))],
+                                                    repeat(hides, 1, length(x))); heads=1:1))[1, :]
+    @test sum(p(grid, zero(grid), [true, false, true, true])) * step(grid) ≈ 1 rtol=1e-5
+    @test sum(p(zeros(200), 0:199, [true, true, false, true])) ≈ 1 rtol=1e-5
+    @test sum(p(grid, fill(3.0, 2001), [false, false, false, true])) * step(grid) ≈ p([0.0], [3.0], [false, true, false, true])[1] rtol=1e-5
+end
+
+@testset "numbers far from all inputs, and densities above 1" begin
+    b = LVDJuice.Builder(2)
+    near = [LVDJuice.add_gaussians!(b, v, [0.0, 1.0, 40.0], [1e-3, 2e-3, 1.0]) for v in 1:2]
+    products = [LVDJuice.add_product!(b, (near[1][i], near[2][j])) for i in 1:3 for j in 1:3]
+    c = Circuit(b, [LVDJuice.add_sum!(b, products, fill(1f0 / 9, 9))])
+    X = [0.0 0.5 1.0 40.0 1e5 0.0 -3.0; 0.0 0.5 0.0 1.0 1e5 1e6 40.0]
+    # By hand, in logarithms.
+    part(x) = [-((x - Float32(m)) / Float32(s))^2 / 2 - log(Float32(s)) - log(2 * pi) / 2 for (m, s) in ((0.0, 1e-3), (1.0, 2e-3), (40.0, 1.0))]
+    together(t) = maximum(t) + log(sum(exp.(t .- maximum(t))))
+    wanted = [together(part(X[1, n])) + together(part(X[2, n])) + log(1 / 9) for n in axes(X, 2)]
+    @test vec(log_likelihood(c, X)) ≈ wanted rtol=1e-6
+    @test maximum(wanted) > 9
+    @test occursin("variable 1: found Inf", message_of(() -> EMJob(c, [0.0 0.0; 0.0 Inf], [1, 1])))
+end
+
+@testset "numbers: EM steps by the definition" begin
+    for seed in 1:4
+        c, X, head_of, rng = mixed_circuit(seed)
+        s, a, before = rand(rng, (0.3, 1.0)), rand(rng, (0.0, 0.5)), deepcopy(c)
+        weights = 0.5 .+ rand(rng, Float32, size(X, 2))
+        sums = zeros(3, length(c.kind))  # sum F, F x, F x^2 of each input
+        for n in axes(X, 2)
+            flow, _ = reference_flows(c, mixed_values(c, X[:, n]), c.heads[head_of[n]])
+            for u in findall(LVDJuice.isinput, c.kind)
+                sums[:, u] .+= weights[n] * flow[u] .* [1, X[c.variable[u], n], X[c.variable[u], n]^2]
+            end
+        end
+        finish!(EMJob(c, X, head_of; weights=weights, epochs=1, batch_size=size(X, 2), step_size=(s, s), pseudocount=a))
+        for u in findall(k -> LVDJuice.isinput(k) && !LVDJuice.has_table(k), c.kind)
+            old = LVDJuice.moments(before, u)
+            total = sums[1, u] + a
+            mean = (1 - s) * old[1] + s * (sums[2, u] + a * old[1]) / total
+            square = (1 - s) * (old[2] + old[1]^2) + s * (sums[3, u] + a * (old[2] + old[1]^2)) / total
+            @test entry(c, u, 0) ≈ mean rtol=1e-4
+            c.kind[u] == LVDJuice.GAUSSIAN && @test entry(c, u, 1) ≈ max(sqrt(square - mean^2), entry(c, u, 2)) rtol=2e-3
+        end
+        # The same from the counts of two halves, added up.
+        again, counts = deepcopy(before), LVDJuice.ExpectedCounts(before)
+        for part in (1:100, 101:300)
+            job = LVDJuice.FlowJob(engine(again), X[:, part], head_of[part]; weights=weights[part])
+            advance!(job)
+            LVDJuice.add!(counts, job.counts)
+        end
+        LVDJuice.apply!(engine(again), counts, s, a)
+        @test again.leaf ≈ c.leaf rtol=1e-4
+    end
+end
+
+@testset "numbers recover what they were drawn from" begin
+    rng, N = MersenneTwister(6), 20_000
+    second = rand(rng, N) .< 0.3
+    X = permutedims([ifelse.(second, 3.0, -1.0) .+ ifelse.(second, 0.5, 1.0) .* randn(rng, N) zeros(N)])
+    poisson(rate) = (k = 0; t = -log(rand(rng)); while t < rate; k += 1; t -= log(rand(rng)); end; k)
+    X[2, :] = [poisson(z ? 12.0 : 2.0) for z in second]
+    b = LVDJuice.Builder(2)
+    reals, counts = LVDJuice.add_gaussians!(b, 1, [0.0, 1.0], [2.0, 2.0]), LVDJuice.add_poissons!(b, 2, [3.0, 6.0])
+    c = Circuit(b, [LVDJuice.add_sum!(b, [LVDJuice.add_product!(b, pair) for pair in zip(reals, counts)], [0.5, 0.5])])
+    job, before = EMJob(c, X, ones(Int, N); epochs=25, batch_size=N, step_size=(1, 1), pseudocount=0), -Inf
+    for _ in 1:25
+        mean = advance!(job)[3]
+        @test mean >= before - 1e-5
+        before = mean
+    end
+    @test [entry(c, u, k) for u in reals, k in 0:1] ≈ [-1 1; 3 0.5] atol=0.05
+    @test [entry(c, u, 0) for u in counts] ≈ [2, 12] atol=0.15
+    drawn = sample(c, N; seed=3)
+    @test sum(drawn, dims=2) ./ N ≈ sum(X, dims=2) ./ N atol=0.1
+    @test sum(drawn[1, :] .* drawn[2, :]) / N ≈ sum(X[1, :] .* X[2, :]) / N rtol=0.03
+    @test sum(drawn .^ 2, dims=2) ./ N ≈ sum(X .^ 2, dims=2) ./ N rtol=0.03
+    # Given a count of 12, the real number is the second's.
+    given = sample(c, Masked([0.0 0.0; 12.0 0.0], [true true; false false]), 2000; seed=1)
+    @test sum(given[1, :, 1]) / 2000 ≈ 3 atol=0.1
+    @test sum(given[1, :, 2]) / 2000 ≈ -1 atol=0.1
+    @test mpe(c, Masked([0.0 0.0; 12.0 0.0], [true true; false false]))[1, :] ≈ [3, -1] atol=0.05
+    @test mpe(c, Masked([3.0 0.0; 0.0 0.0], [false true; true true]))[2, 1] in (11, 12)
+end
+
+@testset "numbers drawn: counts by their probabilities, at small and large rates" begin
+    rng, N = LVDJuice.SplitMix(1), 40_000
+    for rate in (0.05, 3.7, 400.0)
+        drawn = [LVDJuice.draw_poisson(rng, rate) for _ in 1:N]
+        @test sum(drawn) / N ≈ rate atol=5 * sqrt(rate / N)
+        @test sum((drawn .- rate) .^ 2) / N ≈ rate rtol=0.1
+        x = floor(rate)
+        p = exp(LVDJuice.log_poisson(x, rate))
+        @test count(==(x), drawn) / N ≈ p atol=5 * sqrt(p / N)
+    end
+    drawn = [LVDJuice.normal!(rng) for _ in 1:N]
+    @test sum(drawn) / N ≈ 0 atol=0.03
+    @test sum(drawn .^ 2) / N ≈ 1 atol=0.05
+    @test count(<(-1), drawn) / N ≈ 0.1587 atol=0.01
+end
+
+@testset "numbers: files, pruned, grown and mixed" begin
+    c, X, head_of, rng = mixed_circuit(7)
+    finish!(EMJob(c, X, head_of; epochs=2, batch_size=64))
+    before = log_likelihood(c, X)
+    mktempdir() do folder
+        path, again = joinpath(folder, "a.jpc"), joinpath(folder, "b.jpc")
+        write_jpc(path, c)
+        @test log_likelihood(read_jpc(path), X) ≈ before rtol=1e-5
+        write_jpc(again, read_jpc(path))
+        @test read(path) == read(again)
+        refused(text) = (write(path, text); message_of(() -> read_jpc(path)))
+        @test occursin("unit 0: a Gaussian of mean 0.5 and deviation -1.0", refused("jpc 1\nG 0 0 1 0.5 -1 0.1\n"))
+        @test occursin("wanted a number", refused("jpc 1\nN 0 0 1 x\n"))
+        @test occursin("found 5 fields", refused("jpc 1\nG 0 0 1 0.5\n"))
+        @test occursin("found 6 fields on a line `N`", refused("jpc 1\nN 0 0 1 0.5 3\n"))
+        @test occursin("another kind", refused("jpc 3\nN 0 0 1 0.5\nG 1 0 1 0 1 0.1\nS 2 0 2 0 -0.693147 1 -0.693147\n"))
+        @test occursin("another kind", refused("jpc 3\nI 0 0 1 1\nN 1 0 1 0.5\nS 2 0 2 0 -0.693147 1 -0.693147\n"))
+    end
+    @test log_likelihood(prune(c, X, head_of; min_flow=0), X)[1, :] ≈ before[1, :] rtol=1e-4
+    grown = grow(c, X, head_of; select=[1], threshold=1, noise=0)
+    @test log_likelihood(grown, X)[[1, 3], :] ≈ before[[1, 1], :] rtol=1e-5
+    LVDJuice.check(grow(c, X, head_of; select=[1], threshold=1, noise=0.3, seed=2))
+    @test log_likelihood(mixture([c, c]), X) ≈ before rtol=1e-5
+    @test size(posterior_marginals(c, Masked(X, fill(false, 4, 300)))) == (3, 4, 300)
+    marginals = posterior_marginals(c, Masked(X, fill(true, 4, 300)))
+    @test sum(marginals[:, 1, :], dims=1) ≈ ones(1, 300) && all(iszero, marginals[:, 2:4, :])
+    @test occursin("backend CPU() alone", message_of(() -> engine(c, LVDJuice.Device(Array))))
+    X[3, 5] = 0.5
+    @test occursin("row 4, variable 2: found 0.5, wanted a whole number", message_of(() -> EMJob(c, X, head_of)))
+end

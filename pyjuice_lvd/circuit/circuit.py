@@ -36,7 +36,7 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
 
 class Circuit:
-    """A smooth, decomposable circuit with one or more heads, over integer variables.
+    """A smooth, decomposable circuit with one or more heads, over categories, counts and real numbers.
 
     Made by `Circuit.hclt`, `rat_spn`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`, or from
     another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
@@ -100,7 +100,7 @@ class Circuit:
 
         Parameters
         ----------
-        X : integers (N, V)
+        X : integers (N, V), or numbers for "gaussian" leaves
             Data whose pairwise mutual information gives the tree.
         num_latents : int
             Hidden states of each variable.
@@ -108,7 +108,8 @@ class Circuit:
             Categories of each variable; default: the largest value of `X`, plus 1.
         leaves : str or sequence of str
             The kind of inputs, or that of each variable: "categorical", a probability for each category; "logistic", a
-            discretised logistic over ordered categories (docs/leaves.md).
+            discretised logistic over ordered categories; "poisson", over counts; "gaussian", over real numbers, where X
+            is of floats (docs/leaves.md).
         heads : int
             Sums in the last layer.
         start : "random" or "clusters"
@@ -482,7 +483,7 @@ class Circuit:
 
         Returns
         -------
-        uint8, or int32 where a variable has more than 256 categories
+        uint8; int32 where a variable has more than 256 categories, or counts; float64 where one has real values
             (n, num_vars), or with X or N heads (n, N, num_vars), the known values included.
 
         Raises
@@ -497,8 +498,8 @@ class Circuit:
         engine = self.engine
         rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
         count = np.size(head) if rows is None else len(rows)
-        check_result("n", n, count * n * self.num_vars * np.dtype(engine.category_type).itemsize)
-        out = np.empty((count, n, self.num_vars), engine.category_type)
+        check_result("n", n, count * n * self.num_vars * np.dtype(engine.value_type).itemsize)
+        out = np.empty((count, n, self.num_vars), engine.value_type)
         heads = given_heads(head, count, self.num_heads)
         engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
         return out[0] if rows is None and np.ndim(head) == 0 else out.swapaxes(0, 1)
@@ -528,7 +529,7 @@ class Circuit:
         -------
         float64 (N, num_vars, C)
             C is the largest number of categories of a variable; sums to 1 over them. An observed variable has a 1 at
-            its category.
+            its category. Variables over numbers, which have none, have zeros.
 
         Raises
         ------
@@ -556,13 +557,13 @@ class Circuit:
         Exact where at most one child of each sum is possible at a time (deterministic circuits); elsewhere the usual
         approximation: a sum counts as its best weighted child. Of equals, the first is taken.
 
-        X, mask, head, progress: as for `posterior_marginals`. Returns (N, num_vars), the known values included: uint8,
-        or int32 if a variable has more than 256 categories. Raises InputError where the data are out of range, and
+        X, mask, head, progress: as for `posterior_marginals`. Returns (N, num_vars), the known values included, of the
+        type that `sample` returns. Raises InputError where the data are out of range, and
         where the evidence of a row has probability 0.
         """
         rows, hidden = self.engine.rows(X, mask, hides=True)
         n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
-        out = np.empty((n, self.num_vars), self.engine.category_type)
+        out = np.empty((n, self.num_vars), self.engine.value_type)
         self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
         return out
 
@@ -588,7 +589,7 @@ class Circuit:
         return circuit
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.
+        """View the parameters: the weights of all edges (1 on those of products), and the inputs' tables or parameters.
 
         Both float32; they are the circuit's own memory. Assigning to them changes the circuit.
         """

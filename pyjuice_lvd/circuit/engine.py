@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
+from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_numbers, as_table, as_weights, for_engine
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.shares import paced
@@ -133,12 +133,21 @@ class Engine:
     @cached_property
     def categories(self) -> int:
         """The largest number of categories of a variable."""
-        return int(self._fields["categories"].max())
+        return max(1, int(self._fields["categories"].max()))
+
+    @cached_property
+    def _has(self) -> tuple[bool, bool]:
+        """Whether variables have counts, and whether they have real numbers."""
+        counts, reals = julia.call("has_numbers", self.circuit)
+        return bool(counts), bool(reals)
 
     @property
-    def category_type(self) -> type[np.uint8] | type[np.int32]:
-        """The type of the categories that queries find."""
-        return np.uint8 if self.categories <= 256 else np.int32
+    def value_type(self) -> type[np.uint8] | type[np.int32] | type[np.float64]:
+        """The type of the values that queries find."""
+        counts, reals = self._has
+        if reals:
+            return np.float64
+        return np.uint8 if self.categories <= 256 and not counts else np.int32
 
     def rows(
         self, X: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None = None, *, hides: bool = False, name: str = "X"
@@ -148,7 +157,7 @@ class Engine:
             if mask is not None:
                 raise InputError("mask: found together with Evidence, which hides all variables itself; wanted None")
             return X, None
-        table = as_table(X, self.num_vars, name)
+        table = as_numbers(X, self.num_vars, name) if self._has[1] else as_table(X, self.num_vars, name)
         hidden = as_mask(mask, table.shape) if hides or mask is not None else None
         try:
             julia.call("check_table", self.circuit, table, hidden)

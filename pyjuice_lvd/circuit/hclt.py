@@ -8,8 +8,16 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
-from pyjuice_lvd.circuit.leaves import Leaves, kinds_of, leaves_for
-from pyjuice_lvd.circuit.rows import Table, as_heads, as_table, categories_of, for_engine, some_rows
+from pyjuice_lvd.circuit.leaves import (
+    Leaves,
+    categories_for,
+    check_values,
+    in_bins,
+    kinds_of,
+    leaves_for,
+    standardised,
+)
+from pyjuice_lvd.circuit.rows import Table, as_heads, as_numbers, as_table, for_engine, some_rows
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
@@ -39,20 +47,21 @@ def hclt(
     progress: Progress,
 ) -> julia.Handle:
     """See `Circuit.hclt`."""
-    data = as_table(X)
+    data = as_numbers(X) if "gaussian" in ([leaves] if isinstance(leaves, str) else leaves) else as_table(X)
     for count, what in zip(data.shape, ("rows", "variables"), strict=True):
         if not count:
             raise InputError(f"X: found no {what}, wanted at least 1")
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
-    cats = categories_of(data) if num_cats is None else integer("num_cats", num_cats)
-    julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     kinds = kinds_of(leaves, data.shape[1])
+    cats = categories_for(kinds, data) if num_cats is None else integer("num_cats", num_cats)
+    julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
     if start == "random" and labels is not None:
         raise InputError("labels: found with start = 'random', wanted none: they are for start = 'clusters'")
     head_of = as_heads(labels, len(data), heads, "labels")
-    parent = chow_liu_parents(data, cats, pseudocount, progress)
+    check_values(kinds, data, cats)
+    parent = chow_liu_parents(*in_bins(kinds, data, cats), pseudocount, progress)
     sizes = num_latents, cats, heads, perturbation, seed
     inputs = leaves_for(kinds, cats, data)
     circuit: julia.Handle
@@ -61,7 +70,8 @@ def hclt(
     else:
         seen = rows_for_states(len(data), num_latents, seed)
         data = for_engine(data[seen])
-        states = hidden_states(data, parent, num_latents, seed, progress)
+        alike = data if len(set(kinds)) == 1 else standardised(data)  # distances between columns of one size
+        states = hidden_states(alike, parent, num_latents, seed, progress)
         circuit = julia.call("hclt_from_states", parent, *sizes, data, states, head_of[seen], inputs)
     return circuit
 

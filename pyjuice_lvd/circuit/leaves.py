@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import one_of
-from pyjuice_lvd.circuit.rows import Table, some_rows
+from pyjuice_lvd.circuit.rows import Table, categories_of, some_rows
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings.choices import LEAVES
+
+_MOST_BINS = 32
+
+_MOST_DEVIATIONS = 1e4
+"""So far from 0 may real values lie: the inputs' parameters are of single precision."""
 
 _ROWS = 2**16
 """So many rows say where inputs start."""
@@ -29,15 +35,87 @@ def kinds_of(leaves: Leaves, num_vars: int) -> list[str]:
     return kinds
 
 
+def over_numbers(kinds: Sequence[str], num_vars: int) -> npt.NDArray[np.bool_]:
+    """Say which variables have numbers, and no categories: bool (V,)."""
+    return np.broadcast_to([kind in ("poisson", "gaussian") for kind in kinds], num_vars)
+
+
+def categories_for(kinds: Sequence[str], table: Table) -> int:
+    """Count the categories of those variables that have them: the largest value, plus 1; 1 where none has."""
+    own = ~over_numbers(kinds, table.shape[1])
+    if not own.any():
+        return 1
+    known = table[:, own]
+    if known.dtype.kind == "f" and not np.isfinite(known).all():
+        known = np.where(np.isfinite(known), known, 0)  # refused where it is looked at
+    return categories_of(known)
+
+
+def check_values(kinds: Sequence[str], table: Table, num_cats: int) -> None:
+    """Raise InputError that names the first value which its variable cannot have."""
+    each = np.broadcast_to(kinds, table.shape[1])
+    for variable, kind in enumerate(each):
+        column = table[:, variable]
+        match kind:
+            case "gaussian":
+                wrong, wanted = ~np.isfinite(column), "a finite number"
+            case "poisson":
+                wrong, wanted = ~((column >= 0) & (column == np.floor(column))), "counts from 0"
+            case _:
+                inside = (column >= 0) & (column < num_cats)
+                wrong, wanted = ~(inside & (column == np.floor(column))), f"categories, 0..{num_cats - 1}"
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise InputError(f"X: row {row}, variable {variable}: found {column[row]}, wanted {wanted} ({kind})")
+        if kind == "gaussian" and abs(column.mean()) > _MOST_DEVIATIONS * column.std() > 0:
+            found = f"a mean of {column.mean():.6g} with a deviation of {column.std():.3g}"
+            raise InputError(f"X: variable {variable}: found {found}, wanted values nearer to 0: subtract the mean")
+
+
+def in_bins(kinds: Sequence[str], table: Table, num_cats: int) -> tuple[Table, int]:
+    """Give a table whose numbers are categories, for mutual information, and how many those are.
+
+    A bin of numbers holds about as many rows as any other of its variable. There are about as many bins as the cube
+    root of the rows, up to 32: dependencies show, and chance does not.
+    """
+    numbers = over_numbers(kinds, table.shape[1])
+    if not numbers.any():
+        return (table if table.dtype.kind in "iu" else table.astype(np.int32)), num_cats
+    wanted = int(np.clip(round(len(table) ** (1 / 3)), 2, _MOST_BINS))
+    found = np.empty(table.shape, np.int32)
+    for variable, column in enumerate(table.T):
+        if numbers[variable]:
+            edges = np.unique(np.quantile(column, np.arange(1, wanted) / wanted))
+            found[:, variable] = np.searchsorted(edges, column, side="right")
+        else:
+            found[:, variable] = column
+    return found, max(num_cats, wanted)
+
+
+def standardised(table: Table) -> npt.NDArray[np.float32]:
+    """Give the columns a mean of 0 and a deviation of 1: float32 (N, V); a constant column is 0."""
+    spread = table.std(axis=0, dtype=np.float64)
+    centred = table - table.mean(axis=0, dtype=np.float64)
+    return np.asarray(centred / np.where(spread > 0, spread, 1), np.float32)
+
+
 def leaves_for(kinds: Sequence[str], num_cats: int, table: Table | None = None) -> julia.Handle:
-    """Give Julia's `Leaf`, of all variables or of each, over `num_cats` categories; a table says where inputs start."""
+    """Give Julia's `Leaf`, of all variables or of each, over `num_cats` categories; a table says where inputs start.
+
+    Without a table, real numbers are taken to be standardised. Raises InputError for counts, of which nothing is known.
+    """
     if table is None:
-        centres, spreads = np.array([(num_cats - 1) / 2]), np.array([abs(num_cats - 1) / np.sqrt(12)])
+        if "poisson" in kinds:
+            raise InputError("leaves: found 'poisson' without data, wanted another: nothing is known of the rates")
+        numbers = over_numbers(kinds, len(kinds))
+        centres = np.where(numbers, 0.0, (num_cats - 1) / 2)
+        spreads = np.where(numbers, 1.0, abs(num_cats - 1) / np.sqrt(12))
     else:
         seen = table[some_rows(len(table), _ROWS, 0)]
         centres, spreads = seen.mean(axis=0, dtype=np.float64), seen.std(axis=0, dtype=np.float64)
     count = max(len(kinds), len(centres))
-    names, categories = " ".join(np.broadcast_to(kinds, count)), np.full(count, num_cats, np.int64)
+    names = " ".join(np.broadcast_to(kinds, count))
+    categories = np.where(over_numbers(kinds, count), 0, num_cats).astype(np.int64)
     starts = (np.broadcast_to(array, count).copy() for array in (centres, spreads))
     handle: julia.Handle = julia.call("leaves_of", names, categories, *starts)
     return handle

@@ -29,8 +29,9 @@ DECODERS = ("independent", "convolutional")
 """Of the teacher: each patch is decoded from its own code alone, or from its neighbours' codes too."""
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
-LEAVES = ("categorical", "logistic")
-"""Kinds of inputs: a probability for each category; or a discretised logistic over ordered ones, two numbers."""
+LEAVES = ("categorical", "logistic", "poisson", "gaussian")
+"""Kinds of inputs: a probability for each category; a discretised logistic over ordered ones; a Poisson over counts; a
+Gaussian over real numbers."""
 FIELD = "field"
 TREES = ("lines", "combs", "rows", "columns", "chow-liu", FIELD)
 """Over the positions of an image: lines of hidden kinds, along rows and along columns; combs, whose teeth run along the

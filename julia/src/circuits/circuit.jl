@@ -7,8 +7,13 @@ const INDICATOR = 0x04     # input: 1 for one category, 0 for the others
 const LITERAL = 0x05       # an indicator of a Boolean variable
 const BINOMIAL = 0x06      # input: successes in N trials, N + 1 categories; the probability of success is learned
 const LOGISTIC = 0x07      # input: a discretised logistic over ordered categories; location and scale are learned
+const POISSON = 0x08       # input: over counts, without a table; the rate is learned
+const GAUSSIAN = 0x09      # input: over real numbers, without a table; mean and deviation are learned
 
 isinput(kind::UInt8) = kind >= CATEGORICAL
+
+"Whether an input is a table of probabilities of categories, whatever they come from; the others are formulas over numbers."
+has_table(kind::UInt8) = CATEGORICAL <= kind <= LOGISTIC
 
 """
     Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf, heads,
@@ -19,14 +24,14 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | field | type, length | meaning |
 |---|---|---|
 | `num_vars` | Int | variables 1..num_vars |
-| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL`, `LOGISTIC` |
-| `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories; else 0 |
+| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL`, `LOGISTIC`, `POISSON`, `GAUSSIAN` |
+| `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories, which is 0 over numbers; else 0 |
 | `param_start`, `param_stride` | Int64, n | category c (from 0) of an input unit has probability `leaf[param_start + c * param_stride]` |
 | `success` | Float32, n | of a `BINOMIAL`: the probability of success; else 0 |
 | `child_start` | Int64, n + 1 | the edges of unit u are `child_start[u]:child_start[u + 1] - 1` |
 | `child` | Int32, edges | unit indices |
 | `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
-| `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here. Behind the table of an input that has one to learn it by lie its parameters ([`num_entries`](@ref)) |
+| `leaf` | Float32 | the inputs' distributions, linear: inputs over categories are evaluated by looking one up here. Behind the table of an input that has one to learn it by lie its parameters; of those without a table there is nothing else ([`num_entries`](@ref)) |
 | `heads` | Int32 | the heads' unit indices |
 | `head_weight` | Float32 | the heads' prior weights, summing to 1: what a mixture of them would have. They enter no likelihood |
 
@@ -133,11 +138,14 @@ end
 "The probabilities of the categories of input `u`."
 probabilities(c::Circuit, u) = view(c.leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
 
-"The number of categories of each variable; 0 where no input looks at it."
+# What `category_limits` gives for variables without a limit: those of counts, or at which no input looks; and those of real numbers.
+const COUNTS, REALS = Int32(0), Int32(-1)
+
+"The number of categories of each variable, or what it has in place of them."
 function category_limits(c::Circuit)
     limits = zeros(Int32, c.num_vars)
     for u in 1:num_units(c)
-        isinput(c.kind[u]) && (limits[c.variable[u]] = c.categories[u])
+        isinput(c.kind[u]) && (limits[c.variable[u]] = c.kind[u] == GAUSSIAN ? REALS : c.categories[u])
         pause(2)
     end
     return limits
@@ -177,12 +185,13 @@ function check(c::Circuit)
             1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
         end
         kind = c.kind[u]
-        if CATEGORICAL <= kind <= LOGISTIC
+        if CATEGORICAL <= kind <= GAUSSIAN
             entries += num_entries(kind, max(c.categories[u], 0))
             entries <= length(c.leaf) || invalid(u, "inputs up to this one have more categories than there are parameters")
             check_input(c, u)
             first_input[c.variable[u]] == 0 && (first_input[c.variable[u]] = u)
             v = first_input[c.variable[u]]
+            has_table(kind) || c.kind[v] == kind || invalid(u, "variable $(c.variable[u]) has inputs of another kind, as unit $(v - 1)")
             c.categories[u] == c.categories[v] ||
                 invalid(u, "variable $(c.variable[u]) has $(c.categories[u]) categories here, $(c.categories[v]) in unit $(v - 1)")
         elseif kind == PRODUCT || kind == SUM
@@ -202,11 +211,12 @@ end
 
 function check_input(c, u)
     1 <= c.variable[u] <= c.num_vars || invalid(u, "variable $(c.variable[u]) is outside 1..$(c.num_vars)")
-    c.categories[u] >= 1 || invalid(u, "no categories")
+    c.categories[u] >= 1 || !has_table(c.kind[u]) || invalid(u, "no categories")
     isempty(children(c, u)) || invalid(u, "an input with children")
     start, stride, room = c.param_start[u], c.param_stride[u], length(c.leaf)
     1 <= start <= room && 1 <= stride <= room && start + (num_entries(c.kind[u], c.categories[u]) - 1) * stride <= room ||
         invalid(u, "its parameters lie outside the leaf array")
+    has_table(c.kind[u]) || return check_number(c, u)
     check_weights(u, probabilities(c, u))
     if c.kind[u] == BINOMIAL
         0 <= c.success[u] <= 1 || invalid(u, "the probability of success $(c.success[u]) is outside [0, 1]")

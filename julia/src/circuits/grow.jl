@@ -39,8 +39,8 @@ before parents,
 
 Selected heads always get one. A sum's weight for a child with two copies is divided: 1 - d to the copy of its own rank, d = $OTHER_COPY
 to the other. (The only copy of a sum is a first one.) Then every weight and every input's probability is multiplied by clamp(N(1, noise),
-max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. A
-logistic's scale is multiplied by such a number, and its location moves by so many scales as another differs from 1. With `noise = 0` each old
+max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. A Poisson's rate,
+a logistic's scale and a Gaussian's deviation are multiplied by such a number; locations move by so many scales as another differs from 1. With `noise = 0` each old
 head keeps its distribution, and each new one has that of the head it comes from.
 
 The copies of one group of units are neighbours, so that what was a dense block stays one.
@@ -175,6 +175,11 @@ function perturb!(c::Circuit, u::Integer, noise::Real, seed::Integer)
         location, scale = (c.leaf[place] for place in logistic_places(c, u))
         bits = next64!(rng)
         set_logistic!(c, u, location + scale * (factor(bits, noise) - 1), scale * factor(bits >> 16, noise))
+    elseif c.kind[u] == POISSON
+        set_entries!(c, u, (max(entry(c, u, 0) * factor(next64!(rng), noise), LEAST_RATE),))
+    elseif c.kind[u] == GAUSSIAN
+        bits, mean, deviation = next64!(rng), entry(c, u, 0), entry(c, u, 1)
+        set_entries!(c, u, (mean + deviation * (factor(bits, noise) - 1), max(deviation * factor(bits >> 16, noise), entry(c, u, 2))))
     end
 end
 

@@ -6,7 +6,7 @@
 Guesses of what is hidden: `states`, integers `(variables, samples)`, the state of each variable, from 0; `head_of`, the head of
 each sample, from 1. With the values `X` they say what an HCLT starts from.
 """
-struct ObservedStates{A<:AbstractMatrix{<:Integer},B<:AbstractMatrix{<:Integer}}
+struct ObservedStates{A<:AbstractMatrix{<:Real},B<:AbstractMatrix{<:Integer}}
     X::A
     states::B
     head_of::Vector{Int32}
@@ -36,7 +36,7 @@ function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::I
     b, start = Builder(V, units, edges, latents * sum(i -> num_entries(leaf_of(leaves, i)), 1:V)), Starter(seed, perturbation)
     messages = Vector{UnitRange{Int}}(undef, V)  # of variable i: the sums over its states, one for each parent state
     for i in reverse(order)
-        states = add_leaves!(b, start, leaf_of(leaves, i), i, latents, value_counts(observed, i, latents, leaf_of(leaves, i).categories))
+        states = add_leaves!(b, start, leaf_of(leaves, i), i, latents, seen_values(observed, i, latents, leaf_of(leaves, i)))
         if !isempty(subtrees[i])
             for k in 1:latents
                 add_product!(b, [states[k]; [messages[j][k] for j in subtrees[i]]])
@@ -70,8 +70,10 @@ end
 
 # How often each value came with each state of variable i, each of its states with each of its parent's, and with each head.
 
-value_counts(::Nothing, i, K, C) = nothing
-value_counts(o::ObservedStates, i, K, C) = pair_counts(view(o.X, i, :), view(o.states, i, :), C, K)
+seen_values(::Nothing, i, K, leaf) = nothing
+seen_values(o::ObservedStates, i, K, leaf) =
+    has_table(leaf.kind) ? pair_counts(view(o.X, i, :), view(o.states, i, :), leaf.categories, K) :
+                           state_moments(view(o.X, i, :), view(o.states, i, :), leaf.centre, K)
 
 transition_counts(::Nothing, i, parent, K) = nothing
 transition_counts(o::ObservedStates, i, parent, K) = pair_counts(view(o.states, i, :), view(o.states, parent, :), K, K)
@@ -79,11 +81,22 @@ transition_counts(o::ObservedStates, i, parent, K) = pair_counts(view(o.states, 
 head_counts(::Nothing, i, K, heads) = nothing
 head_counts(o::ObservedStates, i, K, heads) = pair_counts(view(o.states, i, :), o.head_of .- 1, K, heads)
 
+"Of each state: the number of its samples, the sum of their distances from the centre, and of the squares of these."
+function state_moments(x, states, centre, K)
+    moments = zeros(3, K)
+    in_pieces(eachindex(x)) do samples
+        for n in samples
+            moments[:, states[n] + 1] .+= (1.0, x[n] - centre, (x[n] - centre)^2)
+        end
+    end
+    return moments
+end
+
 function pair_counts(x, y, rows, columns)
     counts = zeros(rows, columns)
     in_pieces(eachindex(x)) do samples
         for n in samples
-            counts[x[n] + 1, y[n] + 1] += 1
+            counts[Int(x[n]) + 1, Int(y[n]) + 1] += 1
         end
     end
     return counts

@@ -2,14 +2,14 @@
 # these functions, which is all that evaluation, learning and queries know of it.
 
 "How many entries of the leaf array an input takes: those of its table, and behind them parameters that the table is made of."
-num_entries(kind, categories) = Int(categories) + (kind == LOGISTIC ? 2 : 0)
+num_entries(kind, categories) = kind == POISSON ? 2 : kind == GAUSSIAN ? 4 : Int(categories) + (kind == LOGISTIC ? 2 : 0)
 
 "How many parameters of an input are learned."
 num_input_params(kind, categories) =
-    kind == CATEGORICAL ? Int(categories) : kind == BINOMIAL ? 1 : kind == LOGISTIC ? 2 : 0
+    kind == CATEGORICAL ? Int(categories) : kind in (BINOMIAL, POISSON) ? 1 : kind in (LOGISTIC, GAUSSIAN) ? 2 : 0
 
 """
-The M-step of input `u`, whose flows are `flow[range]`, one for each category, unless it has less flow than `least`: see [`apply!`](@ref). Inputs that
+The M-step of input `u`, whose statistics are `flow[range]`, the flow of each category where it has a table, unless it has less flow than `least`: see [`apply!`](@ref). Inputs that
 have nothing to learn keep what they are.
 """
 function learn_input!(c::Circuit, u, flow::Vector, range, step::Real, pseudocount::Real, least::Real)
@@ -20,6 +20,8 @@ function learn_input!(c::Circuit, u, flow::Vector, range, step::Real, pseudocoun
         learn_binomial!(c, u, flow, range, step, pseudocount, least)
     elseif kind == LOGISTIC
         learn_logistic!(c, u, flow, range, step, pseudocount, least)
+    elseif !has_table(kind)
+        learn_number!(c, u, flow, range, step, pseudocount, least)
     end
 end
 
@@ -29,10 +31,11 @@ function probability(c::Circuit, u, k)
     return has_underflowed(c, u, p) ? exp(log_binomial(c.categories[u] - 1, k, c.success[u])) : Float64(p)
 end
 
-"Its logarithm, also where that is below any Float64."
+"Its logarithm, also where that is below any Float64; of inputs over numbers, the log probability or density of the number `k`."
 function log_probability(c::Circuit, u, k)
-    p = c.leaf[c.param_start[u] + k * c.param_stride[u]]
-    return has_underflowed(c, u, p) ? log_binomial(c.categories[u] - 1, k, c.success[u]) : log(Float64(p))
+    has_table(c.kind[u]) || return log_number(c, u, k)
+    p = c.leaf[c.param_start[u] + Int(k) * c.param_stride[u]]
+    return has_underflowed(c, u, p) ? log_binomial(c.categories[u] - 1, Int(k), c.success[u]) : log(Float64(p))
 end
 
 has_underflowed(c::Circuit, u, p) = p < floatmin(Float32) && c.kind[u] == BINOMIAL

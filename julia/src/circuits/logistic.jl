@@ -12,7 +12,7 @@ const BEYOND_ENDS = 40.0
 const LEAST_OF_LOGISTIC = 1f-30
 
 "Where the parameters of a logistic input lie in the leaf array: its location and its scale, in levels."
-logistic_places(c, u) = (c.param_start[u] + c.categories[u] * c.param_stride[u], c.param_start[u] + (c.categories[u] + 1) * c.param_stride[u])
+logistic_places(c, u) = (entry_place(c, u, c.categories[u]), entry_place(c, u, c.categories[u] + 1))
 
 "Gives logistic input `u` of a circuit or a builder its parameters, and the table that they say."
 function set_logistic!(c, u, location::Real, scale::Real)

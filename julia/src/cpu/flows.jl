@@ -112,6 +112,7 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
     g = plan.groups[gi]
+    has_table(g.kind) || return number_statistics!(stat, ws, plan, gi, X)
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, plan, gi), g.param_stride, width(g),
                  pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end

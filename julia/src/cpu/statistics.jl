@@ -216,8 +216,9 @@ function apply_inputs!(c::Circuit, g::Group, flow::Vector{Float64}, step::Float6
     end
 end
 
-"The places of input `u`'s parameters, category after category."
-parameter_range(c::Circuit, u) = range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])
+"The places of what input `u` is learned from: category after category, where it has them."
+parameter_range(c::Circuit, u) =
+    range(c.param_start[u], step=c.param_stride[u], length=has_table(c.kind[u]) ? c.categories[u] : num_entries(c.kind[u], 0))
 
 "Adds the other threads' share of `range` to the first thread's, and clears it there."
 @inline function merge_statistics!(field, stats, range)

@@ -52,6 +52,8 @@ end
 
 function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size::Int=0)
     soft && throw(ArgumentError("soft evidence is for the backend CPU() alone"))
+    any_numbers(schedule.circuit) &&
+        throw(ArgumentError("Poisson and Gaussian inputs are for the backend CPU() alone"))
     c, groups = schedule.circuit, length(schedule.groups)
     place(x) = device.array(x)
     room(T, sizes...) = place(zeros(T, sizes...))

@@ -50,7 +50,10 @@ circuit_of_fields(num_vars, kind, variable, categories, param_start, param_strid
 
 circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c), num_params(c))
 
-has_only_probabilities(c::Circuit) = !any(==(LOGISTIC), c.kind)
+has_only_probabilities(c::Circuit) = !any(in((LOGISTIC, POISSON, GAUSSIAN)), c.kind)
+
+"Whether variables have counts, and whether they have real numbers."
+has_numbers(c::Circuit) = (POISSON in c.kind, GAUSSIAN in c.kind)
 
 plan_of(c::Circuit, soft) = Plan(c; soft=soft)
 
