@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from commands import lvd_juice
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from pyjuice_lvd import Circuit
+from pyjuice_lvd import HCLT, RATSPN, Circuit
 from pyjuice_lvd.circuit.leaves import in_bins
 from pyjuice_lvd.errors import InputError
 
@@ -96,18 +97,21 @@ def test_marginals_of_mixed_columns_are_integrals(mixed: Circuit) -> None:
 
 def test_samples_of_mixed_columns(mixed: Circuit) -> None:
     drawn = mixed.sample(4000, seed=2)
-    assert drawn.dtype == np.float64 and set(np.unique(drawn[:, 0])) <= {0.0, 1.0, 2.0}
+    assert drawn.dtype == np.float64
+    assert set(np.unique(drawn[:, 0])) <= {0.0, 1.0, 2.0}
     np.testing.assert_array_equal(drawn[:, 2], np.floor(drawn[:, 2]))
     np.testing.assert_allclose(drawn.mean(axis=0), mixed_table(4000, 3).mean(axis=0), rtol=0.08)
     given = mixed.sample(300, X=[[0, 8.0, 0, 0]], mask=[True, False, True, True])[:, 0]
-    assert given[:, 1] == pytest.approx(8.0) and given[:, 2].mean() == pytest.approx(13, abs=1)
+    assert (given[:, 1] == 8.0).all()
+    assert given[:, 2].mean() == pytest.approx(13, abs=1)
 
 
 def test_counts_alone_are_integers() -> None:
     X = np.random.default_rng(0).poisson([3.0, 400.0], (500, 2))
     pc = Circuit.hclt(X, num_latents=2, leaves="poisson")
     pc.fit_em(X, epochs=10)
-    assert pc.log_likelihood(X).mean() == pytest.approx(stats.poisson.logpmf(X, [3.0, 400.0]).sum(axis=1).mean(), abs=0.1)
+    truth = stats.poisson.logpmf(X, [3.0, 400.0]).sum(axis=1).mean()
+    assert pc.log_likelihood(X).mean() == pytest.approx(truth, abs=0.1)
     assert pc.sample(5).dtype == np.int32
     with pytest.raises(InputError, match="row 0, variable 1: value -1"):
         pc.log_likelihood([[1, -1]])
@@ -145,8 +149,10 @@ def test_statistics_of_shares_add_up() -> None:
 def test_bins_hold_as_many_rows() -> None:
     X = np.column_stack([np.random.default_rng(0).exponential(size=1000), np.zeros(1000), np.arange(1000) % 3])
     found, most = in_bins(["gaussian", "poisson", "categorical"], X, 3)
-    assert most == 10 and np.bincount(found[:, 0]).tolist() == [100] * 10
-    assert len(np.unique(found[:, 1])) == 1 and (found[:, 2] == X[:, 2]).all()
+    assert most == 10
+    assert np.bincount(found[:, 0]).tolist() == [100] * 10
+    assert len(np.unique(found[:, 1])) == 1
+    assert (found[:, 2] == X[:, 2]).all()
 
 
 @pytest.mark.parametrize(
@@ -167,10 +173,27 @@ def test_what_does_not_fit_is_named(X: npt.ArrayLike, leaves: str | list[str], m
 
 
 def test_rows_that_a_circuit_of_numbers_cannot_have(mixed: Circuit) -> None:
-    with pytest.raises(InputError, match="row 0, variable 2: found 0.5, wanted a whole number"):
+    with pytest.raises(InputError, match=r"row 0, variable 2: found 0[.]5, wanted a whole number"):
         mixed.log_likelihood([[0, 0, 0.5, 0]])
     with pytest.raises(InputError, match="row 0, variable 1: found inf"):
         mixed.log_likelihood([[0, np.inf, 0, 0]])
     with pytest.raises(InputError, match="poisson"):
         Circuit.from_tree([-1, 0], num_cats=2, leaves="poisson")
     assert mixed.log_likelihood([[0, 1e7, 0, 0]])[0] < -1e8
+
+
+def test_the_baselines_take_leaves_and_export_says_what_juice_lacks(tmp_path: Path) -> None:
+    images = tmp_path / "images.npy"
+    np.save(images, load_digits().images[:200].astype(np.uint8))
+    settings = [f"hclt.{each}" for each in ("latents=2", "epochs=1", "leaves=logistic")]
+    options = [word for each in settings for word in ("--set", each)]
+    run, text = tmp_path / "run", tmp_path / "model.jpc"
+    lvd_juice("fit", images, "-o", run, "--method", "hclt", *options)
+    refused = lvd_juice("export", run, "-o", text, check=False)
+    assert refused.returncode == 2
+    assert "logistic inputs, of which Juice.jl has none" in refused.stderr
+    assert not text.exists()
+    lvd_juice("export", run, "-o", tmp_path / "model.safetensors")
+    assert Circuit.load(tmp_path / "model.safetensors").num_params == HCLT.load(run).model_.num_params
+    model = RATSPN(depth=2, replicas=1, leaves="logistic", epochs=1).fit(load_digits().images[:200].astype(np.uint8))
+    assert model.model_.circuit.has_own_leaves

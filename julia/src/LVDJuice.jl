@@ -89,7 +89,7 @@ export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, Joi
 export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
 export Emissions, OffsetEMJob, Ties, emission_scores!, emission_shares!
-export hclt, chow_liu_tree, log_likelihood, advance!, finish!
+export Leaf, hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export Backend, CPU, Device, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 

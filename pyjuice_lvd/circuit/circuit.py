@@ -57,6 +57,11 @@ class Circuit:
         return self.engine.num_params
 
     @property
+    def has_own_leaves(self) -> bool:
+        """Whether it has inputs that Juice.jl has none of: logistic, Poisson or Gaussian ones."""
+        return not self.engine.probabilities
+
+    @property
     def head_weights(self) -> npt.NDArray[np.float64]:
         """Prior weights of the heads, float64 (num_heads,), which sum to 1; equal, unless set or read.
 

@@ -70,7 +70,7 @@ class _Baseline(DensityEstimator):
         return cats
 
 
-_EM = {name: name for name in ("epochs", "batch_size", "step_size", "pseudocount", "patience")}
+_SHARED = {name: name for name in ("leaves", "epochs", "batch_size", "step_size", "pseudocount", "patience")}
 
 
 class HCLT(_Baseline):
@@ -84,6 +84,8 @@ class HCLT(_Baseline):
         Hidden states of each variable.
     num_trees : int, optional
         Trees, each over the dependencies in a cluster of the data.
+    leaves : str, optional
+        Kind of the inputs: "categorical", or "logistic" for values with an order, such as grey levels.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `hclt.epochs` and so on.
     num_cats : int, optional
@@ -111,13 +113,14 @@ class HCLT(_Baseline):
 
     _method = "hclt"
     _section = "hclt"
-    _settings_of: ClassVar[dict[str, str]] = {"num_latents": "latents", "num_trees": "trees", **_EM}
+    _settings_of: ClassVar[dict[str, str]] = {"num_latents": "latents", "num_trees": "trees", **_SHARED}
 
     def __init__(
         self,
         *,
         num_latents: int | None = None,
         num_trees: int | None = None,
+        leaves: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         step_size: tuple[float, float] | None = None,
@@ -131,6 +134,7 @@ class HCLT(_Baseline):
     ) -> None:
         self.num_latents = num_latents
         self.num_trees = num_trees
+        self.leaves = leaves
         self.epochs = epochs
         self.batch_size = batch_size
         self.step_size = step_size
@@ -154,6 +158,8 @@ class RATSPN(_Baseline):
         So many times the variables are cut into random halves, `depth` times over.
     num_sums, num_inputs : int, optional
         Sums of each region; factorised distributions of a region that is not cut.
+    leaves : str, optional
+        Kind of the inputs: "categorical", or "logistic" for values with an order, such as grey levels.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `rat_spn.epochs` and so on.
     num_cats : int, optional
@@ -182,7 +188,7 @@ class RATSPN(_Baseline):
     _method = "rat-spn"
     _section = "rat_spn"
     _settings_of: ClassVar[dict[str, str]] = {
-        "depth": "depth", "replicas": "replicas", "num_sums": "sums", "num_inputs": "inputs", **_EM,
+        "depth": "depth", "replicas": "replicas", "num_sums": "sums", "num_inputs": "inputs", **_SHARED,
     }  # fmt: skip
 
     def __init__(
@@ -192,6 +198,7 @@ class RATSPN(_Baseline):
         replicas: int | None = None,
         num_sums: int | None = None,
         num_inputs: int | None = None,
+        leaves: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         step_size: tuple[float, float] | None = None,
@@ -207,6 +214,7 @@ class RATSPN(_Baseline):
         self.replicas = replicas
         self.num_sums = num_sums
         self.num_inputs = num_inputs
+        self.leaves = leaves
         self.epochs = epochs
         self.batch_size = batch_size
         self.step_size = step_size

@@ -118,7 +118,7 @@ def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, p
         own = settings.rat_spn
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, perturbation=_RAT_SPN_PERTURBATION, seed=settings.seed,
+            num_cats=num_cats, leaves=own.leaves, perturbation=_RAT_SPN_PERTURBATION, seed=settings.seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit
@@ -126,15 +126,16 @@ def _structure(rows: Table, num_cats: int, settings: Settings, record: Record, p
 
 def _trees(rows: Table, num_cats: int, own: HCLTSettings, seed: int, progress: Progress) -> Circuit:
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
+    make: dict[str, Any] = {"num_latents": own.latents, "num_cats": num_cats, "leaves": own.leaves}
     if own.trees == 1:
-        return Circuit.hclt(rows, num_latents=own.latents, num_cats=num_cats, seed=seed, progress=progress)
+        return Circuit.hclt(rows, **make, seed=seed, progress=progress)
     clusters = kmeans(rows.astype(np.float32), own.trees, seed)
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:
         for number, share in enumerate(shares):
             members = rows[clusters == number]
-            tree = Circuit.hclt(members, num_latents=own.latents, num_cats=num_cats, seed=seed + number)
+            tree = Circuit.hclt(members, **make, seed=seed + number)
             tree.fit_em(members, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
             trees.append(tree)
             stage.advance(float(share))

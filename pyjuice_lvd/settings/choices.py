@@ -32,6 +32,8 @@ STARTS = ("random", "clusters")
 LEAVES = ("categorical", "logistic", "poisson", "gaussian")
 """Kinds of inputs: a probability for each category; a discretised logistic over ordered ones; a Poisson over counts; a
 Gaussian over real numbers."""
+LEAVES_OF_LEVELS = LEAVES[:2]
+"""Those over integers 0..C-1, as images and tables of integers have."""
 FIELD = "field"
 TREES = ("lines", "combs", "rows", "columns", "chow-liu", FIELD)
 """Over the positions of an image: lines of hidden kinds, along rows and along columns; combs, whose teeth run along the

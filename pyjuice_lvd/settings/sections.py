@@ -12,6 +12,7 @@ from pyjuice_lvd.settings.choices import (
     COLOR_NAMES,
     DECODERS,
     DEVICES,
+    LEAVES_OF_LEVELS,
     METHODS,
     NEW_HEADS,
     PHOTO_SIZES,
@@ -41,6 +42,7 @@ Offsets = Annotated[
 Windows = Annotated[
     tuple[int, ...], Within(lambda widths: bool(widths) and all(0 <= w <= 128 for w in widths), "some of 0 to 128")
 ]
+Leaves = Annotated[str, among(*LEAVES_OF_LEVELS)]
 Sides = Annotated[tuple[int, int], Within(lambda sides: min(sides) >= 1, "height and width, integers of at least 1")]
 
 _OF_VARIANT: Any = object()
@@ -276,6 +278,8 @@ class HCLTSettings(Section, table="hclt"):
     """`[hclt]`: method `hclt`, a mixture of hidden Chow-Liu trees over all variables."""
 
     latents: Count = 16
+    leaves: Leaves = LEAVES_OF_LEVELS[0]
+    """Kind of the inputs."""
     trees: Count = 1
     epochs: Count = 50
     """At most: see `patience`."""
@@ -294,6 +298,7 @@ class RatSpnSettings(Section, table="rat_spn"):
     replicas: Count = 8
     sums: Count = 8
     inputs: Count = 8
+    leaves: Leaves = LEAVES_OF_LEVELS[0]
     epochs: Count = 50
     """At most: see `patience`."""
     batch_size: Count = 256

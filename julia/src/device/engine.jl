@@ -104,7 +104,7 @@ function load_pass!(e::DeviceEngine, X::Data, order, range::UnitRange)
     for n in 1:e.rows
         sample = order[min(first(range) + n - 1, last(range))]
         for i in axes(x, 2)
-            x[n, i] = hidden(mask, i, sample) ? Int32(-1) : values[i, sample] % Int32
+            x[n, i] = hidden(mask, i, sample) ? Int32(-1) : category(values[i, sample])
         end
     end
     e.x = place(e, x)
