@@ -146,6 +146,15 @@ def test_statistics_of_shares_add_up() -> None:
     np.testing.assert_allclose(one.log_likelihood(X), other.log_likelihood(X), rtol=1e-4)
 
 
+def test_variables_of_several_kinds_have_categories_of_their_own() -> None:
+    X = np.column_stack([np.arange(90) % 3, np.arange(90), np.arange(90) % 7])
+    pc = Circuit.hclt(X, num_latents=2, leaves=["categorical", "logistic", "poisson"])
+    assert pc.num_params == 2 * (3 + 2 + 1) + 2 * 4 + 2
+    assert pc.posterior_marginals(X[:1], [False] * 3).shape == (1, 3, 90)
+    with pytest.raises(InputError, match=r"variable 0: value 3 is outside 0[.][.]2"):
+        pc.log_likelihood([[3, 0, 0]])
+
+
 def test_bins_hold_as_many_rows() -> None:
     X = np.column_stack([np.random.default_rng(0).exponential(size=1000), np.zeros(1000), np.arange(1000) % 3])
     found, most = in_bins(["gaussian", "poisson", "categorical"], X, 3)

@@ -110,7 +110,8 @@ class Circuit:
         num_latents : int
             Hidden states of each variable.
         num_cats : int, optional
-            Categories of each variable; default: the largest value of `X`, plus 1.
+            Categories of each variable; default: the largest value of `X`, plus 1, or that of the variable where
+            `leaves` are of several kinds.
         leaves : str or sequence of str
             The kind of inputs, or that of each variable: "categorical", a probability for each category; "logistic", a
             discretised logistic over ordered categories; "poisson", over counts; "gaussian", over real numbers, where X

@@ -63,7 +63,7 @@ def hclt(
     check_values(kinds, data, cats)
     parent = chow_liu_parents(*in_bins(kinds, data, cats), pseudocount, progress)
     sizes = num_latents, cats, heads, perturbation, seed
-    inputs = leaves_for(kinds, cats, data)
+    inputs = leaves_for(kinds, cats, data, own=num_cats is None and len(set(kinds)) > 1)
     circuit: julia.Handle
     if start == "random":
         circuit = julia.call("tree_circuit", parent, *sizes, inputs)

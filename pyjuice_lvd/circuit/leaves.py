@@ -52,8 +52,10 @@ def categories_for(kinds: Sequence[str], table: Table) -> int:
 
 
 def check_values(kinds: Sequence[str], table: Table, num_cats: int) -> None:
-    """Raise InputError that names the first value which its variable cannot have."""
+    """Raise InputError that names the first value which its variable cannot have, where some have numbers."""
     each = np.broadcast_to(kinds, table.shape[1])
+    if not over_numbers(kinds, table.shape[1]).any():
+        return  # categories are checked where they are counted
     for variable, kind in enumerate(each):
         column = table[:, variable]
         match kind:
@@ -99,10 +101,11 @@ def standardised(table: Table) -> npt.NDArray[np.float32]:
     return np.asarray(centred / np.where(spread > 0, spread, 1), np.float32)
 
 
-def leaves_for(kinds: Sequence[str], num_cats: int, table: Table | None = None) -> julia.Handle:
+def leaves_for(kinds: Sequence[str], num_cats: int, table: Table | None = None, *, own: bool = False) -> julia.Handle:
     """Give Julia's `Leaf`, of all variables or of each, over `num_cats` categories; a table says where inputs start.
 
-    Without a table, real numbers are taken to be standardised. Raises InputError for counts, of which nothing is known.
+    With `own`, a variable of the table has as many categories as its largest value asks for. Without a table, real
+    numbers are taken to be standardised. Raises InputError for counts, of which nothing is known then.
     """
     if table is None:
         if "poisson" in kinds:
@@ -115,7 +118,8 @@ def leaves_for(kinds: Sequence[str], num_cats: int, table: Table | None = None) 
         centres, spreads = seen.mean(axis=0, dtype=np.float64), seen.std(axis=0, dtype=np.float64)
     count = max(len(kinds), len(centres))
     names = " ".join(np.broadcast_to(kinds, count))
-    categories = np.where(over_numbers(kinds, count), 0, num_cats).astype(np.int64)
+    each = num_cats if table is None or not own else table.max(axis=0) + 1
+    categories = np.where(over_numbers(kinds, count), 0, each).astype(np.int64)
     starts = (np.broadcast_to(array, count).copy() for array in (centres, spreads))
     handle: julia.Handle = julia.call("leaves_of", names, categories, *starts)
     return handle

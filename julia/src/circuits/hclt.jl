@@ -16,8 +16,8 @@ end
     hclt(parent; latents, categories, leaves = [Leaf(categories)], heads = 1, perturbation = 0.4, seed = 0, observed = nothing) -> Circuit
 
 The HCLT over the tree `parent` (see [`chow_liu_tree`](@ref)). Variable i has `latents` hidden states, each with an
-input, categorical unless [`leaves`](@ref Leaf) says otherwise; the root variable's states are mixed by `heads` sums. Every parameter starts in proportion to
-U(1 - perturbation, 1 + perturbation), or, where hidden states were `observed` (see [`ObservedStates`](@ref)), at what they say:
+input, categorical unless [`leaves`](@ref Leaf) says otherwise; the root variable's states are mixed by `heads` sums. Every parameter starts in
+proportion to U(1 - perturbation, 1 + perturbation), or, where hidden states were `observed` (see [`ObservedStates`](@ref)), at what they say:
 latent variable distillation (Liu, Zhang and Van den Broeck 2023) for the latents within the circuit.
 """
 function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::Integer,

@@ -9,8 +9,8 @@ num_input_params(kind, categories) =
     kind == CATEGORICAL ? Int(categories) : kind in (BINOMIAL, POISSON) ? 1 : kind in (LOGISTIC, GAUSSIAN) ? 2 : 0
 
 """
-The M-step of input `u`, whose statistics are `flow[range]`, the flow of each category where it has a table, unless it has less flow than `least`: see [`apply!`](@ref). Inputs that
-have nothing to learn keep what they are.
+The M-step of input `u`, unless it has less flow than `least`: see [`apply!`](@ref). `flow[range]` are its statistics, of an input with a table the
+flow of each category. Inputs that have nothing to learn keep what they are.
 """
 function learn_input!(c::Circuit, u, flow::Vector, range, step::Real, pseudocount::Real, least::Real)
     kind = c.kind[u]

@@ -236,13 +236,13 @@ end
 
 "The number behind a logarithm. Read as the Float32 that it was, it is written again with the same digits."
 function exponential(r::JpcReader, f::Fields, field)
-    value = float(f, field)
+    value = decimal(f, field)
     value === nothing || isnan(value) || value == Inf32 ? refuse_unit(r, "found $(quoted(f, field)), wanted a logarithm") :
                                                           exp(Float64(value))
 end
 
 "The Float32 nearest to a decimal; `nothing` where it is none."
-function float(f::Fields, field)
+function decimal(f::Fields, field)
     value = simple_float(f, field)
     value === nothing || return value
     digits = length(field) <= 400 ? text(f, field) : ""  # some write an exact decimal
@@ -364,7 +364,7 @@ function read_parameters!(r::JpcReader, f::Fields, at, letter, count)
     for _ in 1:count
         field = next_field!(f)
         isempty(field) && refuse_fields(r, f, at, letter)
-        value = float(f, field)
+        value = decimal(f, field)
         value === nothing || !isfinite(value) ? refuse_unit(r, "found $(quoted(f, field)), wanted a number") : push!(r.listed, value)
     end
 end

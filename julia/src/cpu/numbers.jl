@@ -1,7 +1,7 @@
 # Inputs without a table, in a tile: their logarithms are brought to one scale for each sample, in which the largest is at most 1.
 
-# Below so many bits, of the largest value of a group, a sample is left to the exact evaluation: exponents add up over variables.
-const LEAST_BITS = -2.0^20
+# Where the largest value of a group has fewer bits, its sample is left to the exact evaluation: exponents add up over variables.
+const LEAST_BITS = -2.0^16
 
 function number_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
     g, c, bits = plan.groups[gi], plan.circuit, ws.bits
