@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -168,7 +169,8 @@ def test_bins_hold_as_many_rows() -> None:
     ("X", "leaves", "message"),
     [
         ([[0, 1]], "normal", "leaves: found 'normal'"),
-        ([[0, 1]], ["gaussian"], "leaves: found 1 kinds"),
+        ([[0, 1]], None, "leaves: found None, wanted one of categorical"),
+        ([[0, 1, 2]], ["gaussian", "poisson"], "leaves: found 2 kinds, wanted one, or one for each of 3 variables"),
         ([[0.5, 1], [1, 2]], "categorical", "wanted integers"),
         ([[0.5, np.nan]], "gaussian", "row 0, variable 1: found nan, wanted a finite number"),
         ([[0.5, 1.5], [1, 2]], ["gaussian", "poisson"], r"row 0, variable 1: found 1.5, wanted counts from 0"),
@@ -176,7 +178,7 @@ def test_bins_hold_as_many_rows() -> None:
         ([[1e9, 1], [1e9 + 1, 2]], "gaussian", "variable 0: found a mean of 1e[+]09 with a deviation of 0.5"),
     ],
 )
-def test_what_does_not_fit_is_named(X: npt.ArrayLike, leaves: str | list[str], message: str) -> None:
+def test_what_does_not_fit_is_named(X: npt.ArrayLike, leaves: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Circuit.hclt(X, num_latents=2, leaves=leaves)
 

@@ -17,7 +17,7 @@ from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
 from pyjuice_lvd.circuit.files import read_circuit, write_circuit
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
-from pyjuice_lvd.circuit.leaves import Leaves, kinds_of, leaves_for
+from pyjuice_lvd.circuit.leaves import Leaves, check_number, kinds_of, leaves_for
 from pyjuice_lvd.circuit.rows import (
     Table,
     as_heads,
@@ -168,7 +168,8 @@ class Circuit:
             num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs,
             num_cats=num_cats, heads=heads, seed=seed,
         )  # fmt: skip
-        kinds, spread = kinds_of(leaves, sizes[0]), number("perturbation", perturbation)
+        kinds, spread = kinds_of(leaves), number("perturbation", perturbation)
+        check_number(kinds, sizes[0])
         return cls(julia.call("rat_spn_circuit", *sizes, spread, seed, leaves_for(kinds, sizes[5])))
 
     @classmethod

@@ -11,6 +11,7 @@ from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.leaves import (
     Leaves,
     categories_for,
+    check_number,
     check_values,
     in_bins,
     kinds_of,
@@ -47,12 +48,13 @@ def hclt(
     progress: Progress,
 ) -> julia.Handle:
     """See `Circuit.hclt`."""
-    data = as_numbers(X) if "gaussian" in ([leaves] if isinstance(leaves, str) else leaves) else as_table(X)
+    kinds = kinds_of(leaves)
+    data = as_numbers(X) if "gaussian" in kinds else as_table(X)
     for count, what in zip(data.shape, ("rows", "variables"), strict=True):
         if not count:
             raise InputError(f"X: found no {what}, wanted at least 1")
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
-    kinds = kinds_of(leaves, data.shape[1])
+    check_number(kinds, data.shape[1])
     cats = categories_for(kinds, data) if num_cats is None else integer("num_cats", num_cats)
     julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
@@ -85,7 +87,9 @@ def hclt_over(
         raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
     *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)
     spread = number("perturbation", perturbation)
-    inputs = leaves_for(kinds_of(leaves, len(tree)), sizes[1])
+    kinds = kinds_of(leaves)
+    check_number(kinds, len(tree))
+    inputs = leaves_for(kinds, sizes[1])
     circuit: julia.Handle = julia.call("tree_circuit", julia.lendable(tree, np.int64), *sizes, spread, seed, inputs)
     return circuit
 

@@ -18,6 +18,9 @@ _MOST_BINS = 32
 _MOST_DEVIATIONS = 1e4
 """So far from 0 may real values lie: the inputs' parameters are of single precision."""
 
+_MOST_CATEGORIES = 2**31
+"""No circuit has more: whoever makes it says so, by the number that was given."""
+
 _ROWS = 2**16
 """So many rows say where inputs start."""
 
@@ -25,14 +28,18 @@ Leaves = str | Sequence[str]
 """One kind for all variables, or that of each."""
 
 
-def kinds_of(leaves: Leaves, num_vars: int) -> list[str]:
-    """Give the kind of all variables' inputs, or of each; raises InputError for others than there are, or too few."""
-    kinds = [leaves] if isinstance(leaves, str) else list(leaves)
-    if not isinstance(leaves, str) and len(kinds) != num_vars:
-        raise InputError(f"leaves: found {len(kinds)} kinds, wanted one, or one for each of {num_vars} variables")
+def kinds_of(leaves: Leaves) -> list[str]:
+    """Give the kind of all variables' inputs, or of each; raises InputError for others than there are."""
+    kinds = list(leaves) if isinstance(leaves, list | tuple | np.ndarray) else [leaves]
     for kind in kinds:
         one_of("leaves", kind, LEAVES)
     return kinds
+
+
+def check_number(kinds: Sequence[str], num_vars: int) -> None:
+    """Raise InputError unless there is one kind for all variables, or one for each."""
+    if len(kinds) not in (1, num_vars):
+        raise InputError(f"leaves: found {len(kinds)} kinds, wanted one, or one for each of {num_vars} variables")
 
 
 def over_numbers(kinds: Sequence[str], num_vars: int) -> npt.NDArray[np.bool_]:
@@ -107,6 +114,7 @@ def leaves_for(kinds: Sequence[str], num_cats: int, table: Table | None = None, 
     With `own`, a variable of the table has as many categories as its largest value asks for. Without a table, real
     numbers are taken to be standardised. Raises InputError for counts, of which nothing is known then.
     """
+    num_cats = min(num_cats, _MOST_CATEGORIES)
     if table is None:
         if "poisson" in kinds:
             raise InputError("leaves: found 'poisson' without data, wanted another: nothing is known of the rates")
