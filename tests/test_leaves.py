@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_named(X: npt.ArrayLike, leaves: Any, message: str)
 def test_rows_that_a_circuit_of_numbers_cannot_have(mixed: Circuit) -> None:
     with pytest.raises(InputError, match=r"row 0, variable 2: found 0[.]5, wanted a whole number"):
         mixed.log_likelihood([[0, 0, 0.5, 0]])
-    with pytest.raises(InputError, match="row 0, variable 1: found inf"):
+    with pytest.raises(InputError, match="row 0, variable 1: found Inf"):
         mixed.log_likelihood([[0, np.inf, 0, 0]])
     with pytest.raises(InputError, match="poisson"):
         Circuit.from_tree([-1, 0], num_cats=2, leaves="poisson")
