@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ Leaves = str | Sequence[str]
 
 def kinds_of(leaves: Leaves) -> list[str]:
     """Give the kind of all variables' inputs, or of each; raises InputError for others than there are."""
-    kinds = list(leaves) if isinstance(leaves, list | tuple | np.ndarray) else [leaves]
+    kinds: list[Any] = list(leaves) if isinstance(leaves, list | tuple | np.ndarray) else [leaves]
     for kind in kinds:
         one_of("leaves", kind, LEAVES)
     return kinds
