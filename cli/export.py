@@ -58,6 +58,11 @@ def export(run: Path, output: Path, part: str, max_params: int, as_json: bool, q
             f"raise --max-params{apart}"
         )
     circuits = model.exported(part)
+    if suffix != ".safetensors" and any(circuit.has_own_leaves for circuit, _ in circuits):
+        raise InputError(
+            f"{output}: found a model with logistic inputs, of which Juice.jl has none; wanted .safetensors, "
+            "which Circuit.load reads"
+        )
     stem = output.name.removesuffix(suffix)
     numbered = [output.with_name(f"{stem}-{index:04d}{suffix}") for index in range(len(circuits))]
     files = numbered if part == "patches" else [output]

@@ -22,7 +22,12 @@ include("memory.jl")
 include("share.jl")
 
 include("circuits/circuit.jl")
+include("circuits/inputs.jl")
+include("circuits/logistic.jl")
+include("circuits/numbers.jl")
 include("circuits/chowliu.jl")
+include("circuits/starter.jl")
+include("circuits/leaves.jl")
 include("circuits/hclt.jl")
 include("circuits/tied_tree.jl")
 include("circuits/regions.jl")
@@ -48,6 +53,7 @@ include("cpu/statistics.jl")
 include("cpu/wide.jl")
 include("cpu/workspace.jl")
 include("cpu/pairs.jl")
+include("cpu/numbers.jl")
 include("cpu/evaluate.jl")
 include("cpu/losses.jl")
 include("cpu/flows.jl")
@@ -94,7 +100,7 @@ export Circuit, Plan, Schedule, Masked, SoftEvidence, ObservedStates, EMJob, Joi
 export num_units, num_edges, num_heads, num_params
 export read_jpc, write_jpc, rat_spn, einet, fully_factorized, from_tree, mixture, side_by_side, joint_circuit, offset_circuit
 export Emissions, OffsetEMJob, Ties, emission_scores!, emission_shares!
-export hclt, chow_liu_tree, log_likelihood, advance!, finish!
+export Leaf, hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export Backend, CPU, Device, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
 

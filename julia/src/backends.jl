@@ -89,7 +89,8 @@ function counts! end
 
 One EM step of size `step`: for a sum with edge flows F_e: E_e = F_e + pseudocount / #children and
 theta <- (1 - step) theta + step E / sum(E); for a categorical input over C values the same with pseudocount / C; for a binomial over N
-trials p <- (1 - step) p + step (sum F x + pseudocount N / 2) / (N (sum F + pseudocount)). A unit without flow ([`has_flow`](@ref)) keeps
+trials p <- (1 - step) p + step (sum F x + pseudocount N / 2) / (N (sum F + pseudocount)). A logistic becomes what fits the categorical of that step best
+(`learn_logistic!`), inputs over numbers go by their moments (`learn_number!`). A unit without flow ([`has_flow`](@ref)) keeps
 its parameters.
 
 The flows are the engine's own statistics, which are cleared, or `counts`, from anywhere; `scale` is that of the weights behind them.

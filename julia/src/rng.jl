@@ -34,6 +34,9 @@ end
 "Uniform Float64 in [0, 1), a multiple of 2^-53."
 @inline uniform!(rng::SplitMix) = (next64!(rng) >> 11) * 2.0^-53
 
+"Standard normal (Box and Muller 1958)."
+normal!(rng::SplitMix) = sqrt(-2 * log1p(-uniform!(rng))) * cospi(2 * uniform!(rng))
+
 "Uniform integer in 1:n (the bias, below n / 2^64, is out of reach of any data set)."
 @inline below!(rng::SplitMix, n::Integer) = Int((widen(next64!(rng)) * n) >> 64) + 1
 

@@ -67,9 +67,54 @@ function reference_step(c, X, head_of, s, a)
                 p = (1 - s) * c.success[u] + s * (sum((0:N) .* counts[range_of]) + a * N / 2) / (N * total)
                 leaf[range_of] .= [binomial(N, x) * p^x * (1 - p)^(N - x) for x in 0:N]
             end
+        elseif c.kind[u] == LVDJuice.LOGISTIC
+            C, total = c.categories[u], sum(counts[range_of]) + a
+            if total > 0 && C > 1
+                shares = (1 - s) .* leaf[range_of] .+ s .* (counts[range_of] .+ a / C) ./ total
+                leaf[range_of] .= logistic_table(C, searched_logistic(shares)...)
+            end
         end
     end
     return weight, leaf
+end
+
+"""
+Whether a circuit's inputs are what the reference says. A logistic's table is compared in absolute terms, because the top that a search finds is
+flat, and its parameters are not: where there are two categories, many say the same.
+"""
+function same_inputs(c, leaf; rtol)
+    logistic = fill(false, length(leaf))
+    for u in findall(==(LVDJuice.LOGISTIC), c.kind)
+        logistic[range(c.param_start[u], step=c.param_stride[u], length=c.categories[u] + 2)] .= true
+        places = range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])
+        isapprox(c.leaf[places], leaf[places]; atol=1e-5, norm=x -> maximum(abs, x)) || return false
+    end
+    return close_to(c.leaf[.!logistic], leaf[.!logistic]; rtol=rtol)
+end
+
+"The discretised logistic by its definition: what lies between the middles of neighbouring levels, and beyond the ends."
+function logistic_table(C, location, scale)
+    below(t) = 1 / (1 + exp(-(big(t) - location) / scale))
+    return [Float64((x == C - 1 ? 1 : below(x + 0.5)) - (x == 0 ? 0 : below(x - 0.5))) for x in 0:C - 1]
+end
+
+"Location and scale of the likeliest logistic, by a search that goes wherever it is better, in ever smaller steps."
+function searched_logistic(shares)
+    C = length(shares)
+    value(m, s) = sum(h * log(max(p, 1e-300)) for (h, p) in zip(shares, logistic_table(C, m, exp(s))) if h > 0)
+    m, s, step = (C - 1) / 2, log(C / 4), 1.0
+    best = value(m, s)
+    while step > 1e-9
+        better = false
+        for (dm, ds) in ((step, 0), (-step, 0), (0, step), (0, -step), (step, step), (-step, step), (step, -step), (-step, -step))
+            new = (m + dm * exp(s), s + ds)
+            LVDJuice.LEAST_LOGISTIC_SCALE <= exp(new[2]) <= LVDJuice.MOST_LOGISTIC_SCALES * (C - 1) || continue
+            found = value(new...)
+            found > best && ((best, m, s, better) = (found, new..., true))
+        end
+        better || (step /= 2)
+    end
+    return m, exp(s)
 end
 
 """
@@ -90,6 +135,7 @@ function random_circuit(rng, V, C, heads)
             C == 2 && rand(rng, Bool) &&
                 append!(pool, LVDJuice.add_indicators!(b, scope[1], [0, 1], C; kind=LVDJuice.LITERAL))
             rand(rng, Bool) && append!(pool, LVDJuice.add_binomials!(b, scope[1], C - 1, rand(rng, Float32, 3)))
+            rand(rng, Bool) && append!(pool, LVDJuice.add_logistics!(b, scope[1], C, (C - 1) .* rand(rng, 2), 0.3 .+ rand(rng, 2)))
         else
             for _ in 1:rand(rng, 1:2)  # partitions
                 cut = shuffle(rng, scope)

@@ -10,6 +10,7 @@ close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) 
 
 @testset "LVDJuice" begin
     include("test_circuit.jl")
+    include("test_inputs.jl")
     include("test_structure.jl")
     include("test_builders.jl")
     include("test_evaluate.jl")

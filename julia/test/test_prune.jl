@@ -59,7 +59,7 @@ function check_pruned(c, pruned, left, Z)
     units = pruned_units(c, left)
     @test LVDJuice.num_units(pruned) == length(units)
     @test LVDJuice.num_sum_edges(pruned) == count(e -> any(u -> e in LVDJuice.edges(c, u), units), keys(left))
-    @test length(pruned.leaf) == sum(Int[c.categories[u] for u in units])  # the tables hold nothing else
+    @test length(pruned.leaf) == sum(Int[c.categories[u] + 2 * (c.kind[u] == LVDJuice.LOGISTIC) for u in units])  # nothing else is kept
     @test all(isapprox.(exp.(log_likelihood(pruned, Z)), reduce(hcat, [pruned_values(c, left, Z[:, m]) for m in axes(Z, 2)]);
                         rtol=1e-5, atol=1e-12))
 end

@@ -58,6 +58,8 @@ class Checkpoint:
     data : mapping
         Digests of what is learned from (`digest_of`), by name: they must be the same, too; None of what there is none
         of. `valid` is that of the validation set.
+    probabilities : bool
+        Whether the parameters are probabilities, all of them: else any numbers.
 
     Raises
     ------
@@ -72,12 +74,15 @@ class Checkpoint:
         learned: Sequence[npt.NDArray[np.float32]],
         about: Mapping[str, Any],
         data: Mapping[str, str | None],
+        *,
+        probabilities: bool = True,
     ) -> None:
         check_arrays_file("checkpoint", path)
         self.path = Path(path)
         self._learned = learned
         self._about = json.loads(json.dumps(about))  # tuples as lists, as in the file
         self._data = dict(data)
+        self._probabilities = probabilities
         self._due = time.monotonic() + _INTERVAL
         self._found: tuple[Arrays, dict[str, Any]] | None = None
         if self.path.exists():
@@ -121,8 +126,10 @@ class Checkpoint:
                 found = arrays[name]
                 if found.shape != own.shape or found.dtype != own.dtype:
                     raise ValueError(f"{name} is {found.dtype} {found.shape}")
-                if not ((found >= 0) & (found <= 1 + _ROUNDING)).all():
+                if self._probabilities and not ((found >= 0) & (found <= 1 + _ROUNDING)).all():
                     raise ValueError(f"{name} holds what is no probability")
+                if not np.isfinite(found).all():
+                    raise ValueError(f"{name} holds what is no number")
         epochs = len(arrays["train"])
         lengths = {name: arrays[name].shape for name in ("train", *(("valid",) if validated else ()))}
         if any(shape != (epochs,) for shape in lengths.values()) or epochs > self._about["epochs"]:

@@ -21,6 +21,7 @@ from pyjuice_lvd.circuit.files import read_circuit, write_circuit
 from pyjuice_lvd.circuit.graph import draw, to_networkx
 from pyjuice_lvd.circuit.hclt import hclt, hclt_over
 from pyjuice_lvd.circuit.history import Flows, History, Statistics
+from pyjuice_lvd.circuit.leaves import Leaves, check_number, kinds_of, leaves_for
 from pyjuice_lvd.circuit.reduce import spread
 from pyjuice_lvd.circuit.rows import (
     Mask,
@@ -44,7 +45,7 @@ __all__ = ["Circuit", "Evidence", "Flows", "History", "Statistics"]
 
 
 class Circuit:
-    """A smooth, decomposable circuit with one or more heads, over integer variables.
+    """A smooth, decomposable circuit with one or more heads, over categories, counts and real numbers.
 
     Made by `Circuit.hclt`, `rat_spn`, `einet`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`,
     or from another circuit by `prune`, `grow` or `with_heads`. `num_nodes` counts units.
@@ -63,6 +64,11 @@ class Circuit:
     def num_params(self) -> int:
         """The weights of the sums' edges, and the inputs' parameters."""
         return self.engine.num_params
+
+    @property
+    def has_own_leaves(self) -> bool:
+        """Whether it has inputs that Juice.jl has none of: logistic, Poisson or Gaussian ones."""
+        return not self.engine.probabilities
 
     @property
     def head_weights(self) -> npt.NDArray[np.float64]:
@@ -96,6 +102,7 @@ class Circuit:
         mask: npt.ArrayLike | None = None,
         num_latents: int = 16,
         num_cats: int | None = None,
+        leaves: Leaves = "categorical",
         heads: int = 1,
         start: str = "random",
         labels: npt.ArrayLike | None = None,
@@ -108,7 +115,7 @@ class Circuit:
 
         Parameters
         ----------
-        X : integers (N, V)
+        X : integers (N, V), or numbers for "gaussian" leaves
             Data whose pairwise mutual information gives the tree.
         mask : bool (N, V) or (V,), optional
             True where a value is missing: it is not looked at. The mutual information of a pair is then that of the
@@ -116,7 +123,12 @@ class Circuit:
         num_latents : int
             Hidden states of each variable.
         num_cats : int, optional
-            Categories of each variable; default: the largest value seen in `X`, plus 1.
+            Categories of each variable; default: the largest value seen in `X`, plus 1, or that of the variable where
+            `leaves` are of several kinds.
+        leaves : str or sequence of str
+            The kind of inputs, or that of each variable: "categorical", a probability for each category; "binomial";
+            "logistic", a discretised logistic over ordered categories; "poisson", over counts; "gaussian", over real
+            numbers, where X is of floats (docs/leaves.md).
         heads : int
             Sums in the last layer.
         start : "random" or "clusters"
@@ -139,7 +151,7 @@ class Circuit:
             Where the data or a parameter is out of range.
 
         """
-        sizes = num_latents, num_cats, heads
+        sizes = num_latents, num_cats, leaves, heads
         return cls(hclt(X, mask, *sizes, start, labels, perturbation, pseudocount, seed, progress))
 
     @classmethod
@@ -152,6 +164,7 @@ class Circuit:
         num_sums: int,
         num_inputs: int,
         num_cats: int,
+        leaves: Leaves = "categorical",
         heads: int = 1,
         perturbation: float = 0.4,
         seed: int = 0,
@@ -160,13 +173,16 @@ class Circuit:
 
         `replicas` times, the variables are cut into random halves, `depth` times over. Each region has `num_sums` sums,
         one that is not cut `num_inputs` factorised distributions; the whole has `heads` sums. Parameters start in
-        proportion to U(1 - perturbation, 1 + perturbation). Raises InputError where a parameter is out of range.
+        proportion to U(1 - perturbation, 1 + perturbation). `leaves`: as for `hclt`. Raises InputError where a
+        parameter is out of range.
         """
         *sizes, seed = integers(
             num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs,
             num_cats=num_cats, heads=heads, seed=seed,
         )  # fmt: skip
-        return cls(julia.call("rat_spn_circuit", *sizes, number("perturbation", perturbation), seed))
+        kinds, spread = kinds_of(leaves), number("perturbation", perturbation)
+        check_number(kinds, sizes[0])
+        return cls(julia.call("rat_spn_circuit", *sizes, spread, seed, leaves_for(kinds, sizes[5])))
 
     @classmethod
     def einet(
@@ -179,7 +195,7 @@ class Circuit:
         replicas: int | None = None,
         shape: tuple[int, int, int] | None = None,
         steps: Sequence[int] | int | None = None,
-        leaves: str = "categorical",
+        leaves: Leaves = "categorical",
         heads: int = 1,
         perturbation: float = 0.4,
         seed: int = 0,
@@ -204,8 +220,8 @@ class Circuit:
             variables, pixel by pixel, row by row: rectangles, cut in two in every way at multiples of `steps`.
         steps : int or integers, optional
             Of `shape`, in pixels; where the first has no multiple inside a rectangle, the next one cuts it.
-        leaves : "categorical" or "binomial"
-            The inputs' kind.
+        leaves : str or sequence of str
+            The inputs' kind, or that of each variable, as for `hclt`; not "poisson", of whose rates nothing is known.
         heads : int
             Units of the whole.
         perturbation : float
@@ -235,6 +251,7 @@ class Circuit:
         *,
         num_latents: int = 16,
         num_cats: int,
+        leaves: Leaves = "categorical",
         heads: int = 1,
         perturbation: float = 0.4,
         seed: int = 0,
@@ -243,7 +260,7 @@ class Circuit:
 
         The other parameters are those of `hclt`. Raises InputError where `parent` is no tree.
         """
-        return cls(hclt_over(parent, num_latents, num_cats, heads, perturbation, seed))
+        return cls(hclt_over(parent, num_latents, num_cats, leaves, heads, perturbation, seed))
 
     @classmethod
     def mixture(cls, circuits: Sequence[Circuit], *, weights: npt.ArrayLike | None = None) -> Self:
@@ -574,7 +591,7 @@ class Circuit:
 
         Returns
         -------
-        uint8, or int32 where a variable has more than 256 categories
+        uint8; int32 where a variable has more than 256 categories, or counts; float64 where one has real values
             (n, num_vars), or with X or N heads (n, N, num_vars), the known values included.
 
         Raises
@@ -589,8 +606,8 @@ class Circuit:
         engine = self.engine
         rows, hidden = (None, None) if X is None else engine.rows(X, mask, hides=True)
         count = np.size(head) if rows is None else len(rows)
-        check_result("n", n, count * n * self.num_vars * np.dtype(engine.category_type).itemsize)
-        out = np.empty((count, n, self.num_vars), engine.category_type)
+        check_result("n", n, count * n * self.num_vars * np.dtype(engine.value_type).itemsize)
+        out = np.empty((count, n, self.num_vars), engine.value_type)
         heads = given_heads(head, count, self.num_heads)
         engine.run("sample_job", rows, hidden, heads, out, seed, stage="sampling", total=count * n, progress=progress)
         return out[0] if rows is None and np.ndim(head) == 0 else out.swapaxes(0, 1)
@@ -620,7 +637,7 @@ class Circuit:
         -------
         float64 (N, num_vars, C)
             C is the largest number of categories of a variable; sums to 1 over them. An observed variable has a 1 at
-            its category.
+            its category. Variables over numbers, which have none, have zeros.
 
         Raises
         ------
@@ -648,13 +665,13 @@ class Circuit:
         Exact where at most one child of each sum is possible at a time (deterministic circuits); elsewhere the usual
         approximation: a sum counts as its best weighted child. Of equals, the first is taken.
 
-        X, mask, head, progress: as for `posterior_marginals`. Returns (N, num_vars), the known values included: uint8,
-        or int32 if a variable has more than 256 categories. Raises InputError where the data are out of range, and
+        X, mask, head, progress: as for `posterior_marginals`. Returns (N, num_vars), the known values included, of the
+        type that `sample` returns. Raises InputError where the data are out of range, and
         where the evidence of a row has probability 0.
         """
         rows, hidden = self.engine.rows(X, mask, hides=True)
         n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
-        out = np.empty((n, self.num_vars), self.engine.category_type)
+        out = np.empty((n, self.num_vars), self.engine.value_type)
         self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
         return out
 
@@ -714,7 +731,7 @@ class Circuit:
         draw(self.engine, path)
 
     def parameters(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """View the parameters: the weights of all edges (1 on those of products), and the inputs' probabilities.
+        """View the parameters: the weights of all edges (1 on those of products), and the inputs' tables or parameters.
 
         Both float32; they are the circuit's own memory. Assigning to them changes the circuit.
         """

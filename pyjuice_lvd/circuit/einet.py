@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, number, one_of, typed
+from pyjuice_lvd.checks import integer, integers, number, typed
+from pyjuice_lvd.circuit.leaves import Leaves, kinds_of, leaves_for
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.settings.choices import LEAVES
 
 
 def einet(
@@ -20,13 +20,13 @@ def einet(
     replicas: int | None,
     shape: tuple[int, int, int] | None,
     steps: Sequence[int] | int | None,
-    leaves: str,
+    leaves: Leaves,
     heads: int,
     perturbation: float,
     seed: int,
 ) -> julia.Handle:
     """See `Circuit.einet`."""
-    one_of("leaves", leaves, LEAVES)
+    kinds = kinds_of(leaves)
     graph = _random(num_vars, depth, replicas) if shape is None else _grid(shape, steps)
     for name, value in {"num_vars": num_vars, "depth": depth, "replicas": replicas, "steps": steps}.items():
         if value is not None and (shape is None) == (name == "steps"):
@@ -35,7 +35,9 @@ def einet(
             )
     num_sums, num_cats, heads, seed = integers(num_sums=num_sums, num_cats=num_cats, heads=heads, seed=seed)
     spread = number("perturbation", perturbation)
-    circuit: julia.Handle = julia.call("einet_circuit", *graph, num_sums, num_cats, leaves, heads, spread, seed)
+    circuit: julia.Handle = julia.call(
+        "einet_circuit", *graph, num_sums, num_cats, leaves_for(kinds, num_cats), heads, spread, seed
+    )
     return circuit
 
 

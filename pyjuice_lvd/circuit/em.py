@@ -60,7 +60,7 @@ def train(
             "valid": None if valid is None else " ".join(digest_of(part) for part in valid if part is not None),
             **({} if hidden is None else {"mask": digest_of(hidden)}),
         }  # fmt: skip
-        state = Checkpoint(checkpoint, learned, about, data)
+        state = Checkpoint(checkpoint, learned, about, data, probabilities=engine.probabilities)
     if reducer.size > 1:
         # Evidence is large, and computed from what was compared before.
         given = {"X": None if isinstance(rows, Evidence) else rows, "mask": hidden, "heads": heads}

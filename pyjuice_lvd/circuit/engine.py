@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.devices import CPU, backend, current
-from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_table, as_weights, for_engine
+from pyjuice_lvd.circuit.rows import Mask, Table, as_heads, as_mask, as_numbers, as_table, as_weights, for_engine
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.shares import paced
@@ -125,9 +125,14 @@ class Engine:
         return dict(zip(ARRAYS, julia.call("circuit_arrays", self.circuit)[1:], strict=True))
 
     def learned(self) -> list[npt.NDArray[np.float32]]:
-        """View what EM changes: weights of the edges, the inputs' tables, and binomials' probabilities of success."""
+        """View what EM changes: weights of the edges, the inputs' tables and parameters, binomials' probabilities."""
         _ = self.circuit  # whose arrays they are
         return [self._fields[name] for name in _LEARNED]
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the parameters are probabilities, all of them."""
+        return bool(julia.call("has_only_probabilities", self.circuit))
 
     def head_weights(self) -> npt.NDArray[np.float32]:
         """View the heads' prior weights."""
@@ -145,12 +150,21 @@ class Engine:
     @cached_property
     def categories(self) -> int:
         """The largest number of categories of a variable."""
-        return int(self._fields["categories"].max())
+        return max(1, int(self._fields["categories"].max()))
+
+    @cached_property
+    def _has(self) -> tuple[bool, bool]:
+        """Whether variables have counts, and whether they have real numbers."""
+        counts, reals = julia.call("has_numbers", self.circuit)
+        return bool(counts), bool(reals)
 
     @property
-    def category_type(self) -> type[np.uint8] | type[np.int32]:
-        """The type of the categories that queries find."""
-        return np.uint8 if self.categories <= 256 else np.int32
+    def value_type(self) -> type[np.uint8] | type[np.int32] | type[np.float64]:
+        """The type of the values that queries find."""
+        counts, reals = self._has
+        if reals:
+            return np.float64
+        return np.uint8 if self.categories <= 256 and not counts else np.int32
 
     def rows(
         self,
@@ -167,7 +181,7 @@ class Engine:
                 found = "found together with Evidence, which hides all variables itself"
                 raise InputError(f"{mask_name}: {found}; wanted None")
             return X, None
-        table = as_table(X, self.num_vars, name)
+        table = as_numbers(X, self.num_vars, name) if self._has[1] else as_table(X, self.num_vars, name)
         hidden = as_mask(mask, table.shape, mask_name) if hides or mask is not None else None
         try:
             julia.call("check_table", self.circuit, table, hidden)

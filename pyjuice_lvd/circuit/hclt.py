@@ -10,14 +10,24 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
+from pyjuice_lvd.circuit.leaves import (
+    Leaves,
+    categories_for,
+    check_number,
+    check_values,
+    in_bins,
+    kinds_of,
+    leaves_for,
+    standardised,
+)
 from pyjuice_lvd.circuit.reduce import current, on_first
 from pyjuice_lvd.circuit.rows import (
     Mask,
     Table,
     as_heads,
     as_mask,
+    as_numbers,
     as_table,
-    categories_of,
     for_engine,
     mean_filled,
     some_rows,
@@ -42,6 +52,7 @@ def hclt(
     mask: npt.ArrayLike | None,
     num_latents: int,
     num_cats: int | None,
+    leaves: Leaves,
     heads: int,
     start: str,
     labels: npt.ArrayLike | None,
@@ -51,34 +62,42 @@ def hclt(
     progress: Progress,
 ) -> julia.Handle:
     """See `Circuit.hclt`."""
-    data = as_table(X)
+    kinds = kinds_of(leaves)
+    data = as_numbers(X) if "gaussian" in kinds else as_table(X)
     for count, what in zip(data.shape, ("rows", "variables"), strict=True):
         if not count:
             raise InputError(f"X: found no {what}, wanted at least 1")
     hidden = None if mask is None else as_mask(mask, data.shape)
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
-    cats = categories_of(data, hidden) if num_cats is None else integer("num_cats", num_cats)
+    check_number(kinds, data.shape[1])
+    cats = categories_for(kinds, data, hidden) if num_cats is None else integer("num_cats", num_cats)
     julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
     if start == "random" and labels is not None:
         raise InputError("labels: found with start = 'random', wanted none: they are for start = 'clusters'")
     head_of = as_heads(labels, len(data), heads, "labels")
-    parent = chow_liu_parents(data, cats, pseudocount, progress, mask=hidden)
+    check_values(kinds, data, cats, hidden)
+    binned, bins = in_bins(kinds, data, cats, hidden)
+    parent = chow_liu_parents(binned, bins, pseudocount, progress, mask=hidden)
     sizes = num_latents, cats, heads, perturbation, seed
+    inputs = leaves_for(kinds, cats, data, hidden, own=num_cats is None and len(set(kinds)) > 1)
     circuit: julia.Handle
     if start == "random":
-        circuit = julia.call("tree_circuit", parent, *sizes)
+        circuit = julia.call("tree_circuit", parent, *sizes, inputs)
     else:
         seen = rows_for_states(len(data), num_latents, seed)
         data, hidden = for_engine(data[seen], masked=hidden is not None), None if hidden is None else hidden[seen]
-        states = hidden_states(data, parent, num_latents, seed, progress, mask=hidden)
-        circuit = julia.call("hclt_from_states", parent, *sizes, data, hidden, states, head_of[seen])
+        if len(set(kinds)) == 1:
+            states = hidden_states(data, parent, num_latents, seed, progress, mask=hidden)
+        else:  # distances are between columns of one size
+            states = hidden_states(standardised(mean_filled(data, hidden)), parent, num_latents, seed, progress)
+        circuit = julia.call("hclt_from_states", parent, *sizes, data, hidden, states, head_of[seen], inputs)
     return circuit
 
 
 def hclt_over(
-    parent: npt.ArrayLike, num_latents: int, num_cats: int, heads: int, perturbation: float, seed: int
+    parent: npt.ArrayLike, num_latents: int, num_cats: int, leaves: Leaves, heads: int, perturbation: float, seed: int
 ) -> julia.Handle:
     """See `Circuit.from_tree`."""
     tree = plain_array("parent", parent)
@@ -86,7 +105,10 @@ def hclt_over(
         raise InputError(f"parent: found {tree.dtype} {tree.shape}, wanted integers (V,)")
     *sizes, seed = integers(num_latents=num_latents, num_cats=num_cats, heads=heads, seed=seed)
     spread = number("perturbation", perturbation)
-    circuit: julia.Handle = julia.call("tree_circuit", julia.lendable(tree, np.int64), *sizes, spread, seed)
+    kinds = kinds_of(leaves)
+    check_number(kinds, len(tree))
+    inputs = leaves_for(kinds, sizes[1])
+    circuit: julia.Handle = julia.call("tree_circuit", julia.lendable(tree, np.int64), *sizes, spread, seed, inputs)
     return circuit
 
 

@@ -12,7 +12,7 @@ from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.errors import InputError
 
 Table = npt.NDArray[Any]
-"""Integers (N, V), C-contiguous."""
+"""Integers (N, V), or float64 where variables have real values; C-contiguous."""
 
 Mask = npt.NDArray[np.bool_]
 """(N, V), C-contiguous; True where a value is hidden."""
@@ -43,6 +43,20 @@ def as_table(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> 
     if num_vars is not None and array.shape[1] != num_vars:
         raise InputError(f"{name}: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
     return julia.lendable(array)
+
+
+def as_numbers(X: npt.ArrayLike, num_vars: int | None = None, name: str = "X") -> Table:
+    """Check that `X` is a table of numbers (N, V), as for circuits over real numbers: float64, C-contiguous.
+
+    Raises InputError, whose line begins with `name`, that says what was found. The values are checked where they are
+    used.
+    """
+    array = plain_array(name, X)
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise InputError(f"{name}: found {array.dtype} {array.shape}, wanted numbers (N, V)")
+    if num_vars is not None and array.shape[1] != num_vars:
+        raise InputError(f"{name}: found {array.shape[1]} variables, wanted the circuit's {num_vars}")
+    return julia.lendable(array, np.float64)
 
 
 def categories_of(table: Table, hidden: Mask | None = None, name: str = "X") -> int:
@@ -134,8 +148,9 @@ def _numbers(values: npt.ArrayLike, n: int, name: str) -> npt.NDArray[np.float64
 
 
 def for_engine(table: Table, *, masked: bool = False) -> Table:
-    """Take over a table of valid categories as uint8, or as int32: the engine is compiled for few types."""
-    return table if table.dtype == np.uint8 and not masked else table.astype(np.int32, copy=False)
+    """Take over a table of valid values as uint8, int32 or float64: the engine is compiled for few types."""
+    as_it_is = table.dtype == np.float64 or (table.dtype == np.uint8 and not masked)
+    return table if as_it_is else table.astype(np.int32, copy=False)
 
 
 def mean_filled(table: Table, hidden: Mask | None) -> npt.NDArray[np.float32]:

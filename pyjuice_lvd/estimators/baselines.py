@@ -79,7 +79,7 @@ class _Baseline(DensityEstimator):
         return cats
 
 
-_EM = {name: name for name in ("epochs", "batch_size", "step_size", "pseudocount", "patience")}
+_SHARED = {name: name for name in ("leaves", "epochs", "batch_size", "step_size", "pseudocount", "patience")}
 
 
 class HCLT(_Baseline):
@@ -93,6 +93,8 @@ class HCLT(_Baseline):
         Hidden states of each variable.
     num_trees : int, optional
         Trees, each over the dependencies in a cluster of the data.
+    leaves : str, optional
+        Kind of the inputs: "categorical", "binomial", or "logistic" for values with an order, such as grey levels.
     search : bool, optional
         Whether trees, latents and the pseudocount of a table's model are chosen by validation rows, unless one of them
         is set to another value than its default.
@@ -132,7 +134,7 @@ class HCLT(_Baseline):
         "num_trees": "trees",
         "search": "search",
         "start": "start",
-        **_EM,
+        **_SHARED,
     }
 
     def __init__(
@@ -140,6 +142,7 @@ class HCLT(_Baseline):
         *,
         num_latents: int | None = None,
         num_trees: int | None = None,
+        leaves: str | None = None,
         search: bool | None = None,
         start: str | None = None,
         epochs: int | None = None,
@@ -156,6 +159,7 @@ class HCLT(_Baseline):
     ) -> None:
         self.num_latents = num_latents
         self.num_trees = num_trees
+        self.leaves = leaves
         self.search = search
         self.start = start
         self.epochs = epochs
@@ -182,6 +186,8 @@ class RATSPN(_Baseline):
         So many times the variables are cut into random halves, `depth` times over.
     num_sums, num_inputs : int, optional
         Sums of each region; factorised distributions of a region that is not cut.
+    leaves : str, optional
+        Kind of the inputs: "categorical", or "logistic" for values with an order, such as grey levels.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `rat_spn.epochs` and so on.
     num_cats : int, optional
@@ -212,7 +218,7 @@ class RATSPN(_Baseline):
     _method = "rat-spn"
     _section = "rat_spn"
     _settings_of: ClassVar[dict[str, str]] = {
-        "depth": "depth", "replicas": "replicas", "num_sums": "sums", "num_inputs": "inputs", **_EM,
+        "depth": "depth", "replicas": "replicas", "num_sums": "sums", "num_inputs": "inputs", **_SHARED,
     }  # fmt: skip
 
     def __init__(
@@ -222,6 +228,7 @@ class RATSPN(_Baseline):
         replicas: int | None = None,
         num_sums: int | None = None,
         num_inputs: int | None = None,
+        leaves: str | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         step_size: tuple[float, float] | None = None,
@@ -238,6 +245,7 @@ class RATSPN(_Baseline):
         self.replicas = replicas
         self.num_sums = num_sums
         self.num_inputs = num_inputs
+        self.leaves = leaves
         self.epochs = epochs
         self.batch_size = batch_size
         self.step_size = step_size
@@ -296,7 +304,7 @@ class EINET(_Baseline):
     _method = "einet"
     _section = "einet"
     _settings_of: ClassVar[dict[str, str]] = {
-        "num_sums": "sums", **{name: name for name in ("regions", "steps", "depth", "replicas", "leaves")}, **_EM,
+        "num_sums": "sums", **{name: name for name in ("regions", "steps", "depth", "replicas")}, **_SHARED,
     }  # fmt: skip
 
     def __init__(

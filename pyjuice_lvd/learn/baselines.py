@@ -154,7 +154,7 @@ def _structure(
     else:
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, perturbation=_REGIONS_PERTURBATION, seed=seed,
+            num_cats=num_cats, leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit
@@ -192,20 +192,18 @@ def _trees(
     rows: Table, missing: Mask | None, num_cats: int, own: HCLTSettings, seed: int, progress: Progress
 ) -> Circuit:
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
+    make: dict[str, Any] = {
+        "num_latents": own.latents, "num_cats": num_cats, "leaves": own.leaves, "start": own.start
+    }  # fmt: skip
     if own.trees == 1:
-        return Circuit.hclt(
-            rows, mask=missing, num_latents=own.latents, num_cats=num_cats, start=own.start, seed=seed,
-            progress=progress,
-        )  # fmt: skip
+        return Circuit.hclt(rows, mask=missing, **make, seed=seed, progress=progress)
     clusters = on_first(lambda: kmeans(mean_filled(rows, missing), own.trees, seed))
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:
         for number, share in enumerate(shares):
             members, mask = rows[clusters == number], None if missing is None else missing[clusters == number]
-            tree = Circuit.hclt(
-                members, mask=mask, num_latents=own.latents, num_cats=num_cats, start=own.start, seed=seed + number
-            )
+            tree = Circuit.hclt(members, mask=mask, **make, seed=seed + number)
             tree.fit_em(
                 members, mask=mask, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed
             )

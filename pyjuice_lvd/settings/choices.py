@@ -30,8 +30,11 @@ DECODERS = ("independent", "convolutional")
 """Of the teacher: each patch is decoded from its own code alone, or from its neighbours' codes too."""
 STARTS = ("random", "clusters")
 """Where the parameters of an HCLT start."""
-LEAVES = ("categorical", "binomial")
-"""The inputs of an EiNet."""
+LEAVES = ("categorical", "binomial", "logistic", "poisson", "gaussian")
+"""Kinds of inputs: a probability for each category; a binomial, or a discretised logistic, over ordered ones; a Poisson
+over counts; a Gaussian over real numbers."""
+LEAVES_OF_LEVELS = LEAVES[:3]
+"""Those over integers 0..C-1, as images and tables of integers have."""
 REGIONS = ("auto", "random", "grid")
 """The region graph of an EiNet: by chance, or over the pixels of images; `auto`: a grid for images, else by chance."""
 FIELD = "field"

@@ -29,6 +29,8 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
         "prior.memory": 4.0,  # the same outcome
         "finetuning.epochs": 0,
         "finetuning.candidates": 0,
+        "hclt.leaves": "categorical",
+        "rat_spn.leaves": "categorical",
         **{f"offsets.{key}": value for key, value in vars(OffsetSettings()).items()},  # none: the others do nothing
         "hclt.search": False,
         "hclt.start": "random",

@@ -12,7 +12,7 @@ from pyjuice_lvd.settings.choices import (
     COLOR_NAMES,
     DECODERS,
     DEVICES,
-    LEAVES,
+    LEAVES_OF_LEVELS,
     METHODS,
     NEW_HEADS,
     PHOTO_SIZES,
@@ -46,6 +46,7 @@ Windows = Annotated[
 Cuts = Annotated[
     tuple[int, ...], Within(lambda steps: bool(steps) and all(1 <= s < 2**63 for s in steps), "integers of at least 1")
 ]
+Leaves = Annotated[str, among(*LEAVES_OF_LEVELS)]
 Sides = Annotated[tuple[int, int], Within(lambda sides: min(sides) >= 1, "height and width, integers of at least 1")]
 
 _OF_VARIANT: Any = object()
@@ -284,6 +285,8 @@ class HCLTSettings(Section, table="hclt"):
     """Of a table: trees, latents and pseudocount are chosen by the validation split, unless one of them is set to
     another value than its default."""
     latents: Count = 16
+    leaves: Leaves = LEAVES_OF_LEVELS[0]
+    """Kind of the inputs."""
     trees: Count = 1
     start: Annotated[str, among(*STARTS)] = STARTS[0]
     """Where parameters start: at random, or, for ordered values such as grey levels, from `clusters`: hidden states
@@ -310,7 +313,7 @@ class EinetSettings(Section, table="einet"):
     """Of a grid: rectangles are cut at the multiples of the first step that has any within, in pixels."""
     depth: Count = 6
     replicas: Count = 8
-    leaves: Annotated[str, among(*LEAVES)] = LEAVES[0]
+    leaves: Leaves = LEAVES_OF_LEVELS[0]
     """The kind of inputs."""
     epochs: Count = 50
     """At most: see `patience`."""
@@ -328,6 +331,7 @@ class RatSpnSettings(Section, table="rat_spn"):
     replicas: Count = 8
     sums: Count = 8
     inputs: Count = 8
+    leaves: Leaves = LEAVES_OF_LEVELS[0]
     epochs: Count = 50
     """At most: see `patience`."""
     batch_size: Count = 256

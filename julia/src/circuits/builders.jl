@@ -1,18 +1,22 @@
 # Circuits whose structure needs no data: RAT-SPNs, a full factorisation, an HCLT over a given tree, mixtures of circuits.
 
 """
-    rat_spn(; num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads = 1, perturbation = 0.4, seed = 0) -> Circuit
+    rat_spn(; num_vars, depth, replicas, num_sums, num_inputs, num_cats, leaves = [Leaf(num_cats)], heads = 1, perturbation = 0.4,
+            seed = 0) -> Circuit
 
 The RAT-SPN (Peharz et al. 2019, algorithm 2) over a random region graph of `replicas` recursive cuts into halves, `depth` deep.
-A region that is not cut has `num_inputs` factorised distributions: products of one categorical for each of its variables. Any
+A region that is not cut has `num_inputs` factorised distributions: products of one input, categorical unless [`leaves`](@ref Leaf) says
+otherwise, for each of its variables. Any
 other region has `num_sums` sums, each with parameters of its own, over all products of its partitions, one for each pair of
 units of the two parts; the whole has `heads` of them. Every parameter starts in proportion to
 U(1 - perturbation, 1 + perturbation).
 """
 function rat_spn(; num_vars::Integer, depth::Integer, replicas::Integer, num_sums::Integer, num_inputs::Integer,
-                 num_cats::Integer, heads::Integer=1, perturbation::Real=0.4, seed::Integer=0)
+                 num_cats::Integer, leaves::AbstractVector{Leaf}=[Leaf(num_cats)], heads::Integer=1,
+                 perturbation::Real=0.4, seed::Integer=0)
     sizes = (num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs, num_cats=num_cats, heads=heads)
     check_positive(; sizes...)
+    check_leaves(leaves, num_vars)
     start = Starter(seed, perturbation)
     check_random_graph(; sizes...)
     regions = random_region_graph(start.rng, num_vars, depth, replicas)
@@ -20,7 +24,7 @@ function rat_spn(; num_vars::Integer, depth::Integer, replicas::Integer, num_sum
     size = rat_spn_size(regions, counts, num_inputs, num_cats)
     check_room(named(; sizes...), size...)
     b = Builder(num_vars, size...)
-    inputs = add_region_inputs!(b, start, regions, num_inputs, num_cats)
+    inputs = add_region_inputs!(b, start, regions, num_inputs, leaves)
     units = Vector{UnitRange{Int}}(undef, length(regions))
     for r in sortperm([length(region.scope) for region in regions])  # parts before wholes
         leaf = isempty(regions[r].partitions)
@@ -52,32 +56,22 @@ function rat_spn_size(regions, counts, num_inputs, categories)
 end
 
 """
-The inputs of each region that is not cut: for each variable of its scope, `count` of them, of one of the `LEAVES`. Those of one
+The inputs of each region that is not cut: for each variable of its scope, `count` of them. Those of one
 variable share a table, because looking up one long row is faster than many short ones.
 """
-function add_region_inputs!(b::Builder, start::Starter, regions, count, categories, leaves="categorical")
+function add_region_inputs!(b::Builder, start::Starter, regions, count, leaves)
     regions_of = [Int[] for _ in 1:b.num_vars]
     for r in eachindex(regions), i in (isempty(regions[r].partitions) ? regions[r].scope : Int[])
         push!(regions_of[i], r)
     end
     inputs = [UnitRange{Int}[] for _ in regions]
     for i in 1:b.num_vars
-        units = add_leaves!(b, start, i, count * length(regions_of[i]), categories, leaves)
+        units = add_leaves!(b, start, leaf_of(leaves, i), i, count * length(regions_of[i]))
         for (k, r) in enumerate(regions_of[i])
             push!(inputs[r], units[(k - 1) * count + 1:k * count])
         end
     end
     return inputs
-end
-
-function add_leaves!(b::Builder, start::Starter, i, count, categories, leaves)
-    if leaves == "binomial"
-        success = [0.5 + start.perturbation * (uniform!(start.rng) - 0.5) for _ in 1:count]
-        return add_binomials!(b, i, categories - 1, Float32.(success))
-    end
-    units = add_table!(b, i, count, categories)
-    fill_in!(start, (probabilities(b, u) for u in units))
-    return units
 end
 
 "Products of the k-th inputs of all variables, for every k; of a single variable, its inputs themselves."
@@ -232,9 +226,9 @@ end
 
 # What Python calls: positional, variables from 0.
 
-rat_spn_circuit(num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads, perturbation, seed) =
+rat_spn_circuit(num_vars, depth, replicas, num_sums, num_inputs, num_cats, heads, perturbation, seed, leaves=[Leaf(num_cats)]) =
     rat_spn(; num_vars=num_vars, depth=depth, replicas=replicas, num_sums=num_sums, num_inputs=num_inputs, num_cats=num_cats,
-            heads=heads, perturbation=perturbation, seed=seed)
+            leaves=leaves, heads=heads, perturbation=perturbation, seed=seed)
 
 "`shape`, (height, width, channels), and `steps` are for a grid of regions; where they are empty, `depth` and `replicas` are for a random one."
 einet_circuit(num_vars, shape, steps, depth, replicas, num_sums, num_cats, leaves, heads, perturbation, seed) =
@@ -244,8 +238,8 @@ einet_circuit(num_vars, shape, steps, depth, replicas, num_sums, num_cats, leave
 factorized_circuit(num_vars, num_cats, heads) = fully_factorized(; num_vars=num_vars, num_cats=num_cats, heads=heads)
 
 "`parent` counts from 0 and is -1 for the root."
-tree_circuit(parent, latents, categories, heads, perturbation, seed) =
-    from_tree(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed)
+tree_circuit(parent, latents, categories, heads, perturbation, seed, leaves=[Leaf(categories)]) =
+    from_tree(parent .+ 1; latents=latents, categories=categories, leaves=leaves, heads=heads, perturbation=perturbation, seed=seed)
 
 "A handle at a time: handles cross the boundary one by one."
 mixture_circuit(weights, circuits...) = mixture(collect(Circuit, circuits), weights)

@@ -6,11 +6,14 @@ const CATEGORICAL = 0x03   # input: a probability for each category, learned
 const INDICATOR = 0x04     # input: 1 for one category, 0 for the others
 const LITERAL = 0x05       # an indicator of a Boolean variable
 const BINOMIAL = 0x06      # input: successes in N trials, N + 1 categories; the probability of success is learned
+const LOGISTIC = 0x07      # input: a discretised logistic over ordered categories; location and scale are learned
+const POISSON = 0x08       # input: over counts, without a table; the rate is learned
+const GAUSSIAN = 0x09      # input: over real numbers, without a table; mean and deviation are learned
 
 isinput(kind::UInt8) = kind >= CATEGORICAL
 
-"Whether inputs of a kind learn."
-has_parameters(kind) = kind == CATEGORICAL || kind == BINOMIAL
+"Whether an input is a table of probabilities of categories, whatever they come from; the others are formulas over numbers."
+has_table(kind::UInt8) = CATEGORICAL <= kind <= LOGISTIC
 
 """
     Circuit(num_vars, kind, variable, categories, param_start, param_stride, success, child_start, child, weight, leaf, heads,
@@ -21,14 +24,14 @@ A smooth, decomposable circuit of `n` units (children before parents) with one o
 | field | type, length | meaning |
 |---|---|---|
 | `num_vars` | Int | variables 1..num_vars |
-| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL` |
-| `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories; else 0 |
+| `kind` | UInt8, n | `PRODUCT`, `SUM`, or an input: `CATEGORICAL`, `INDICATOR`, `LITERAL`, `BINOMIAL`, `LOGISTIC`, `POISSON`, `GAUSSIAN` |
+| `variable`, `categories` | Int32, n | of an input unit: its variable and number of categories, which is 0 over numbers; else 0 |
 | `param_start`, `param_stride` | Int64, n | category c (from 0) of an input unit has probability `leaf[param_start + c * param_stride]` |
 | `success` | Float32, n | of a `BINOMIAL`: the probability of success; else 0 |
 | `child_start` | Int64, n + 1 | the edges of unit u are `child_start[u]:child_start[u + 1] - 1` |
 | `child` | Int32, edges | unit indices |
 | `weight` | Float32, edges | parameters of sum edges, linear, summing to 1 for each sum; 1 on product edges |
-| `leaf` | Float32 | the inputs' distributions, linear: all inputs are evaluated by looking up a category here |
+| `leaf` | Float32 | the inputs' distributions, linear: inputs over categories are evaluated by looking one up here. Behind the table of an input that has one to learn it by lie its parameters; of those without a table there is nothing else ([`num_entries`](@ref)) |
 | `heads` | Int32 | the heads' unit indices |
 | `head_weight` | Float32 | the heads' prior weights, summing to 1: what a mixture of them would have. They enter no likelihood |
 
@@ -71,7 +74,7 @@ num_heads(c::Circuit) = length(c.heads)
 num_edges(c::Circuit) = length(c.weight)
 num_sum_edges(c::Circuit) = count_units(u -> c.kind[u] == SUM ? length(edges(c, u)) : 0, c)
 num_params(c::Circuit) =
-    num_sum_edges(c) + count_units(u -> c.kind[u] == CATEGORICAL ? Int(c.categories[u]) : Int(c.kind[u] == BINOMIAL), c)
+    num_sum_edges(c) + count_units(u -> num_input_params(c.kind[u], c.categories[u]), c)
 
 function count_units(f, c::Circuit)
     total = 0
@@ -135,11 +138,14 @@ end
 "The probabilities of the categories of input `u`."
 probabilities(c::Circuit, u) = view(c.leaf, range(c.param_start[u], step=c.param_stride[u], length=c.categories[u]))
 
-"The number of categories of each variable; 0 where no input looks at it."
+# What `category_limits` gives for variables without a limit: those of counts, or at which no input looks; and those of real numbers.
+const COUNTS, REALS = Int32(0), Int32(-1)
+
+"The number of categories of each variable, or what it has in place of them."
 function category_limits(c::Circuit)
     limits = zeros(Int32, c.num_vars)
     for u in 1:num_units(c)
-        isinput(c.kind[u]) && (limits[c.variable[u]] = c.categories[u])
+        isinput(c.kind[u]) && (limits[c.variable[u]] = c.kind[u] == GAUSSIAN ? REALS : c.categories[u])
         pause(2)
     end
     return limits
@@ -179,12 +185,13 @@ function check(c::Circuit)
             1 <= v < u || invalid(u, "child $(v - 1) does not come before it")
         end
         kind = c.kind[u]
-        if CATEGORICAL <= kind <= BINOMIAL
-            entries += max(c.categories[u], 0)
+        if CATEGORICAL <= kind <= GAUSSIAN
+            entries += num_entries(kind, max(c.categories[u], 0))
             entries <= length(c.leaf) || invalid(u, "inputs up to this one have more categories than there are parameters")
             check_input(c, u)
             first_input[c.variable[u]] == 0 && (first_input[c.variable[u]] = u)
             v = first_input[c.variable[u]]
+            has_table(kind) || c.kind[v] == kind || invalid(u, "variable $(c.variable[u]) has inputs of another kind, as unit $(v - 1)")
             c.categories[u] == c.categories[v] ||
                 invalid(u, "variable $(c.variable[u]) has $(c.categories[u]) categories here, $(c.categories[v]) in unit $(v - 1)")
         elseif kind == PRODUCT || kind == SUM
@@ -204,11 +211,12 @@ end
 
 function check_input(c, u)
     1 <= c.variable[u] <= c.num_vars || invalid(u, "variable $(c.variable[u]) is outside 1..$(c.num_vars)")
-    c.categories[u] >= 1 || invalid(u, "no categories")
+    c.categories[u] >= 1 || !has_table(c.kind[u]) || invalid(u, "no categories")
     isempty(children(c, u)) || invalid(u, "an input with children")
     start, stride, room = c.param_start[u], c.param_stride[u], length(c.leaf)
-    1 <= start <= room && 1 <= stride <= room && start + (c.categories[u] - 1) * stride <= room ||
+    1 <= start <= room && 1 <= stride <= room && start + (num_entries(c.kind[u], c.categories[u]) - 1) * stride <= room ||
         invalid(u, "its parameters lie outside the leaf array")
+    has_table(c.kind[u]) || return check_number(c, u)
     check_weights(u, probabilities(c, u))
     if c.kind[u] == BINOMIAL
         0 <= c.success[u] <= 1 || invalid(u, "the probability of success $(c.success[u]) is outside [0, 1]")
@@ -217,49 +225,13 @@ function check_input(c, u)
                 invalid(u, "its probabilities are not those of $(c.categories[u] - 1) trials with success $(c.success[u])")
             pause(100)
         end
+    elseif c.kind[u] == LOGISTIC
+        check_logistic(c, u)
     elseif c.kind[u] != CATEGORICAL
         count(==(1), probabilities(c, u)) == 1 || invalid(u, "an indicator of not one category")
         c.kind[u] == LITERAL && c.categories[u] != 2 && invalid(u, "a literal of $(c.categories[u]) categories")
     end
     pause(3 * Int(c.categories[u]))
-end
-
-"The probability of category `k`, from 0, of input `u`, in Float64: a binomial's also where its table has underflowed."
-function probability(c::Circuit, u, k)
-    p = c.leaf[c.param_start[u] + k * c.param_stride[u]]
-    return has_underflowed(c, u, p) ? exp(log_binomial(c.categories[u] - 1, k, c.success[u])) : Float64(p)
-end
-
-"Its logarithm, also where that is below any Float64."
-function log_probability(c::Circuit, u, k)
-    p = c.leaf[c.param_start[u] + k * c.param_stride[u]]
-    return has_underflowed(c, u, p) ? log_binomial(c.categories[u] - 1, k, c.success[u]) : log(Float64(p))
-end
-
-has_underflowed(c::Circuit, u, p) = p < floatmin(Float32) && c.kind[u] == BINOMIAL
-
-"The probabilities of 0..N successes in `N` trials, each computed in Float64."
-binomial_table(N::Integer, p::Real) = fill_binomial!(Vector{Float32}(undef, N + 1), p)
-
-function fill_binomial!(table::AbstractVector{Float32}, p::Real)
-    N = length(table) - 1
-    for x in 0:N
-        table[x + 1] = exp(log_binomial(N, x, p))
-    end
-    return table
-end
-
-"The log probability of `x` successes in `N` trials."
-log_binomial(N::Integer, x::Integer, p::Real) =
-    log_factorial(N) - log_factorial(x) - log_factorial(N - x) +
-    # 0 log 0 = 0: a certain outcome has probability 1.
-    (x == 0 ? 0.0 : x * log(Float64(p))) + (x == N ? 0.0 : (N - x) * log1p(-Float64(p)))
-
-"log n!: beyond the first, Stirling's series, whose next term is below 1e-11."
-function log_factorial(n::Integer)
-    n <= 16 && return log(Float64(factorial(n)))
-    x = Float64(n)
-    return (x + 0.5) * log(x) - x + log(2 * pi) / 2 + 1 / (12 * x) - 1 / (360 * x^3) + 1 / (1260 * x^5)
 end
 
 function check_weights(u, weights)
@@ -325,7 +297,7 @@ probabilities of all these units are neighbours: an observed value picks one con
 """
 function add_table!(b::Builder, variable, count::Int, categories::Integer; kind=CATEGORICAL, success=nothing)
     first_param = length(b.leaf) + 1
-    resize!(b.leaf, length(b.leaf) + count * categories)
+    resize!(b.leaf, length(b.leaf) + count * num_entries(kind, categories))
     for k in 1:count
         add_unit!(b, kind, variable, categories, first_param + k - 1, count, success === nothing ? 0 : success[k])
     end
@@ -346,9 +318,9 @@ end
 function copy_inputs!(b::Builder, c::Circuit, units)
     first_entry, categories = length(b.leaf), c.categories[units[1]]
     added = add_table!(b, c.variable[units[1]], length(units), categories; kind=c.kind[units[1]], success=c.success[units])
-    for category in 0:categories - 1
+    for entry in 0:num_entries(c.kind[units[1]], categories) - 1
         @inbounds for (k, u) in enumerate(units)
-            b.leaf[first_entry + k + category * length(units)] = c.leaf[c.param_start[u] + category * c.param_stride[u]]
+            b.leaf[first_entry + k + entry * length(units)] = c.leaf[c.param_start[u] + entry * c.param_stride[u]]
         end
         pause(2 * length(units))
     end
@@ -361,15 +333,6 @@ last_units(b::Builder, count::Int) = length(b.kind) - count + 1:length(b.kind)
 "One indicator of `variable` for each of the `values`, among `categories` categories."
 add_indicators!(b::Builder, variable, values, categories; kind=INDICATOR) =
     add_inputs!(b, variable, Float32[v == category for v in values, category in 0:categories - 1]; kind=kind)
-
-"One binomial input of `variable` over `N` trials for each probability of success."
-function add_binomials!(b::Builder, variable, N, success)
-    units = add_table!(b, variable, length(success), N + 1; kind=BINOMIAL, success=success)
-    for u in units
-        fill_binomial!(probabilities(b, u), b.success[u])
-    end
-    return units
-end
 
 function add_product!(b::Builder, children)
     for v in children

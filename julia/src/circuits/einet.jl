@@ -1,30 +1,27 @@
 # Einsum networks (Peharz et al. 2020a): regions whose partitions have sums of their own, over all pairs of units of their two parts.
 
-"The inputs that the leaves of a region graph may be."
-const LEAVES = ("categorical", "binomial")
-
 """
-    einet(; num_vars, depth, replicas, num_sums, num_cats, leaves = "categorical", heads = 1, perturbation = 0.4, seed = 0) -> Circuit
+    einet(; num_vars, depth, replicas, num_sums, num_cats, leaves = [Leaf(num_cats)], heads = 1, perturbation = 0.4, seed = 0) -> Circuit
     einet(; shape, steps, num_sums, num_cats, ...) -> Circuit
 
 The EiNet over a [`random_region_graph`](@ref), or over a [`grid_region_graph`](@ref) of images of `shape` (height, width, channels). A
-region that is not cut has `num_sums` factorised distributions: products of one input for each of its variables, of the kind `leaves`.
+region that is not cut has `num_sums` factorised distributions: products of one input for each of its variables, of the kind that [`leaves`](@ref Leaf) say.
 Each partition of another region has `num_sums` sums over all products of a unit of the one part and one of the other (an einsum layer);
 where there are several partitions, unit k of the region is a sum over their units k (the mixing layer). The whole has `heads` units. Every
 parameter starts in proportion to U(1 - perturbation, 1 + perturbation); a binomial's probability of success spreads around 1/2.
 """
-function einet(; num_sums::Integer, num_cats::Integer, leaves::AbstractString="categorical", heads::Integer=1, perturbation::Real=0.4,
-               seed::Integer=0, graph...)
+function einet(; num_sums::Integer, num_cats::Integer, leaves::AbstractVector{Leaf}=[Leaf(num_cats)], heads::Integer=1,
+               perturbation::Real=0.4, seed::Integer=0, graph...)
     start = Starter(seed, perturbation)
     sizes = (num_sums=num_sums, num_cats=num_cats, heads=heads)
     check_positive(; sizes...)
-    leaves in LEAVES || throw(ArgumentError("leaves = $leaves: want $(join(LEAVES, " or "))"))
     regions = region_graph(start.rng, sizes; graph...)
     counts = [r == 1 ? heads : num_sums for r in eachindex(regions)]
     size, num_vars = einet_size(regions, counts, num_sums, num_cats), length(regions[1].scope)
+    check_leaves(leaves, num_vars)
     check_room(named(; graph..., sizes...), size...)
     b = Builder(num_vars, size...)
-    inputs = add_region_inputs!(b, start, regions, num_sums, num_cats, leaves)
+    inputs = add_region_inputs!(b, start, regions, num_sums, leaves)
     units = Vector{UnitRange{Int}}(undef, length(regions))
     for r in sortperm([length(region.scope) for region in regions])  # parts before wholes
         if isempty(regions[r].partitions)

@@ -39,7 +39,8 @@ before parents,
 
 Selected heads always get one. A sum's weight for a child with two copies is divided: 1 - d to the copy of its own rank, d = $OTHER_COPY
 to the other. (The only copy of a sum is a first one.) Then every weight and every input's probability is multiplied by clamp(N(1, noise),
-max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. With `noise = 0` each old
+max(1 - $NOISE_DEVIATIONS noise, $LEAST_NOISE), 1 + $NOISE_DEVIATIONS noise), of a binomial those of success and failure, and scaled to sum to 1. A Poisson's rate,
+a logistic's scale and a Gaussian's deviation are multiplied by such a number; locations move by so many scales as another differs from 1. With `noise = 0` each old
 head keeps its distribution, and each new one has that of the head it comes from.
 
 The copies of one group of units are neighbours, so that what was a dense block stays one.
@@ -149,7 +150,7 @@ function perturb!(c::Circuit, noise::Real, seed::Integer)
         last, steps = first, 0  # as many units as take some hundredths of a second
         while last < num_units(c) && steps < 2^22
             last += 1
-            steps += 10 + length(edges(c, last)) + (c.kind[last] == BINOMIAL ? 50 : 1) * c.categories[last]
+            steps += 10 + length(edges(c, last)) + (c.kind[last] in (BINOMIAL, LOGISTIC) ? 50 : 1) * c.categories[last]
         end
         Threads.@threads for u in first:last
             perturb!(c, u, noise, seed)
@@ -170,11 +171,28 @@ function perturb!(c::Circuit, u::Integer, noise::Real, seed::Integer)
         perturb!(rng, outcome, noise)
         c.success[u] = outcome[2]
         fill_binomial!(probabilities(c, u), outcome[2])
+    elseif c.kind[u] == LOGISTIC
+        location, scale = (c.leaf[place] for place in logistic_places(c, u))
+        bits = next64!(rng)
+        set_logistic!(c, u, location + scale * (factor(bits, noise) - 1), scale * factor(bits >> 16, noise))
+    elseif c.kind[u] == POISSON
+        set_entries!(c, u, (max(entry(c, u, 0) * factor(next64!(rng), noise), LEAST_RATE),))
+    elseif c.kind[u] == GAUSSIAN
+        bits, mean, deviation = next64!(rng), entry(c, u, 0), entry(c, u, 1)
+        set_entries!(c, u, (mean + deviation * (factor(bits, noise) - 1), max(deviation * factor(bits >> 16, noise), entry(c, u, 2))))
     end
 end
 
+"clamp(N(1, noise)), by the last of the random `bits`."
+function factor(bits::UInt64, noise::Real)
+    low, high = noise_limits(noise)
+    return clamp(1f0 + Float32(noise) * QUANTILES[bits & 0xfff + 1], low, high)
+end
+
+noise_limits(noise) = Float32(max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE)), Float32(1 + NOISE_DEVIATIONS * noise)
+
 function perturb!(rng::SplitMix, weights::AbstractVector{Float32}, noise::Real)
-    low, high, n = Float32(max(1 - NOISE_DEVIATIONS * noise, LEAST_NOISE)), Float32(1 + NOISE_DEVIATIONS * noise), length(weights)
+    (low, high), n = noise_limits(noise), length(weights)
     deviation, total, bits = Float32(noise), 0.0, UInt64(0)
     @inbounds for i in 1:n
         bits = i % 4 == 1 ? next64!(rng) : bits >> 16

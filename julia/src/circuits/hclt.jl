@@ -12,32 +12,31 @@ struct ObservedStates{A,B<:AbstractMatrix{<:Integer}}
     head_of::Vector{Int32}
 end
 
-# A unit's parameters start as its counts and so many more samples, which are the same for all units but for a perturbation.
-const ADDED_SAMPLES = 5.0
-
 """
-    hclt(parent; latents, categories, heads = 1, perturbation = 0.4, seed = 0, observed = nothing) -> Circuit
+    hclt(parent; latents, categories, leaves = [Leaf(categories)], heads = 1, perturbation = 0.4, seed = 0, observed = nothing) -> Circuit
 
-The HCLT over the tree `parent` (see [`chow_liu_tree`](@ref)). Variable i has `latents` hidden states, each with a
-categorical input; the root variable's states are mixed by `heads` sums. Every parameter starts in proportion to
-U(1 - perturbation, 1 + perturbation), or, where hidden states were `observed` (see [`ObservedStates`](@ref)), at what they say:
+The HCLT over the tree `parent` (see [`chow_liu_tree`](@ref)). Variable i has `latents` hidden states, each with an
+input, categorical unless [`leaves`](@ref Leaf) says otherwise; the root variable's states are mixed by `heads` sums. Every parameter starts in
+proportion to U(1 - perturbation, 1 + perturbation), or, where hidden states were `observed` (see [`ObservedStates`](@ref)), at what they say:
 latent variable distillation (Liu, Zhang and Van den Broeck 2023) for the latents within the circuit.
 """
-function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::Integer, heads::Integer=1,
-              perturbation::Real=0.4, seed::Integer=0, observed::Union{Nothing,ObservedStates}=nothing)
+function hclt(parent::AbstractVector{<:Integer}; latents::Integer, categories::Integer,
+              leaves::AbstractVector{Leaf}=[Leaf(categories)], heads::Integer=1, perturbation::Real=0.4,
+              seed::Integer=0, observed::Union{Nothing,ObservedStates}=nothing)
     V = length(parent)
     check_hclt(V, latents, categories, heads)
+    check_leaves(leaves, V)
     subtrees = [Int[] for _ in 1:V]
     for i in 1:V
         parent[i] != 0 && push!(subtrees[parent[i]], i)
     end
     root = findfirst(iszero, parent)
     order = breadth_first(subtrees, root)
-    b, start = Builder(V, hclt_size(V, latents, categories, heads)...), Starter(seed, perturbation)
+    units, edges, _ = hclt_size(V, latents, categories, heads)
+    b, start = Builder(V, units, edges, latents * sum(i -> num_entries(leaf_of(leaves, i)), 1:V)), Starter(seed, perturbation)
     messages = Vector{UnitRange{Int}}(undef, V)  # of variable i: the sums over its states, one for each parent state
     for i in reverse(order)
-        states = add_table!(b, i, latents, categories)
-        fill_in!(start, (probabilities(b, u) for u in states), value_counts(observed, i, latents, categories))
+        states = add_leaves!(b, start, leaf_of(leaves, i), i, latents, seen_values(observed, i, latents, leaf_of(leaves, i)))
         if !isempty(subtrees[i])
             for k in 1:latents
                 add_product!(b, [states[k]; [messages[j][k] for j in subtrees[i]]])
@@ -69,14 +68,17 @@ end
 
 # How often each value came with each state of variable i, each of its states with each of its parent's, and with each head.
 
-value_counts(::Nothing, i, K, C) = nothing
-value_counts(o::ObservedStates, i, K, C) = value_counts(o.X, o.states, i, K, C)
-value_counts(X::AbstractMatrix, states, i, K, C) = pair_counts(view(X, i, :), view(states, i, :), C, K)
+seen_values(::Nothing, i, K, leaf) = nothing
+seen_values(o::ObservedStates, i, K, leaf) = seen_values(o.X, o.states, i, K, leaf)
+seen_values(X::AbstractMatrix, states, i, K, leaf) = counted_values(view(X, i, :), view(states, i, :), K, leaf)
 
-function value_counts(X, states, i, K, C)
+function seen_values(X, states, i, K, leaf)
     seen = findall(!, view(X.mask, i, :))
-    return pair_counts(view(X.values, i, seen), view(states, i, seen), C, K)
+    return counted_values(view(X.values, i, seen), view(states, i, seen), K, leaf)
 end
+
+counted_values(x, states, K, leaf) =
+    has_table(leaf.kind) ? pair_counts(x, states, leaf.categories, K) : state_moments(x, states, leaf.centre, K)
 
 transition_counts(::Nothing, i, parent, K) = nothing
 transition_counts(o::ObservedStates, i, parent, K) = pair_counts(view(o.states, i, :), view(o.states, parent, :), K, K)
@@ -84,59 +86,25 @@ transition_counts(o::ObservedStates, i, parent, K) = pair_counts(view(o.states, 
 head_counts(::Nothing, i, K, heads) = nothing
 head_counts(o::ObservedStates, i, K, heads) = pair_counts(view(o.states, i, :), o.head_of .- 1, K, heads)
 
+"Of each state: the number of its samples, the sum of their distances from the centre, and of the squares of these."
+function state_moments(x, states, centre, K)
+    moments = zeros(3, K)
+    in_pieces(eachindex(x)) do samples
+        for n in samples
+            moments[:, states[n] + 1] .+= (1.0, x[n] - centre, (x[n] - centre)^2)
+        end
+    end
+    return moments
+end
+
 function pair_counts(x, y, rows, columns)
     counts = zeros(rows, columns)
     in_pieces(eachindex(x)) do samples
         for n in samples
-            counts[x[n] + 1, y[n] + 1] += 1
+            counts[Int(x[n]) + 1, Int(y[n]) + 1] += 1
         end
     end
     return counts
-end
-
-"Where parameters start: random numbers, how far they spread, and room to work in."
-struct Starter
-    rng::SplitMix
-    perturbation::Float64
-    room::Vector{Float64}
-end
-
-function Starter(seed, perturbation)
-    0 <= perturbation < 1 || throw(ArgumentError("perturbation = $perturbation: want a number in [0, 1)"))
-    return Starter(SplitMix(seed), perturbation, Float64[])
-end
-
-"Fills each of `units` in with probabilities in proportion to U(1 - perturbation, 1 + perturbation)."
-function fill_in!(start::Starter, units, ::Nothing=nothing)
-    for out in units
-        perturb_into!(start, out, Iterators.repeated(1.0, length(out)))
-    end
-end
-
-"Fills each of `units` in with the shares of a column of `counts`, and `ADDED_SAMPLES` that are spread like all of them, but perturbed."
-function fill_in!(start::Starter, units, counts::Matrix)
-    common = vec(sum(counts, dims=2)) .+ 1
-    for (k, out) in enumerate(units)
-        perturb_into!(start, out, common)
-        counted = sum(view(counts, :, k))
-        counted == 0 && continue
-        for i in eachindex(out)
-            out[i] = (counts[i, k] + ADDED_SAMPLES * out[i]) / (counted + ADDED_SAMPLES)
-        end
-    end
-end
-
-"Probabilities in proportion to `shares` times U(1 - perturbation, 1 + perturbation)."
-function perturb_into!(start::Starter, out, shares)
-    low, spread, total, room = 1 - start.perturbation, 2 * start.perturbation, 0.0, resize!(start.room, length(out))
-    for (i, share) in enumerate(shares)
-        @inbounds room[i] = share * (low + spread * uniform!(start.rng))
-        @inbounds total += room[i]  # one by one: `sum` adds in another order from one Julia version to the next
-    end
-    for i in eachindex(out)
-        @inbounds out[i] = room[i] / total
-    end
-    pause(5 * length(out))
 end
 
 function breadth_first(subtrees, root)

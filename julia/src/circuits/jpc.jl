@@ -7,6 +7,12 @@
 #     P id 0 count child ...            product
 #     S id 0 count child logw ...       sum
 #
+# and lines of our own, for inputs that Juice.jl has none of:
+#
+#     O id 0 variable C location scale  discretised logistic over C ordered categories; location and scale in levels
+#     N id 0 variable rate              Poisson over counts
+#     G id 0 variable mean deviation least   Gaussian; learning leaves the deviation at `least` or above
+#
 # The ids are 0..COUNT-1 in order (the 0 behind them is Juice.jl's vtree, which we have not); the root is the last unit. A circuit
 # whose last unit is not its one head ends in a sum over its heads, and says so in the header: `c heads ID ID ...`.
 
@@ -230,13 +236,18 @@ end
 
 "The number behind a logarithm. Read as the Float32 that it was, it is written again with the same digits."
 function exponential(r::JpcReader, f::Fields, field)
-    value = simple_float(f, field)
-    value === nothing || return exp(Float64(value))
-    digits = length(field) <= 400 ? text(f, field) : ""  # some write an exact decimal
-    value = tryparse(Float32, digits)
-    value === nothing && (value = tryparse(Float32, replace(digits, 'f' => 'e')))  # Julia shows a Float32 as 1.0f-5
+    value = decimal(f, field)
     value === nothing || isnan(value) || value == Inf32 ? refuse_unit(r, "found $(quoted(f, field)), wanted a logarithm") :
                                                           exp(Float64(value))
+end
+
+"The Float32 nearest to a decimal; `nothing` where it is none."
+function decimal(f::Fields, field)
+    value = simple_float(f, field)
+    value === nothing || return value
+    digits = length(field) <= 400 ? text(f, field) : ""  # some write an exact decimal
+    value = tryparse(Float32, digits)
+    return value === nothing ? tryparse(Float32, replace(digits, 'f' => 'e')) : value  # Julia shows a Float32 as 1.0f-5
 end
 
 function read_heads!(r::JpcReader, f::Fields)
@@ -248,8 +259,8 @@ function read_heads!(r::JpcReader, f::Fields)
 end
 
 function read_unit!(r::JpcReader, f::Fields, kind)
-    b, known = r.builder, length(kind) == 1 && f.bytes[first(kind)] in codeunits("LICBPS")
-    known || refuse(r, "found $(quoted(f, kind)), wanted a unit: L, I, C, B, P or S")
+    b, known = r.builder, length(kind) == 1 && f.bytes[first(kind)] in codeunits("LICBONGPS")
+    known || refuse(r, "found $(quoted(f, kind)), wanted a unit: L, I, C, B, O, N, G, P or S")
     letter = Char(f.bytes[first(kind)])
     at, id, vtree, number = f.at, next_field!(f), next_field!(f), next_field!(f)
     isempty(number) && refuse_fields(r, f, at, letter)
@@ -271,7 +282,7 @@ end
 
 "Of a line that is too short, whose fields after the first begin at `at`."
 function refuse_fields(r::JpcReader, f::Fields, at, letter)
-    least = letter == 'B' ? 6 : letter in "IC" ? 5 : 4
+    least = letter in "OG" ? 7 : letter == 'B' ? 6 : letter in "ICN" ? 5 : 4
     refuse(r, "found $(1 + fields_left(Fields(f.bytes, at, f.last))) fields, wanted $least or more: is it cut off?")
 end
 
@@ -315,7 +326,13 @@ function read_input!(r::JpcReader, f::Fields, at, letter, number)
         literal == 0 && refuse_unit(r, "the literal 0 is no variable's")
         add_input!(r, LITERAL, abs(literal), 2, literal > 0 ? 1 : 0)
     else
-        variable, field = integer(r, f, number, "a variable", 1, largest), next_field!(f)
+        variable = integer(r, f, number, "a variable", 1, largest)
+        if letter in "NG"
+            read_parameters!(r, f, at, letter, letter == 'N' ? 1 : 3)
+            add_input!(r, letter == 'N' ? POISSON : GAUSSIAN, variable, 0, length(r.listed) - (letter == 'N' ? 0 : 2))
+            return check_end(r, f, at, letter)
+        end
+        field = next_field!(f)
         isempty(field) && refuse_fields(r, f, at, letter)
         if letter == 'I'
             category = integer(r, f, field, "a category", 0, typemax(Int32) - 1)
@@ -326,12 +343,29 @@ function read_input!(r::JpcReader, f::Fields, at, letter, number)
             success = exponential(r, f, field)
             success <= 1 + JPC_TOLERANCE || refuse_unit(r, "the probability of success is $success")
             add_input!(r, BINOMIAL, variable, trials + 1, 0, min(success, 1.0))
+        elseif letter == 'O'
+            levels = integer(r, f, field, "a number of categories", 1, typemax(Int32))
+            read_parameters!(r, f, at, letter, 2)
+            add_input!(r, LOGISTIC, variable, levels, length(r.listed) - 1)
         else
             read_categories!(r, f, variable, field)
         end
     end
-    if !isempty(next_field!(f))
-        refuse(r, "unit $(length(r.builder.kind) - 1): found $(1 + fields_left(Fields(f.bytes, at, f.last))) fields on a line `$letter`")
+    check_end(r, f, at, letter)
+end
+
+"An input's line is over."
+check_end(r::JpcReader, f::Fields, at, letter) =
+    isempty(next_field!(f)) ||
+    refuse(r, "unit $(length(r.builder.kind) - 1): found $(1 + fields_left(Fields(f.bytes, at, f.last))) fields on a line `$letter`")
+
+"The next `count` numbers of a line, to the list of those that wait for the tables."
+function read_parameters!(r::JpcReader, f::Fields, at, letter, count)
+    for _ in 1:count
+        field = next_field!(f)
+        isempty(field) && refuse_fields(r, f, at, letter)
+        value = decimal(f, field)
+        value === nothing || !isfinite(value) ? refuse_unit(r, "found $(quoted(f, field)), wanted a number") : push!(r.listed, value)
     end
 end
 
@@ -360,7 +394,7 @@ Gives the inputs their parameters. Those of one variable and kind share a table,
 as one group.
 """
 function lay_out_tables!(r::JpcReader)
-    b, kinds = r.builder, Int(BINOMIAL - CATEGORICAL) + 1
+    b, kinds = r.builder, Int(GAUSSIAN - CATEGORICAL) + 1
     categories, units = zeros(Int, r.num_vars), zeros(Int, r.num_vars, kinds)
     for input in r.inputs
         i = b.variable[input.unit]
@@ -372,12 +406,12 @@ function lay_out_tables!(r::JpcReader)
     for input in r.inputs
         u = input.unit
         i, k = Int(b.variable[u]), b.kind[u] - CATEGORICAL + 1
-        r.line, b.categories[u], b.param_stride[u] = input.line, categories[i], units[i, k]
-        b.kind[u] in (LITERAL, BINOMIAL) && input.categories < categories[i] &&
+        r.line, b.categories[u], b.param_stride[u] = input.line, has_table(b.kind[u]) ? categories[i] : 0, units[i, k]
+        b.kind[u] in (LITERAL, BINOMIAL, LOGISTIC) && input.categories < categories[i] &&
             refuse(r, "unit $(u - 1): variable $i has $(input.categories) categories here, $(categories[i]) elsewhere")
         if next[i, k] == 0
             next[i, k] = length(b.leaf) + 1
-            entries = categories[i] * units[i, k]
+            entries = num_entries(b.kind[u], b.categories[u]) * units[i, k]
             next[i, k] + entries <= JPC_FREE + JPC_ENTRIES_PER_BYTE * r.bytes ||
                 refuse(r, "unit $(u - 1): $(categories[i]) categories are more than a file of $(r.bytes) bytes may ask for")
             check_memory("line $(r.line)", "a table of $(categories[i]) categories for $(units[i, k]) inputs", 4.0 * entries)
@@ -399,6 +433,12 @@ function fill_in!(r::JpcReader, input::JpcInput)
         end
     elseif b.kind[u] == BINOMIAL
         fill_binomial!(probabilities(b, u), b.success[u])
+    elseif b.kind[u] == LOGISTIC
+        location, scale = r.listed[input.place], r.listed[input.place + 1]
+        scale > 0 || refuse(r, "unit $(u - 1): found the scale $scale, wanted a number above 0")
+        set_logistic!(b, u, location, scale)
+    elseif !has_table(b.kind[u])
+        set_entries!(b, u, view(r.listed, input.place:input.place + (b.kind[u] == POISSON ? 0 : 2)))
     else
         b.leaf[start + input.place * stride] = 1
     end
@@ -503,6 +543,14 @@ function print_unit(io::IO, c::Circuit, u::Int)
         end
     elseif kind == BINOMIAL
         print(io, "B ", id, " 0 ", variable, ' ', c.categories[u] - 1, ' ', log_parameter(c.success[u]))
+    elseif kind == LOGISTIC
+        print(io, "O ", id, " 0 ", variable, ' ', c.categories[u])
+        foreach(place -> print(io, ' ', c.leaf[place]), logistic_places(c, u))
+    elseif kind == POISSON
+        print(io, "N ", id, " 0 ", variable, ' ', c.leaf[entry_place(c, u, 0)])
+    elseif kind == GAUSSIAN
+        print(io, "G ", id, " 0 ", variable)
+        foreach(k -> print(io, ' ', c.leaf[entry_place(c, u, k)]), 0:2)
     else
         category = findfirst(==(1), probabilities(c, u)) - 1
         kind == LITERAL ? print(io, "L ", id, " 0 ", category == 1 ? variable : -variable) :

@@ -89,7 +89,7 @@ function check_emissions(circuits, steps, join, shifts)
         circuit.num_vars == circuits[1, 1].num_vars || refuse("$name has $(circuit.num_vars) variables, the first $(circuits[1, 1].num_vars)")
         num_heads(circuit) == num_heads(circuits[1, k]) ||
             refuse("$name has $(num_heads(circuit)) heads, channel 0 of the shape $(num_heads(circuits[1, k]))")
-        any(==(BINOMIAL), circuit.kind) && refuse("$name has binomial inputs, whose tables cannot be turned")
+        any(in((BINOMIAL, LOGISTIC, POISSON, GAUSSIAN)), circuit.kind) && refuse("$name has inputs that are not categorical: they cannot be turned")
         categories = size(shifts[c], 2) * steps[c]
         for (v, found) in enumerate(category_limits(circuit))
             found in (0, categories) || refuse("$name has $found categories in variable $(v - 1), wanted $categories: " *

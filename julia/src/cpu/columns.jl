@@ -4,7 +4,7 @@
 struct Columns
     value::Int              # first column in the value buffer
     flow::Int               # first column in the flow buffer
-    exponent::Int           # its column of exponents; inputs, which are not scaled, have one together
+    exponent::Int           # its column of exponents; tables, which are not scaled, have one together
     shares_value::Bool      # an input that writes its values where its only parent, a product, continues with them
     shares_flow::Bool       # its flow is its only parent's flow
     first_sender::Int       # the parent that is the first, on the way down, to send it flow, over what lies in its columns; 0: none,
@@ -52,7 +52,7 @@ function Plan(schedule::Schedule; soft::Bool=false)
     for g in reverse(eachindex(groups))  # parents first: they own the shared columns
         owner = !has_head[g] && length(parents[g]) == 1 && parents[g][1][2] ? parents[g][1][1] : 0
         # (Binomials keep their values: what those lack is looked for in them.)
-        if isinput(groups[g].kind) && groups[g].kind != BINOMIAL && !soft && owner != 0 && !lends[owner]
+        if has_table(groups[g].kind) && groups[g].kind != BINOMIAL && !soft && owner != 0 && !lends[owner]
             shares_value[g] = lends[owner] = true
             value[g] = value[owner]
         else
@@ -66,9 +66,9 @@ function Plan(schedule::Schedule; soft::Bool=false)
     flow, flow_columns = place_flows(kept_width.(groups), senders, holder)
     columns, scaled = Columns[], 0
     for (g, group) in enumerate(groups)
-        isinput(group.kind) || (scaled += 1)
+        has_table(group.kind) || (scaled += 1)
         shares_flow = holder[g] != g
-        push!(columns, Columns(value[g], flow[g], isinput(group.kind) ? 0 : scaled, shares_value[g], shares_flow,
+        push!(columns, Columns(value[g], flow[g], has_table(group.kind) ? 0 : scaled, shares_value[g], shares_flow,
                                shares_flow ? 0 : senders[g]))
     end
     return Plan(schedule, schedule.circuit, groups, columns, value_columns, flow_columns, soft)

@@ -7,6 +7,7 @@ has_room(c::Circuit, g::Group) =
 table(c::Circuit, g::Group) = view(matrix(pointer(c.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
+    has_table(plan.groups[gi].kind) || return number_values!(ws, plan, gi, X)
     look_up!(value_columns(ws, plan, gi), pointer(ws.x), plan.schedule, gi, ws.inputs)
     plan.groups[gi].kind == BINOMIAL && input_losses!(ws, plan, gi, LOSS)  # what is smaller has lost digits, or all, in its table
 end

@@ -114,6 +114,7 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
     g = plan.groups[gi]
+    has_table(g.kind) || return number_statistics!(stat, ws, plan, gi, X)
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, plan, gi), g.param_stride, width(g),
                  pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end
@@ -126,7 +127,7 @@ function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, gi::Int,
         p = column(value, k) + 64 * v
         store_lanes(p, ratio(load_lanes(column(flow, k) + 64 * v), load_lanes(p)))
     end
-    has_parameters(g.kind) || return
+    num_input_params(g.kind, K) > 0 || return
     evidence, posterior = gather_evidence!(ws, X, g.variable), Matrix{Float32}(undef, count, K)
     gemm!('T', 'T', 1f0, matrix(value, TILE, count), evidence, 0f0, posterior)
     theta = table(plan.circuit, g)

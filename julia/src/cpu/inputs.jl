@@ -29,7 +29,7 @@ end
 "Whether `BatchInputs` are the way to learn a circuit's inputs in batches of this size."
 suit_batch(schedule::Schedule, batch_size::Int) =
     0 < batch_size <= SINGLE_PRECISION_SAMPLES && any(g -> g.kind == CATEGORICAL, schedule.groups) &&
-    all(g -> g.kind == CATEGORICAL ? batch_size <= g.categories : g.kind != BINOMIAL, schedule.groups)
+    all(g -> g.kind == CATEGORICAL ? batch_size <= g.categories : num_input_params(g.kind, g.categories) == 0, schedule.groups)
 
 padded(g::Group) = LANES * cld(width(g), LANES)
 

@@ -106,20 +106,6 @@ end
     end
 end
 
-"p <- (1 - s) p + s (sum F x + pseudocount N / 2) / (N (sum F + pseudocount)) for binomial `u`, whose flows are `flow[range]`."
-function apply_binomial!(c::Circuit, u, flow::Vector{T}, range, step::T, pseudocount::T, least::T) where {T}
-    N = length(range) - 1
-    total, successes = pseudocount, pseudocount * N / 2
-    for (x, e) in enumerate(range)
-        total += flow[e]
-        successes += flow[e] * (x - 1)
-    end
-    if N > 0 && has_flow(total, least)
-        c.success[u] = (1 - step) * c.success[u] + step * successes / (N * total)
-        c.leaf[range] = binomial_table(N, c.success[u])
-    end
-end
-
 function apply_categoricals!(c::Circuit, g::Group, stats, shares::Matrix{Float32}, step::Float32, pseudocount::Float32)
     if g.param_stride == width(g)
         apply_table!(c.leaf, map(s -> s.leaf, stats), g.param_start, width(g), g.categories, shares, step, pseudocount)
@@ -194,12 +180,12 @@ function apply_table!(leaf, flows, first::Int, units::Int, C::Int, shares::Matri
     end
 end
 
-"Binomials; indicators have nothing to learn."
+"Inputs that are learned one by one, or not at all."
 function apply_others!(c::Circuit, g::Group, stats, step::Float32, pseudocount::Float32)
     for u in g.units
         range = parameter_range(c, u)
         merge_statistics!(s -> s.leaf, stats, range)
-        g.kind == BINOMIAL && apply_binomial!(c, u, stats[1].leaf, range, step, pseudocount, LEAST_FLOW)
+        learn_input!(c, u, stats[1].leaf, range, step, pseudocount, LEAST_FLOW)
         stats[1].leaf[range] .= 0f0
     end
 end
@@ -226,16 +212,13 @@ end
 
 function apply_inputs!(c::Circuit, g::Group, flow::Vector{Float64}, step::Float64, pseudocount::Float64, least::Float64)
     for u in g.units
-        if g.kind == CATEGORICAL
-            apply_shares!(c.leaf, flow, parameter_range(c, u), step, pseudocount, least)
-        elseif g.kind == BINOMIAL
-            apply_binomial!(c, u, flow, parameter_range(c, u), step, pseudocount, least)
-        end
+        learn_input!(c, u, flow, parameter_range(c, u), step, pseudocount, least)
     end
 end
 
-"The places of input `u`'s parameters, category after category."
-parameter_range(c::Circuit, u) = range(c.param_start[u], step=c.param_stride[u], length=c.categories[u])
+"The places of what input `u` is learned from: category after category, where it has them."
+parameter_range(c::Circuit, u) =
+    range(c.param_start[u], step=c.param_stride[u], length=has_table(c.kind[u]) ? c.categories[u] : num_entries(c.kind[u], 0))
 
 "Adds the other threads' share of `range` to the first thread's, and clears it there."
 @inline function merge_statistics!(field, stats, range)

@@ -99,6 +99,7 @@ end
 exponent_field(x::Float32) = (reinterpret(Int32, x) >> 23) - Int32(127)
 
 function input_values!(ws::WideWorkspace, schedule::Schedule, gi::Int, X::Union{AbstractMatrix,Masked})
+    has_table(schedule.groups[gi].kind) || return exact_values!(ws, schedule, gi, X)
     look_up!(pointer(ws.looked_up), pointer(ws.x), schedule, gi, ws.inputs)
     for (k, u) in enumerate(schedule.groups[gi].units)
         m, e = scaled(load_lanes(column(pointer(ws.looked_up), k - 1)), NO_EXPONENT)
@@ -116,7 +117,9 @@ function underflowed_binomial!(ws::WideWorkspace, c::Circuit, u, k)
     end
 end
 
-function input_values!(ws::WideWorkspace, schedule::Schedule, gi::Int, X::SoftEvidence)
+input_values!(ws::WideWorkspace, schedule::Schedule, gi::Int, X::SoftEvidence) = exact_values!(ws, schedule, gi, X)
+
+function exact_values!(ws::WideWorkspace, schedule::Schedule, gi::Int, X::Data)
     for u in schedule.groups[gi].units, s in 1:LANES
         set_value!(ws, u, s, log_input(schedule.circuit, u, X, ws.samples[s]) / log(2))
     end
@@ -125,7 +128,7 @@ end
 "Gives input `u` the value 2^bits in lane `s`."
 function set_value!(ws::WideWorkspace, u, s, bits)
     at = LANES * (u - 1) + s
-    ws.mantissa[at], ws.exponent[at] = bits > -Inf ? (exp2(bits - round(bits)), round(Int, bits)) : (0, -2^28)
+    ws.mantissa[at], ws.exponent[at] = bits > -2.0^27 ? (exp2(bits - round(bits)), round(Int, bits)) : (0, -2^28)
 end
 
 "log p(x | head) of lane `s`, in nats (without a soft evidence's offset)."
@@ -144,7 +147,10 @@ function redo!(out::AbstractMatrix{<:AbstractFloat}, schedule::Schedule, X::Data
             count = load_samples!(ws, samples, first)
             forward!(ws, schedule, X)
             for s in 1:count, (i, head) in enumerate(heads)
-                out[i, ws.samples[s]] = head_log_value(ws, c, head, s) + offset(X, ws.samples[s])
+                value = head_log_value(ws, c, head, s)
+                # Numbers may be so far from all inputs that no scale has room for it; logarithms do.
+                value == -Inf && any_numbers(c) && (value = log_values(c, X, ws.samples[s])[c.heads[head]])
+                out[i, ws.samples[s]] = value + offset(X, ws.samples[s])
             end
         end
     end
@@ -202,8 +208,10 @@ function backward!(stat::Statistics, ws::WideWorkspace, schedule::Schedule, X::D
     end
 end
 
-add_input_flow!(stat, c, u, X::AbstractMatrix, n, flow) =
-    (stat.leaf[c.param_start[u] + X[c.variable[u], n] * c.param_stride[u]] += flow)
+function add_input_flow!(stat, c, u, X::AbstractMatrix, n, flow)
+    x = X[c.variable[u], n]
+    has_table(c.kind[u]) ? (stat.leaf[entry_place(c, u, Int(x))] += flow) : add_number_flow!(stat.leaf, c, u, x, flow)
+end
 
 add_input_flow!(stat, c, u, X::Masked, n, flow) =
     X.mask[c.variable[u], n] || add_input_flow!(stat, c, u, X.values, n, flow)

@@ -7,7 +7,7 @@ struct Workspace
     exponents::Vector{Int32}    # (TILE, groups that are scaled, after one for the inputs)
     factor::Vector{Float32}     # (TILE): what the last normalisation multiplied values by
     least::Vector{Float32}      # (TILE): the smallest value of each sample after it
-    x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised
+    x::Vector{Int32}            # (TILE, variables): categories, -1 where marginalised; of numbers, anything
     evidence::Vector{Float32}   # (categories, TILE) of one variable
     waiting::WaitingEdges
     turned::Vector{Float32}     # the values of the widest child group of a dense block, or of some pairs, those of one sample side by side
@@ -19,6 +19,8 @@ struct Workspace
     underflows::Vector{Float32} # (TILE): the lanes in which the last product underflowed
     pointers::Vector{Ptr{Int32}}
     inputs::Union{Nothing,BatchInputs}
+    bits::Vector{Float64}       # (TILE, units) of the widest group of inputs without a table: logarithms of their values
+    top::Vector{Float64}        # (TILE): the largest of them
 end
 
 function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=nothing)
@@ -31,8 +33,10 @@ function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=n
                      WaitingEdges(flows & sparse), zeros(Float32, flows ? turned_length(most_turned(plan)) : 0),
                      zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.schedule.widest + most_blocks) : 0), zeros(Int, TILE),
                      fill(true, TILE), fill(false, groups), Float32[], zeros(Float32, TILE),
-                     Vector{Ptr{Int32}}(undef, most_blocks), inputs)
+                     Vector{Ptr{Int32}}(undef, most_blocks), inputs, zeros(TILE * widest_numbers(plan)), zeros(TILE))
 end
+
+widest_numbers(plan::Plan) = mapreduce(g -> isinput(g.kind) && !has_table(g.kind) ? width(g) : 0, max, plan.groups)
 
 "Of how many units, or pairs of them, dense blocks turn the values at a time, at most."
 most_turned(plan::Plan) = mapreduce(g -> mapreduce(b -> most_turned(plan.groups[b.child], b), max, g.blocks; init=0), max, plan.groups)
@@ -60,7 +64,7 @@ function load_tile!(ws::Union{Workspace,WideWorkspace}, X::AbstractMatrix, mask=
     @inbounds for s in 1:TILE
         n = ws.samples[s]
         for i in 1:V
-            ws.x[(i - 1) * TILE + s] = hidden(mask, i, n) ? Int32(-1) : X[i, n] % Int32
+            ws.x[(i - 1) * TILE + s] = hidden(mask, i, n) ? Int32(-1) : category(X[i, n])
         end
     end
 end

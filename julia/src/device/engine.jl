@@ -45,6 +45,7 @@ mutable struct DeviceEngine{A} <: Engine
     blocks::Dict{Tuple{Int,Int},DeviceBlock}  # the sparse ones, by group and number
     inputs::Tuple               # column, variable, start, stride of all input units
     learned::Tuple              # start, stride, categories of the categorical ones
+    learns_on_host::Bool        # whether others are learned, too: from counts
     sums::Tuple                 # of every sum unit: its first edge, and how many
     small::Tuple                # of input groups whose small values have lost digits: groups, first, width
     heads::Tuple                # of each unit that is a head: its column, and its group
@@ -68,6 +69,7 @@ end
 
 function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size::Int=0)
     c = schedule.circuit
+    any_numbers(c) && throw(ArgumentError("Poisson and Gaussian inputs are for the backend CPU() alone"))
     place(x) = device.array(x)
     none(T, dimensions=1) = place(zeros(T, ntuple(_ -> 0, dimensions)))
     first, columns = first_columns(schedule)
@@ -84,6 +86,7 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     beyond = zeros(Float32, widest * maximum(g -> length(g.blocks) + 1, schedule.groups))
     return DeviceEngine(schedule, device, soft, rows, first, levels_of(place, schedule, first), device_blocks(place, schedule), place.(inputs),
                         place.((learned[3], learned[4], categories)),
+                        any(g -> g.kind != CATEGORICAL && num_input_params(g.kind, g.categories) > 0, schedule.groups),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
                         place.(small_inputs(schedule, first, soft)), place.((head_columns, schedule.head_group[own])),
                         Int[findfirst(==(u), head_units) for u in c.heads], place(vcat(c.weight, beyond)),
@@ -163,7 +166,7 @@ function load_pass!(e::DeviceEngine, X::Union{AbstractMatrix,Masked}, order, ran
     for n in 1:e.rows
         sample = sample_at(order, range, n)
         for i in axes(x, 2)
-            x[n, i] = hidden(mask, i, sample) ? Int32(-1) : values[i, sample] % Int32
+            x[n, i] = hidden(mask, i, sample) ? Int32(-1) : category(values[i, sample])
         end
     end
     e.x = place(e, x)
@@ -365,7 +368,7 @@ function evidence_flows!(e::DeviceEngine)
         isinput(g.kind) || continue
         ratio = group_columns(e, e.values, gi)
         over!(flow_ratio!, e, width(g), ratio, e.flows, e.values, e.exponents, e.rows, e.first[gi], gi, gi)
-        has_parameters(g.kind) || continue
+        num_input_params(g.kind, g.categories) > 0 || continue
         matrix_product!(table_matrix(e.leaf_flow, g), ratio, view(e.evidence, :, :, g.variable), 1f0, true)
     end
 end
@@ -456,7 +459,7 @@ multiply_in!(e::DeviceEngine) = e.soft && launch!(multiply_by!, e.leaf, length(e
 
 function apply!(e::DeviceEngine, step::Real, pseudocount::Real)
     prepare!(e)
-    if e.counts !== nothing || e.exact !== nothing || any(==(BINOMIAL), circuit(e).kind)
+    if e.counts !== nothing || e.exact !== nothing || e.learns_on_host
         return apply!(e, counts!(ExpectedCounts(circuit(e)), e), step, pseudocount, 1.0)
     end
     s, a = Float32(step), Float32(pseudocount)

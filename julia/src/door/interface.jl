@@ -9,8 +9,8 @@ mutual_information(job::MutualInformationJob) = job.mi
 chow_liu_parents(mi) = chow_liu_tree(mi) .- 1
 
 "`states` and `head_of` from 0, of the same samples as `X`."
-hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, mask, states, head_of) =
-    hclt(parent .+ 1; latents=latents, categories=categories, heads=heads, perturbation=perturbation, seed=seed,
+hclt_from_states(parent, latents, categories, heads, perturbation, seed, X, mask, states, head_of, leaves=[Leaf(categories)]) =
+    hclt(parent .+ 1; latents=latents, categories=categories, leaves=leaves, heads=heads, perturbation=perturbation, seed=seed,
          observed=ObservedStates(query(X, mask), states, head_of .+ Int32(1)))
 
 "`parent` from 0, -1 for the root; `classes` from 0."
@@ -50,6 +50,11 @@ circuit_of_fields(num_vars, kind, variable, categories, param_start, param_strid
                rest...)
 
 circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c), num_params(c))
+
+has_only_probabilities(c::Circuit) = !any(in((LOGISTIC, POISSON, GAUSSIAN)), c.kind)
+
+"Whether variables have counts, and whether they have real numbers."
+has_numbers(c::Circuit) = (POISSON in c.kind, GAUSSIAN in c.kind)
 
 plan_of(c::Circuit, soft) = Plan(c; soft=soft)
 

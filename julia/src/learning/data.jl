@@ -1,4 +1,4 @@
-# What circuits are evaluated on: categories, some of them perhaps hidden, or soft evidence of them.
+# What circuits are evaluated on: values, some of them perhaps hidden, or soft evidence of categories.
 
 """
     SoftEvidence(scores)
@@ -72,20 +72,30 @@ end
 """
     Masked(values, mask)
 
-Categories, integers `(variables, samples)`, of which those where `mask`, Bool of the same size, is true are marginalised.
+Values `(variables, samples)`, categories or numbers, of which those where `mask`, Bool of the same size, is true are marginalised.
 """
-struct Masked{T<:AbstractMatrix{<:Integer}}
+struct Masked{T<:AbstractMatrix{<:Real}}
     values::T
     mask::Matrix{Bool}
 
-    function Masked(values::T, mask::Matrix{Bool}) where {T<:AbstractMatrix{<:Integer}}
+    function Masked(values::T, mask::Matrix{Bool}) where {T<:AbstractMatrix{<:Real}}
         size(values) == size(mask) ||
             throw(ArgumentError("mask: found $(reverse(size(mask))), wanted X's $(reverse(size(values)))"))
         return new{T}(values, mask)
     end
 end
 
-const Data = Union{AbstractMatrix{<:Integer},Masked,SoftEvidence}  # a matrix is (variables, samples)
+# A matrix is (variables, samples): integers, or, for variables over real numbers, floating-point numbers, the others' whole.
+const Data = Union{AbstractMatrix{<:Real},Masked,SoftEvidence}
+
+# The value of variable `i` of sample `n`, where it is known; and one as a category, which of a number beyond all of them is anything.
+
+@inline is_known(X::AbstractMatrix, i, n) = true
+@inline is_known(X::Masked, i, n) = !(@inbounds X.mask[i, n])
+@inline known(X::AbstractMatrix, i, n) = @inbounds X[i, n]
+@inline known(X::Masked, i, n) = @inbounds X.values[i, n]
+@inline category(x::Integer) = x % Int32
+@inline category(x::Real) = 0 <= x < 2^30 ? unsafe_trunc(Int32, x) : Int32(0)
 
 num_samples(X::AbstractMatrix) = size(X, 2)
 num_samples(X::Masked) = size(X.values, 2)
@@ -99,10 +109,10 @@ num_samples(X::SoftEvidence) = size(X.likelihood, 3)
 offset(X::Union{AbstractMatrix,Masked}, n) = 0.0
 offset(X::SoftEvidence, n) = X.offset[n]
 
-"Throws an `ArgumentError` that names the variable and the sample of the first value that is no category."
-function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=nothing)
+"Throws an `ArgumentError` that names the variable and the sample of the first value that its variable cannot have."
+function check_data(X::AbstractMatrix{<:Real}, limits::Vector{Int32}, mask=nothing)
     size(X, 1) == length(limits) || throw(ArgumentError("X has $(size(X, 1)) variables, the circuit $(length(limits))"))
-    top = [limit == 0 ? typemax(Int32) : limit - Int32(1) for limit in limits]
+    top = [limit == COUNTS ? typemax(Int32) : limit == REALS ? REALS : limit - Int32(1) for limit in limits]
     threads = Threads.nthreads()
     in_pieces(axes(X, 2); steps=size(X, 1), threads=threads) do samples
         faulty = zeros(Int, threads)
@@ -110,7 +120,7 @@ function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=no
             for n in first(samples) + t - 1:threads:last(samples)
                 sound = true
                 @inbounds for i in 1:size(X, 1)
-                    sound &= ((zero(eltype(X)) <= X[i, n]) & (X[i, n] <= top[i])) | hidden(mask, i, n)
+                    sound &= is_value(X[i, n], top[i]) | hidden(mask, i, n)
                 end
                 if !sound
                     faulty[t] = n
@@ -122,8 +132,14 @@ function check_data(X::AbstractMatrix{<:Integer}, limits::Vector{Int32}, mask=no
     end
 end
 
+"Whether `x` is a category or a count up to `top`, or, where that is `REALS`, a number of a size that can be squared."
+@inline is_value(x::Integer, top::Int32) = ((zero(x) <= x) & (x <= top)) | ((top == REALS) & (abs(Float64(x)) <= LARGEST_REAL))
+@inline is_value(x::Real, top::Int32) = top == REALS ? abs(x) <= LARGEST_REAL : (0 <= x <= top) && x == trunc(x)
+
 function refuse_value(X, top, mask, n)
-    i = findfirst(i -> !(0 <= X[i, n] <= top[i] || hidden(mask, i, n)), axes(X, 1))
+    i = findfirst(i -> !(is_value(X[i, n], top[i]) || hidden(mask, i, n)), axes(X, 1))
+    top[i] == REALS && throw(ArgumentError("X: row $(n - 1), variable $(i - 1): found $(X[i, n]), wanted a number of at most $LARGEST_REAL"))
+    0 <= X[i, n] <= top[i] && throw(ArgumentError("X: row $(n - 1), variable $(i - 1): found $(X[i, n]), wanted a whole number"))
     throw(ArgumentError("X: row $(n - 1), variable $(i - 1): value $(X[i, n]) is outside 0..$(top[i])"))
 end
 

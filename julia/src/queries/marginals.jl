@@ -5,7 +5,7 @@
 
 Posterior marginals p(x_i = k | what is known of sample n, head_of[n]) for the hidden variables of `X`, [`Masked`](@ref) or
 [`SoftEvidence`](@ref): `out`, Float64 `(categories, variables, samples)`, all zeros, receives them. An observed variable
-has a 1 at its category.
+has a 1 at its category. Variables over numbers, which have no categories, keep their zeros.
 
 The derivative of log p(evidence) with respect to the logarithm of an input's value is the input's flow (Darwiche 2003): one
 pass up and one down give all variables' marginals. `X`, `head_of` and `out` are kept, not copied. [`advance!`](@ref) does
@@ -19,6 +19,7 @@ mutable struct MarginalsJob{D<:Query}
     workspaces::Vector{Workspace}
     statistics::Vector{Statistics}  # what the way down leaves behind, not used
     products::Vector{Vector{Float32}}
+    numbers::Vector{Bool}           # of each variable: whether it has numbers, not categories
     position::Int                   # finished samples
 end
 
@@ -28,7 +29,7 @@ function MarginalsJob(plan::Plan, X::Query, head_of, out::Array{Float64,3})
     size(out, 1) >= C || throw(ArgumentError("out has room for $(size(out, 1)) categories, the circuit has $C"))
     make(f) = map(_ -> (pause(); f()), 1:threads)
     return MarginalsJob(plan, X, Sources(head_of), out, make(() -> Workspace(plan; flows=true)), make(() -> Statistics(plan.circuit)),
-                        make(() -> zeros(Float32, TILE * C)), 0)
+                        make(() -> zeros(Float32, TILE * C)), number_variables(plan.circuit), 0)
 end
 
 function advance!(job::MarginalsJob, seconds::Real=Inf)
@@ -92,13 +93,13 @@ function tile_marginals!(vanished, job::MarginalsJob, t::Int, X::Query, count::I
             start_flows!(ws, plan, job.sources, count)
         end
         backward!(stat, ws, plan, groups) do gi
-            any_hidden(X, plan.groups[gi].variable, ws.samples, count) || return
+            has_table(plan.groups[gi].kind) && any_hidden(X, plan.groups[gi].variable, ws.samples, count) || return
             add_marginals!(out, ws, plan, gi, X, input_derivatives!(ws, plan, gi, X), product, count)
         end
     end
     first(groups) == 1 || return
     for s in 1:count
-        ws.live[s] && finish_marginals!(out, plan.circuit, X, ws.samples[s], job.sources.head_of)
+        ws.live[s] && finish_marginals!(out, plan.circuit, X, ws.samples[s], job.sources.head_of, job.numbers)
     end
 end
 
@@ -150,9 +151,20 @@ function input_derivatives!(ws, plan, gi, X::SoftEvidence)
     return value
 end
 
-"Scales each hidden variable's marginal to 1, which rounding misses by little, and writes the observed ones."
-function finish_marginals!(out, c::Circuit, X, n, head_of)
+"Of each variable: whether it has numbers."
+function number_variables(c::Circuit)
+    found = fill(false, c.num_vars)
+    for u in 1:num_units(c)
+        isinput(c.kind[u]) && !has_table(c.kind[u]) && (found[c.variable[u]] = true)
+        pause(2)
+    end
+    return found
+end
+
+"Scales each hidden variable's marginal to 1, which rounding misses by little, and writes the observed ones; of `numbers`, neither."
+function finish_marginals!(out, c::Circuit, X, n, head_of, numbers=())
     for i in 1:c.num_vars
+        !isempty(numbers) && numbers[i] && continue
         if is_hidden(X, i, n)
             total = 0.0
             for k in axes(out, 1)
@@ -163,28 +175,28 @@ function finish_marginals!(out, c::Circuit, X, n, head_of)
                 out[k, i, n] /= total
             end
         else
-            k = observed(X, i, n) + 1
+            k = Int(observed(X, i, n)) + 1
             k <= size(out, 1) && (out[k, i, n] = 1)  # a variable that the circuit does not cover may have any value
         end
     end
 end
 
 function exact_marginals!(job::MarginalsJob, X::Query, n::Int)
-    exact_marginals!(job.out, job.plan.circuit, X, job.sources.head_of, n) || no_evidence(n, job.sources.head_of[n])
+    exact_marginals!(job.out, job.plan.circuit, X, job.sources.head_of, n, job.numbers) || no_evidence(n, job.sources.head_of[n])
 end
 
 "Returns whether there are any: none follow from evidence of probability 0."
-function exact_marginals!(out::Array{<:AbstractFloat,3}, c::Circuit, X::Query, head_of, n::Int)
+function exact_marginals!(out::Array{<:AbstractFloat,3}, c::Circuit, X::Query, head_of, n::Int, numbers=())
     head, log_value = head_of[n], log_values(c, X, n)
     isfinite(log_value[c.heads[head]]) || return false
     flow = exact_unit_flows(c, log_value, head)
     for u in 1:num_units(c)
-        isinput(c.kind[u]) && flow[u] > 0 && is_hidden(X, c.variable[u], n) || continue
+        has_table(c.kind[u]) && flow[u] > 0 && is_hidden(X, c.variable[u], n) || continue
         for k in 0:c.categories[u] - 1
             out[k + 1, c.variable[u], n] += flow[u] * share(c, u, X, k, n, log_value[u])
         end
     end
-    finish_marginals!(out, c, X, n, head_of)
+    finish_marginals!(out, c, X, n, head_of, numbers)
     return true
 end
 

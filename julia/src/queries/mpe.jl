@@ -6,13 +6,13 @@ const BEST_LANES = 16  # samples evaluated together
     CompletionJob(plan, X, head_of, out)
 
 The most probable completion of each sample n of `X`, [`Masked`](@ref) or [`SoftEvidence`](@ref), under head `head_of[n]`:
-`out`, integers `(variables, samples)`, receives whole rows. Max-product with traceback: a sum counts as its best weighted
+`out`, numbers `(variables, samples)`, receives whole rows. Max-product with traceback: a sum counts as its best weighted
 child. That is exact where no more than one child of each sum is possible at a time (deterministic circuits), and the usual
 approximation elsewhere. Of equals, the first child or category is taken.
 
 `X`, `head_of` and `out` are kept, not copied. [`advance!`](@ref) does the work, piece by piece.
 """
-mutable struct CompletionJob{D<:Query,T<:Integer}
+mutable struct CompletionJob{D<:Query,T<:Real}
     plan::Plan
     X::D
     head_of::Vector{Int32}
@@ -21,16 +21,16 @@ mutable struct CompletionJob{D<:Query,T<:Integer}
     walks::Vector{Walk}
     values::Vector{Matrix{Float64}}  # of each thread: log max-product values, (BEST_LANES, units)
     log_weight::Vector{Float64}
-    mode::Vector{Int32}              # of each input: its most probable category
+    mode::Vector{Float64}            # of each input: its most probable value
     position::Int                    # finished samples
 end
 
-function CompletionJob(plan::Plan, X::Query, head_of, out::Matrix{<:Integer})
+function CompletionJob(plan::Plan, X::Query, head_of, out::Matrix{<:Real})
     check_query(plan, X, head_of, size(out, 2))
     c = plan.circuit
-    threads, mode, log_weight = Threads.nthreads(), zeros(Int32, num_units(c)), zeros(num_edges(c))
+    threads, mode, log_weight = Threads.nthreads(), zeros(num_units(c)), zeros(num_edges(c))
     for u in 1:num_units(c)
-        isinput(c.kind[u]) && (mode[u] = best_category(c, u, nothing, 0))
+        isinput(c.kind[u]) && (mode[u] = has_table(c.kind[u]) ? best_category(c, u, nothing, 0) : mode_of_number(c, u))
         pause(10 + 5 * Int(c.categories[u]))
     end
     in_pieces(range -> (view(log_weight, range) .= log.(Float64.(view(c.weight, range)))), eachindex(log_weight); steps=10)
@@ -53,7 +53,7 @@ struct Best{D}
     circuit::Circuit
     values::Matrix{Float64}
     log_weight::Vector{Float64}
-    mode::Vector{Int32}
+    mode::Vector{Float64}
     X::D
     n::Int
     lane::Int
@@ -69,9 +69,9 @@ function decide_edge(b::Best, u)
     return best
 end
 
-decide_category(b::Best, u) = best_category_for(b.X, b, u)
-best_category_for(::Masked, b, u) = b.mode[u]
-best_category_for(X::SoftEvidence, b, u) = best_category(b.circuit, u, X, b.n)
+decide_value(b::Best, u) = best_value_for(b.X, b, u)
+best_value_for(::Masked, b, u) = b.mode[u]
+best_value_for(X::SoftEvidence, b, u) = Float64(best_category(b.circuit, u, X, b.n))
 
 function advance!(job::CompletionJob, seconds::Real=Inf)
     started, threads, N, c = time(), length(job.walks), num_samples(job.X), job.plan.circuit
@@ -158,10 +158,10 @@ best_input(job, c, u, X::SoftEvidence, n) = log_term(c, u, X, best_category(c, u
 """
     mpe(circuit, X; head_of = ones) -> Matrix{Int32}
 
-`(variables, samples)`: the most probable completion of each sample, see [`CompletionJob`](@ref).
+`(variables, samples)`: the most probable completion of each sample, see [`CompletionJob`](@ref); Float64 where a variable has real values.
 """
 function mpe(c::Circuit, X::Query; head_of=ones(Int32, num_samples(X)))
-    job = CompletionJob(Plan(c; soft=X isa SoftEvidence), X, head_of, zeros(Int32, c.num_vars, num_samples(X)))
+    job = CompletionJob(Plan(c; soft=X isa SoftEvidence), X, head_of, zeros(value_type(c), c.num_vars, num_samples(X)))
     advance!(job)
     return job.out
 end

@@ -1,6 +1,6 @@
 # Queries that walk a circuit from a head down, one sample at a time: samples, also conditional, here; completions in mpe.jl.
 #
-# A sum decides for one of its children, a product goes on with all of them, an input decides for a category. What differs is
+# A sum decides for one of its children, a product goes on with all of them, an input decides for a value. What differs is
 # how they decide, by chance or for the best, and what is known of the units' values from the evidence.
 
 "Where the value of each unit lies in a tile: its group, and its column of the value buffer; and the column that this is to be multiplied by,
@@ -35,7 +35,7 @@ struct Walk
     stack::Vector{Int32}
     hidden::Vector{Bool}
     cumulative::Vector{Float64}
-    row::Vector{Int32}
+    row::Vector{Float64}        # NaN where there is no value
 end
 
 const APART = 64  # unused entries behind what a thread writes to: no two threads then write to one cache line
@@ -48,7 +48,7 @@ function Walk(plan::Plan)
     end
     # Units that wait on the stack have disjoint scopes: there are no more of them than variables.
     return Walk(zeros(Int32, c.num_vars + APART), fill(true, length(plan.groups)), zeros(most + APART),
-                zeros(Int32, c.num_vars + APART))
+                zeros(c.num_vars + APART))
 end
 
 const Query = Union{Masked,SoftEvidence}  # what is known of each sample: some categories, or something of every one
@@ -56,8 +56,8 @@ const Query = Union{Masked,SoftEvidence}  # what is known of each sample: some c
 @inline is_hidden(X::Masked, i, n) = X.mask[i, n]
 @inline is_hidden(::SoftEvidence, i, n) = true
 
-@inline observed(X::Masked, i, n) = X.mask[i, n] ? Int32(-1) : X.values[i, n] % Int32
-@inline observed(::SoftEvidence, i, n) = Int32(-1)
+@inline observed(X::Masked, i, n) = X.mask[i, n] ? NaN : Float64(X.values[i, n])
+@inline observed(::SoftEvidence, i, n) = NaN
 
 "Puts what is known of sample `n` into the walk's row, and marks the groups that have something to find."
 function start!(walk::Walk, plan::Plan, X::Query, n::Int)
@@ -98,7 +98,7 @@ function descend!(walk::Walk, plan::Plan, places::Places, head::Int, guide)
                 walk.hidden[places.group[v]] && (stack[waiting += 1] = v)
             end
         else
-            walk.row[c.variable[u]] = decide_category(guide, u)
+            walk.row[c.variable[u]] = decide_value(guide, u)
         end
     end
 end
@@ -108,7 +108,7 @@ function finish_row!(out::Array, column::Int, walk::Walk, head::Int)
     V = size(out, 1)
     for i in 1:V
         x = walk.row[i]
-        x >= 0 || uncovered(head, i)
+        isnan(x) && uncovered(head, i)
         out[(column - 1) * V + i] = x
     end
 end
@@ -191,14 +191,15 @@ function cumulative_weights!(out, c::Circuit, u, log_value::Vector{Float64})
     end
 end
 
-function decide_category(s::Sampler, u)
+function decide_value(s::Sampler, u)
+    @inbounds has_table(s.circuit.kind[u]) || return draw_number(s.rng, s.circuit, u)
     @inbounds C = s.circuit.categories[u]
     if isempty(s.categories)
         cumulative_categories!(s.cumulative, 1, s.circuit, u, s.X, s.n)
-        return (draw(s.rng, s.cumulative, 1, Int(C)) - 1) % Int32
+        return Float64(draw(s.rng, s.cumulative, 1, Int(C)) - 1)
     end
     @inbounds start = s.category_start[u]
-    return (draw(s.rng, s.categories, start, start + C - 1) - start) % Int32
+    return Float64(draw(s.rng, s.categories, start, start + C - 1) - start)
 end
 
 function cumulative_categories!(out, start, c::Circuit, u, X, n)
@@ -224,13 +225,13 @@ end
     SampleJob(plan, X, head_of, out; seed = 0)
 
 `size(out, 2)` samples for each sample n of `X`, [`Masked`](@ref) or [`SoftEvidence`](@ref), from head `head_of[n]`, given
-what is known: `out`, integers `(variables, draws, samples)`, receives whole rows, the known values included. With `X = nothing`,
+what is known: `out`, numbers `(variables, draws, samples)`, receives whole rows, the known values included. With `X = nothing`,
 samples from the circuit itself, for each entry of `head_of`.
 
 Exact ancestral sampling. Draw j of sample n has random numbers of its own (seed, n, j): the same for any number of threads.
 `X`, `head_of` and `out` are kept, not copied. [`advance!`](@ref) does the work, piece by piece.
 """
-mutable struct SampleJob{D,T<:Integer}
+mutable struct SampleJob{D,T<:Real}
     plan::Plan
     X::D
     head_of::Vector{Int32}
@@ -245,7 +246,7 @@ mutable struct SampleJob{D,T<:Integer}
     position::Int                     # finished draws, in the order of `out`
 end
 
-function SampleJob(plan::Plan, X::Union{Nothing,Query}, head_of, out::Array{<:Integer,3}; seed::Integer=0)
+function SampleJob(plan::Plan, X::Union{Nothing,Query}, head_of, out::Array{<:Real,3}; seed::Integer=0)
     c = plan.circuit
     check_query(plan, X, head_of, size(out, 3))
     size(out, 1) == c.num_vars || throw(ArgumentError("out has $(size(out, 1)) variables, the circuit $(c.num_vars)"))
@@ -354,7 +355,7 @@ end
 function draw_share!(job::SampleJob, walk::Walk, ::Nothing, first::Int, last::Int)
     sampler = Sampler(job.plan.circuit, job.categories, job.category_start, walk.cumulative, SplitMix(0), nothing, nothing, 0)
     for i in first:last
-        fill!(walk.row, -1)
+        fill!(walk.row, NaN)
         draw_one!(job, walk, sampler, i)
     end
 end
@@ -387,20 +388,23 @@ function draw_one!(job::SampleJob, walk::Walk, sampler::Sampler, i::Int)
     finish_row!(job.out, i, walk, head)
 end
 
+value_type(c::Circuit) = GAUSSIAN in c.kind ? Float64 : Int32
+
 """
     sample(circuit, n; head = 1, seed = 0) -> Matrix{Int32}
     sample(circuit, X, draws; head_of = ones, seed = 0) -> Array{Int32,3}
 
-`n` samples from a head, `(variables, n)`; or samples given what is known, `(variables, draws, samples)`: see [`SampleJob`](@ref).
+`n` samples from a head, `(variables, n)`; or samples given what is known, `(variables, draws, samples)`: see [`SampleJob`](@ref). They are
+Float64 where a variable has real values.
 """
 function sample(c::Circuit, n::Integer; head::Integer=1, seed::Integer=0)
-    job = SampleJob(Plan(c), nothing, [head], zeros(Int32, c.num_vars, n, 1); seed=seed)
+    job = SampleJob(Plan(c), nothing, [head], zeros(value_type(c), c.num_vars, n, 1); seed=seed)
     advance!(job)
     return job.out[:, :, 1]
 end
 
 function sample(c::Circuit, X::Query, draws::Integer; head_of=ones(Int32, num_samples(X)), seed::Integer=0)
-    job = SampleJob(Plan(c; soft=X isa SoftEvidence), X, head_of, zeros(Int32, c.num_vars, draws, num_samples(X)); seed=seed)
+    job = SampleJob(Plan(c; soft=X isa SoftEvidence), X, head_of, zeros(value_type(c), c.num_vars, draws, num_samples(X)); seed=seed)
     advance!(job)
     return job.out
 end
