@@ -183,15 +183,9 @@ def test_processes_learn_what_one_does(processes: int, table: Path, tmp_path: Pa
     data, program = tmp_path / "data.npz", tmp_path / "program.py"
     np.savez(data, table=rows, images=images)
     program.write_text(textwrap.dedent(PROGRAM))
-    kinds: dict[int, dict[str, Any]] = {
-        2: {"offsets": {"steps": (32,), "joins": 2, "states": 4, "epochs": 1, "batch_size": 50, "trees": "combs"}},
-        3: {
-            "offsets": {"steps": ()},
-            "prior": {"latents": 2, "epochs": 2, "soft_epochs": 1},
-            "finetuning": {"epochs": 1, "batch_size": 50},
-        },
-    }
-    models = {"LVD": {**DISTILLED, "config": {**DISTILLED["config"], **kinds[processes]}}}
+    offsets = {"steps": (32,), "joins": 2, "states": 4, "epochs": 1, "batch_size": 50, "groups": 2}
+    own = {"offsets": {**offsets, "trees": "combs" if processes == 2 else "field"}}
+    models = {"LVD": {**DISTILLED, "config": {**DISTILLED["config"], **own}}}
     said = ends(torchrun(processes, program, data, json.dumps(models), tmp_path / "em.safetensors"))
     (line,) = [line for line in said.splitlines() if line.startswith("FOUND")] or [said]
     history, valid, bpds = json.loads(line.removeprefix("FOUND"))
