@@ -108,7 +108,7 @@ end
 
 function gather_table(schedule, first, own, parents)
     column, start, parent = Int32[], Int32[1], Int32[]
-    for gi in own, k in 1:width(schedule.groups[gi])
+    for gi in own, k in 1:kept_width(schedule.groups[gi])
         found = get(parents, first[gi] + Int32(k), nothing)
         found === nothing && continue
         push!(column, first[gi] + k)
