@@ -83,7 +83,7 @@ function next_table!(out::Vector{Float64}, job::Coding, symbols::Vector{Int32})
         begin_patch!(job)
     elseif !hasended(job)
         job.decode ? copyto!(job.symbol, symbols) : own_symbols!(job)
-        take!(job)
+        take_symbols!(job)
     end
     while !hasended(job)
         m = job.fine ? fill_values!(job) : fill_groups!(job)
@@ -92,7 +92,7 @@ function next_table!(out::Vector{Float64}, job::Coding, symbols::Vector{Int32})
             return m
         end
         fill!(job.symbol, 0)
-        take!(job)
+        take_symbols!(job)
     end
     return 0
 end
@@ -130,7 +130,7 @@ function own_symbols!(job::Coding)
 end
 
 "Goes on with the symbols of the last table."
-function take!(job::Coding)
+function take_symbols!(job::Coding)
     if !job.fine
         copyto!(job.group, job.symbol)
         job.fine = true
