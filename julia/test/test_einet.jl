@@ -46,8 +46,9 @@ end
 
 @testset "EiNets: likelihoods, masked ones and flows of small ones, by enumeration" begin
     rng = MersenneTwister(90)
-    for graph in SMALL_EINETS, (K, leaves) in ((1, "categorical"), (3, "categorical"), (2, "binomial"), (7, "categorical"))
-        c = einet(; graph..., num_sums=K, num_cats=2, leaves=leaves, heads=2, perturbation=0.9, seed=K)
+    kinds = (LVDJuice.CATEGORICAL, LVDJuice.BINOMIAL, LVDJuice.LOGISTIC)
+    for graph in SMALL_EINETS, (K, kind) in ((1, kinds[1]), (3, kinds[1]), (2, kinds[2]), (4, kinds[3]), (7, kinds[1]))
+        c = einet(; graph..., num_sums=K, num_cats=2, leaves=[Leaf(kind, 2)], heads=2, perturbation=0.9, seed=K)
         X = assignments(c.num_vars, 2)
         p = exp.(log_likelihood(c, X))
         @test all(isapprox.(sum(p, dims=2), 1; atol=1e-5))
@@ -175,6 +176,6 @@ end
     @test_throws ArgumentError einet(; num_vars=4, depth=0, replicas=1, sizes...)
     @test_throws ArgumentError einet(; shape=(2, 2, 1), steps=(), sizes...)
     @test_throws ArgumentError einet(; shape=(2, 2, 1), steps=(0,), sizes...)
-    @test_throws ArgumentError einet(; shape=(2, 2, 1), steps=(1,), num_sums=2, num_cats=2, leaves="gaussian")
+    @test_throws ArgumentError einet(; shape=(2, 2, 1), steps=(1,), num_sums=2, num_cats=2, leaves=[Leaf(2), Leaf(2)])
     @test_throws ArgumentError einet(; shape=(64, 64, 3), steps=(1,), num_sums=10^4, num_cats=256)
 end

@@ -39,14 +39,17 @@ class _Baseline(DensityEstimator):
         Some are set apart, by seed, to stop early by. Raises InputError where the data or a setting are not what is
         wanted.
         """
-        given = {name: getattr(self, own) for own, name in self._settings_of.items() if getattr(self, own) is not None}
-        self.settings_ = resolve(base=self._resolved(), config={self._section: given})
+        self.settings_ = resolve(base=self._resolved(), config={self._section: self._given()})
         data = self._checked(X, fitting=True)
         cats = IMAGE_CATEGORIES if data.ndim == 4 else self._num_cats(data)
         train, valid = self._set_apart(data)
         self.n_features_in_ = int(np.prod(data.shape[1:]))
         self.model_: CircuitModel = learn_circuit(train, valid, self.settings_, num_cats=cats, progress=self._shown)
         return self
+
+    def _given(self) -> dict[str, Any]:
+        """Name the settings of the section that are set."""
+        return {name: getattr(self, own) for own, name in self._settings_of.items() if getattr(self, own) is not None}
 
     def _as_data(self, X: Array) -> Array:
         array = X if isinstance(X, np.ma.MaskedArray) else plain_array("X", X)
@@ -96,8 +99,8 @@ class HCLT(_Baseline):
     leaves : str, optional
         Kind of the inputs: "categorical", "binomial", or "logistic" for values with an order, such as grey levels.
     search : bool, optional
-        Whether trees, latents and the pseudocount of a table's model are chosen by validation rows, unless one of them
-        is set to another value than its default.
+        Whether trees, latents and the pseudocount of a table's model are chosen by validation rows; default: unless
+        one of them is given here, or set to another value than its default.
     start : "random" or "clusters", optional
         Where parameters start; `clusters`, for values with an order: from hidden states that K-means finds.
     epochs, batch_size, step_size, pseudocount, patience : optional
@@ -173,6 +176,12 @@ class HCLT(_Baseline):
         self.config = config
         self.random_state = random_state
         self.progress = progress
+
+    def _given(self) -> dict[str, Any]:
+        given = super()._given()
+        if not given.keys().isdisjoint(("latents", "trees", "pseudocount")):
+            given.setdefault("search", False)
+        return given
 
 
 class RATSPN(_Baseline):
@@ -274,12 +283,14 @@ class EINET(_Baseline):
         Of a grid: rectangles are cut at multiples of the first of these that has any within, in pixels.
     depth, replicas : int, optional
         Of a random graph: so many times the variables are cut into random halves, `depth` times over.
-    leaves : "categorical" or "binomial", optional
-        The inputs' kind.
+    leaves : str, optional
+        The inputs' kind: "categorical", "binomial", or "logistic" for values with an order, such as grey levels.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `einet.epochs` and so on.
     num_cats : int, optional
         Categories of the variables of a table; default: its largest value, plus 1. Images have 256.
+    missing : int, optional
+        An integer that stands for a missing value in tables, such as -1, beside NaN and the like.
     preset : str, optional
         Shipped settings; default: the defaults of docs/settings.md.
     config : str, path or mapping, optional
@@ -322,6 +333,7 @@ class EINET(_Baseline):
         pseudocount: float | None = None,
         patience: int | None = None,
         num_cats: int | None = None,
+        missing: int | None = None,
         preset: str | None = None,
         config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         random_state: RandomState = 0,
@@ -339,6 +351,7 @@ class EINET(_Baseline):
         self.pseudocount = pseudocount
         self.patience = patience
         self.num_cats = num_cats
+        self.missing = missing
         self.preset = preset
         self.config = config
         self.random_state = random_state
