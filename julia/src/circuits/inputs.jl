@@ -19,9 +19,9 @@ function learn_input!(c::Circuit, u, flow::Vector, range, step::Real, pseudocoun
     elseif kind == BINOMIAL
         learn_binomial!(c, u, flow, range, step, pseudocount, least)
     elseif kind == LOGISTIC
-        learn_logistic!(c, u, flow, range, step, pseudocount, least)
+        Base.invokelatest(learn_logistic!, c, u, flow, range, step, pseudocount, least)
     elseif !has_table(kind)
-        learn_number!(c, u, flow, range, step, pseudocount, least)
+        Base.invokelatest(learn_number!, c, u, flow, range, step, pseudocount, least)
     end
 end
 

@@ -43,7 +43,12 @@ function add_leaves!(b::Builder, start::Starter, leaf::Leaf, variable, count::In
     if leaf.kind == CATEGORICAL || leaf.kind == LOGISTIC && seen !== nothing
         fill_in!(start, (probabilities(b, u) for u in units), seen)
     end
-    leaf.kind == CATEGORICAL && return units
+    leaf.kind == CATEGORICAL || Base.invokelatest(start_leaves!, b, start, leaf, units, seen)  # compiled for those alone
+    return units
+end
+
+function start_leaves!(b::Builder, start::Starter, leaf::Leaf, units, seen)
+    count = length(units)
     for (k, u) in enumerate(units)
         location, deviation = random_start(start, leaf, k, count)
         if leaf.kind == LOGISTIC

@@ -7,7 +7,8 @@ has_room(c::Circuit, g::Group) =
 table(c::Circuit, g::Group) = view(matrix(pointer(c.leaf, g.param_start), g.param_stride, g.categories), 1:width(g), :)
 
 function input_values!(ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
-    has_table(plan.groups[gi].kind) || return number_values!(ws, plan, gi, X)
+    # (What few circuits have is called by its name, looked up now, so that it is compiled for those alone.)
+    has_table(plan.groups[gi].kind) || return Base.invokelatest(number_values!, ws, plan, gi, X)
     look_up!(value_columns(ws, plan, gi), pointer(ws.x), plan.schedule, gi, ws.inputs)
     plan.groups[gi].kind == BINOMIAL && input_losses!(ws, plan, gi, LOSS)  # what is smaller has lost digits, or all, in its table
 end
@@ -99,7 +100,7 @@ end
 
 function block_values!(out, ws, plan, g, b::Block)
     c, child = plan.circuit, plan.groups[b.child]
-    child.pairs === nothing || return pair_values!(out, ws, plan, g, b, child.pairs)
+    child.pairs === nothing || return Base.invokelatest(pair_values!, out, ws, plan, g, b, child.pairs)
     in = value_columns(ws, plan, b.child)
     isdense(b) ? multiply!(out, in, pointer(c.weight, b.first), b.stride, width(child), width(g)) :
                  multiply_sparse!(out, in, pointer(c.weight, b.first), b.of_sums)

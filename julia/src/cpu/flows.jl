@@ -98,7 +98,7 @@ function sum_flows!(stat, ws, plan, gi)
             ratio = scaled
         end
         child = plan.groups[block.child]
-        child.pairs === nothing || (pair_flows!(stat, ws, plan, g, block, child.pairs, ratio); continue)
+        child.pairs === nothing || (Base.invokelatest(pair_flows!, stat, ws, plan, g, block, child.pairs, ratio); continue)
         value, flow = value_columns(ws, plan, block.child), flow_columns(ws, plan, block.child)
         adds = plan.columns[block.child].first_sender != gi
         if isdense(block)
@@ -114,7 +114,7 @@ end
 
 function input_statistics!(stat::Statistics, ws::Workspace, plan::Plan, gi::Int, X::Union{AbstractMatrix,Masked})
     g = plan.groups[gi]
-    has_table(g.kind) || return number_statistics!(stat, ws, plan, gi, X)
+    has_table(g.kind) || return Base.invokelatest(number_statistics!, stat, ws, plan, gi, X)
     input_flows!(pointer(stat.leaf, g.param_start), flow_columns(ws, plan, gi), g.param_stride, width(g),
                  pointer(ws.x) + 4 * TILE * (g.variable - 1), has_room(plan.circuit, g))
 end

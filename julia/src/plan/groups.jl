@@ -213,7 +213,7 @@ For each group the [`Pairs`](@ref) that its units are, or nothing: only for prod
 blocks looks at. The sum over all pairs is then a product of two vectors and a matrix, as in the einsum layers of Peharz et al. 2020.
 """
 function pairs_of_groups(factors, blocks, head_groups)
-    found = Vector{Union{Nothing,Pairs}}(map(all_pairs, factors))
+    found = Union{Nothing,Pairs}[may_be_pairs(own) ? Base.invokelatest(all_pairs, own) : nothing for own in factors]
     found[head_groups] .= nothing
     for own in factors, f in own
         found[f.child] = nothing
@@ -224,9 +224,10 @@ function pairs_of_groups(factors, blocks, head_groups)
     return found
 end
 
-"The pairs, of more than one unit on each side, that products with these factors are; or nothing."
+may_be_pairs(factors::Vector{Factor}) = length(factors) == 2 && !any(f -> f.identity, factors)
+
+"The pairs, of more than one unit on each side, that products with these two factors are; or nothing."
 function all_pairs(factors::Vector{Factor})
-    length(factors) == 2 && !any(f -> f.identity, factors) || return nothing
     for (slow, fast) in (factors, reverse(factors))
         count = something(findfirst(!=(slow.index[1]), slow.index), length(slow.index) + 1) - 1
         1 < count < length(slow.index) && length(slow.index) % count == 0 || continue
