@@ -14,7 +14,7 @@ end
     c = hclt([0, 1, 2]; latents=4, categories=3)
     X = rand(MersenneTwister(8), Int32(0):Int32(2), 3, 100)
     job = EMJob(c, X, ones(Int32, 100); batch_size=100)
-    for seconds in LVDJuice.Bench.timings(Plan(c), job, X, 0.01)
+    for seconds in LVDJuice.Bench.timings(Plan(c), job, X, 0.3)  # seconds: with other work beside, a step may take tens of ms
         @test length(seconds) >= 2 && all(s -> 0 <= s < 10, seconds)
     end
     shared = zeros(10)
