@@ -40,7 +40,7 @@ end
 
 @testset "device: likelihoods of random circuits, complete and masked, as the CPU has them" begin
     rng = MersenneTwister(60)
-    for trial in 1:45, device in DEVICES
+    for trial in 1:24, device in DEVICES
         c, V, C = device_circuits(rng, trial)
         X = assignments(V, C)
         for data in (X, UInt8.(X), Masked(X, rand(rng, Bool, size(X))))
@@ -56,7 +56,7 @@ end
 
 @testset "device: flows of random circuits, from several heads, weighted" begin
     rng = MersenneTwister(61)
-    for trial in 1:45, device in DEVICES
+    for trial in 1:24, device in DEVICES
         c, V, C = device_circuits(rng, trial)
         X = assignments(V, C)
         N = size(X, 2)
@@ -72,7 +72,7 @@ end
 
 @testset "device: EM is the CPU's, with values missing or not, in batches, beyond what single precision adds up, and with counts from elsewhere" begin
     rng = MersenneTwister(62)
-    for trial in 1:30, device in DEVICES, pseudocount in (0.0, 0.3)
+    for trial in 1:15, device in DEVICES, pseudocount in (0.0, 0.3)
         c, V, C = device_circuits(rng, trial)
         other = twin(c)
         X, head_of, weights = rand(rng, 0:C - 1, V, 150), rand(rng, 1:num_heads(c), 150), rand(rng, Float32, 150)
@@ -110,7 +110,7 @@ end
         @test maximum(exact) < -1000
         @test log_likelihood(engine(c, device), X) ≈ exact rtol=1e-7
     end
-    for trial in 1:60, device in DEVICES
+    for trial in 1:30, device in DEVICES
         V, C, heads = rand(rng, 2:6), rand(rng, 2:3), rand(rng, 1:2)
         c = sharpen!(rng, random_circuit(rng, V, C, heads), rand(rng, (5, 20, 30)))
         X = assignments(V, C)
@@ -155,7 +155,7 @@ end
 
 @testset "device: soft evidence: likelihoods, posteriors and EM are the CPU's" begin
     rng = MersenneTwister(64)
-    for trial in 1:30, device in DEVICES
+    for trial in 1:15, device in DEVICES
         c, V, C = device_circuits(rng, trial)
         scores = random_scores(rng, C, V, 90)
         wanted, found = log_likelihood(c, SoftEvidence(copy(scores))), log_likelihood(engine(c, device; soft=true), SoftEvidence(copy(scores)))
