@@ -4,8 +4,8 @@ and memory are linear in the edges, and nothing here recurses, however deep a ci
 """
 module LVDJuiceProbabilisticCircuitsExt
 
-using LVDJuice: LVDJuice, BINOMIAL, CATEGORICAL, Circuit, INDICATOR, JpcReader, LITERAL, Masked, PRODUCT, SUM
-using LVDJuice: add_input!, add_unit!, check_data, child, children, edges, finish!, log_weight, pause, settle!
+using LVDJuice: LVDJuice, BINOMIAL, CATEGORICAL, Circuit, INDICATOR, JpcReader, LITERAL, PRODUCT, SUM
+using LVDJuice: add_input!, add_unit!, child, children, edges, finish!, log_weight, pause, settle!
 using ProbabilisticCircuits: Binomial, Categorical, Indicator, Literal, PlainInputNode, PlainMulNode, PlainProbCircuit, PlainSumNode
 using ProbabilisticCircuits: ProbCircuit, ProbabilisticCircuits, dist, inputs, isinput, ismul, params, randvar
 
@@ -120,14 +120,13 @@ function handed_over(c::Circuit, u, nodes)
 end
 
 """
-Fills `out`, `(heads, samples)`, with log p(x | head) of `heads` as Juice.jl computes them on the CPU, in single precision; `mask` is true
-where a value is missing.
+Fills `out`, `(circuits, samples)`, with log p(x) of these circuits, which Juice.jl computes on the CPU, in single precision; `mask` is true
+where a value is missing. The data are checked.
 """
-function LVDJuice.juice_log_likelihoods!(out, c::Circuit, X, mask, head)
-    check_data(mask === nothing ? X : Masked(X, mask), LVDJuice.category_limits(c))
+function LVDJuice.juice_log_likelihoods!(out, X, mask, circuits::ProbCircuit...)
     data = mask === nothing ? permutedims(X) : permutedims(ifelse.(mask, missing, X))
-    for (i, h) in enumerate(head < 0 ? eachindex(c.heads) : (head + 1:head + 1))
-        out[i, :] = ProbabilisticCircuits.loglikelihoods(ProbCircuit(c; head=h), data; batch_size=min(256, size(data, 1)))
+    for (i, circuit) in enumerate(circuits)
+        out[i, :] = ProbabilisticCircuits.loglikelihoods(circuit, data; batch_size=min(256, size(data, 1)))
     end
     return nothing
 end

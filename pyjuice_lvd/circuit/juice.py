@@ -48,10 +48,11 @@ def log_likelihood(engine: Engine, rows: Rows, hidden: Mask | None, head: int) -
     """Compute likelihoods by Juice.jl: (N,) of one head, (N, num_heads) where `head` is -1; in nats."""
     if isinstance(rows, Evidence):
         raise InputError("engine: found 'juice' with Evidence, wanted a table: Juice.jl knows no soft evidence")
-    load()
-    out = np.empty((len(rows), engine.num_heads if head < 0 else 1))
+    heads = range(engine.num_heads) if head < 0 else [head]
+    theirs = [handed_over(engine.circuit, own) for own in heads]
+    out = np.empty((len(rows), len(heads)))
     for piece in engine.pieces(len(rows)):
         mine = None if hidden is None else hidden[piece]
         part = for_engine(rows[piece], masked=hidden is not None)
-        julia.call("juice_log_likelihoods!", out[piece], engine.circuit, part, mine, head)
+        julia.call("juice_log_likelihoods!", out[piece], part, mine, *theirs)
     return out if head < 0 else out[:, 0]
