@@ -71,6 +71,11 @@ class Circuit:
         return not self.engine.probabilities
 
     @property
+    def has_numbers(self) -> tuple[bool, bool]:
+        """Whether variables have counts without end (Poisson inputs), and whether they have real numbers (Gaussian)."""
+        return self.engine.has_numbers
+
+    @property
     def head_weights(self) -> npt.NDArray[np.float64]:
         """Prior weights of the heads, float64 (num_heads,), which sum to 1; equal, unless set or read.
 
@@ -101,7 +106,7 @@ class Circuit:
         *,
         mask: npt.ArrayLike | None = None,
         num_latents: int = 16,
-        num_cats: int | None = None,
+        num_cats: int | npt.ArrayLike | None = None,
         leaves: Leaves = "categorical",
         heads: int = 1,
         start: str = "random",
@@ -122,9 +127,9 @@ class Circuit:
             rows in which both are seen.
         num_latents : int
             Hidden states of each variable.
-        num_cats : int, optional
-            Categories of each variable; default: the largest value seen in `X`, plus 1, or that of the variable where
-            `leaves` are of several kinds.
+        num_cats : int or integers (V,), optional
+            Categories of all variables, or of each; default: the largest value seen in `X`, plus 1, or that of the
+            variable where `leaves` are of several kinds.
         leaves : str or sequence of str
             The kind of inputs, or that of each variable: "categorical", a probability for each category; "binomial";
             "logistic", a discretised logistic over ordered categories; "poisson", over counts; "gaussian", over real

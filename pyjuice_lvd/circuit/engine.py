@@ -153,7 +153,7 @@ class Engine:
         return max(1, int(self._fields["categories"].max()))
 
     @cached_property
-    def _has(self) -> tuple[bool, bool]:
+    def has_numbers(self) -> tuple[bool, bool]:
         """Whether variables have counts, and whether they have real numbers."""
         counts, reals = julia.call("has_numbers", self.circuit)
         return bool(counts), bool(reals)
@@ -161,7 +161,7 @@ class Engine:
     @property
     def value_type(self) -> type[np.uint8] | type[np.int32] | type[np.float64]:
         """The type of the values that queries find."""
-        counts, reals = self._has
+        counts, reals = self.has_numbers
         if reals:
             return np.float64
         return np.uint8 if self.categories <= 256 and not counts else np.int32
@@ -181,7 +181,7 @@ class Engine:
                 found = "found together with Evidence, which hides all variables itself"
                 raise InputError(f"{mask_name}: {found}; wanted None")
             return X, None
-        table = as_numbers(X, self.num_vars, name) if self._has[1] else as_table(X, self.num_vars, name)
+        table = as_numbers(X, self.num_vars, name) if self.has_numbers[1] else as_table(X, self.num_vars, name)
         hidden = as_mask(mask, table.shape, mask_name) if hides or mask is not None else None
         try:
             julia.call("check_table", self.circuit, table, hidden)

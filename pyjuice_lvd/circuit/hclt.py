@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
+from pyjuice_lvd.checks import integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.leaves import (
     Leaves,
     categories_for,
+    categories_given,
     check_number,
     check_values,
     in_bins,
@@ -51,7 +52,7 @@ def hclt(
     X: npt.ArrayLike,
     mask: npt.ArrayLike | None,
     num_latents: int,
-    num_cats: int | None,
+    num_cats: int | npt.ArrayLike | None,
     leaves: Leaves,
     heads: int,
     start: str,
@@ -70,18 +71,21 @@ def hclt(
     hidden = None if mask is None else as_mask(mask, data.shape)
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
     check_number(kinds, data.shape[1])
-    cats = categories_for(kinds, data, hidden) if num_cats is None else integer("num_cats", num_cats)
+    if num_cats is None:
+        cats, each = categories_for(kinds, data, hidden), None
+    else:
+        cats, each = categories_given(num_cats, kinds, data.shape[1])
     julia.call("check_hclt", data.shape[1], num_latents, cats, heads)
     perturbation, pseudocount = number("perturbation", perturbation), number("pseudocount", pseudocount)
     one_of("start", start, STARTS)
     if start == "random" and labels is not None:
         raise InputError("labels: found with start = 'random', wanted none: they are for start = 'clusters'")
     head_of = as_heads(labels, len(data), heads, "labels")
-    check_values(kinds, data, cats, hidden)
-    binned, bins = in_bins(kinds, data, cats, hidden)
+    check_values(kinds, data, cats, hidden, each)
+    binned, bins = in_bins(kinds, data, cats if each is None else each, hidden)
     parent = chow_liu_parents(binned, bins, pseudocount, progress, mask=hidden)
     sizes = num_latents, cats, heads, perturbation, seed
-    inputs = leaves_for(kinds, cats, data, hidden, own=num_cats is None and len(set(kinds)) > 1)
+    inputs = leaves_for(kinds, cats, data, hidden, own=num_cats is None and len(set(kinds)) > 1, each=each)
     circuit: julia.Handle
     if start == "random":
         circuit = julia.call("tree_circuit", parent, *sizes, inputs)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import one_of
+from pyjuice_lvd.checks import integer, one_of, plain_array
 from pyjuice_lvd.circuit.rows import Mask, Table, categories_of, some_rows
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings.choices import LEAVES
@@ -59,12 +59,40 @@ def categories_for(kinds: Sequence[str], table: Table, hidden: Mask | None = Non
     return categories_of(known, None if hidden is None else hidden[:, own])
 
 
-def check_values(kinds: Sequence[str], table: Table, num_cats: int, hidden: Mask | None = None) -> None:
-    """Raise InputError that names the first value seen which its variable cannot have, where some have numbers."""
-    each = np.broadcast_to(kinds, table.shape[1])
-    if not over_numbers(kinds, table.shape[1]).any():
-        return  # categories are checked where they are counted
-    for variable, kind in enumerate(each):
+def categories_given(
+    num_cats: int | npt.ArrayLike, kinds: Sequence[str], num_vars: int
+) -> tuple[int, npt.NDArray[np.int64] | None]:
+    """Check `num_cats`, of all variables or of each: the largest, and those of each, int64 (V,), if they are given.
+
+    Variables that have numbers have no categories, whatever is given for them.
+    """
+    array = plain_array("num_cats", num_cats)
+    if array.ndim == 0:
+        return integer("num_cats", num_cats), None
+    if array.shape != (num_vars,) or array.dtype.kind not in "iu":
+        raise InputError(f"num_cats: found {array.dtype} {array.shape}, wanted an integer, or integers ({num_vars},)")
+    each = np.where(over_numbers(kinds, num_vars), 1, array).astype(np.int64)
+    if each.min(initial=1) < 1:
+        raise InputError(f"num_cats: found {each.min()} for variable {each.argmin()}, wanted at least 1")
+    return int(each.max(initial=1)), each
+
+
+def check_values(
+    kinds: Sequence[str],
+    table: Table,
+    num_cats: int,
+    hidden: Mask | None = None,
+    each: npt.NDArray[np.int64] | None = None,
+) -> None:
+    """Raise InputError that names the first value seen which its variable cannot have.
+
+    Where all variables have as many categories as one another, and no numbers, these are checked as they are counted.
+    """
+    kind_of = np.broadcast_to(kinds, table.shape[1])
+    if not over_numbers(kinds, table.shape[1]).any() and each is None:
+        return
+    for variable, kind in enumerate(kind_of):
+        most = num_cats if each is None else int(each[variable])
         column = table[:, variable]
         match kind:
             case "gaussian":
@@ -72,8 +100,8 @@ def check_values(kinds: Sequence[str], table: Table, num_cats: int, hidden: Mask
             case "poisson":
                 wrong, wanted = ~((column >= 0) & (column == np.floor(column))), "counts from 0"
             case _:
-                inside = (column >= 0) & (column < num_cats)
-                wrong, wanted = ~(inside & (column == np.floor(column))), f"categories, 0..{num_cats - 1}"
+                inside = (column >= 0) & (column < most)
+                wrong, wanted = ~(inside & (column == np.floor(column))), f"categories, 0..{most - 1}"
         if hidden is not None:
             wrong &= ~hidden[:, variable]
         if wrong.any():
@@ -89,15 +117,23 @@ def _seen(column: Table, hidden: Mask | None, variable: int) -> Table:
     return column if hidden is None else column[~hidden[:, variable]]
 
 
-def in_bins(kinds: Sequence[str], table: Table, num_cats: int, hidden: Mask | None = None) -> tuple[Table, int]:
+def in_bins(
+    kinds: Sequence[str], table: Table, num_cats: int | npt.NDArray[np.int64], hidden: Mask | None = None
+) -> tuple[Table, int]:
     """Give a table whose numbers are categories, for mutual information, and how many those are.
 
     A bin of numbers holds about as many rows as any other of its variable. There are about as many bins as the cube
-    root of the rows, up to 32: dependencies show, and chance does not. What is hidden has category 0.
+    root of the rows, up to 32: dependencies show, and chance does not. Beside other kinds, levels in order of which
+    there are more than 32 go into bins, too. What is hidden has category 0.
     """
-    numbers = over_numbers(kinds, table.shape[1])
+    num_vars = table.shape[1]
+    each = np.broadcast_to(num_cats, num_vars)
+    numbers = over_numbers(kinds, num_vars)
+    if len(set(kinds)) > 1:
+        ordered = np.array([kind != "categorical" for kind in kinds])
+        numbers = numbers | (ordered & (each > _MOST_BINS))
     if not numbers.any():
-        return (table if table.dtype.kind in "iu" else table.astype(np.int32)), num_cats
+        return (table if table.dtype.kind in "iu" else table.astype(np.int32)), int(each.max())
     wanted = int(np.clip(round(len(table) ** (1 / 3)), 2, _MOST_BINS))
     found = np.empty(table.shape, np.int32)
     for variable, column in enumerate(table.T):
@@ -107,7 +143,7 @@ def in_bins(kinds: Sequence[str], table: Table, num_cats: int, hidden: Mask | No
             found[:, variable] = np.searchsorted(edges, column, side="right")
         else:
             found[:, variable] = column if hidden is None else np.where(hidden[:, variable], 0, column)
-    return found, max(num_cats, wanted)
+    return found, max(wanted, int(each[~numbers].max(initial=1)))
 
 
 def standardised(table: Table) -> npt.NDArray[np.float32]:
@@ -118,12 +154,19 @@ def standardised(table: Table) -> npt.NDArray[np.float32]:
 
 
 def leaves_for(
-    kinds: Sequence[str], num_cats: int, table: Table | None = None, hidden: Mask | None = None, *, own: bool = False
+    kinds: Sequence[str],
+    num_cats: int,
+    table: Table | None = None,
+    hidden: Mask | None = None,
+    *,
+    own: bool = False,
+    each: npt.NDArray[np.int64] | None = None,
 ) -> julia.Handle:
     """Give Julia's `Leaf`, of all variables or of each, over `num_cats` categories; a table says where inputs start.
 
-    With `own`, a variable of the table has as many categories as its largest value seen asks for. Without a table, real
-    numbers are taken to be standardised. Raises InputError for counts, of which nothing is known then.
+    With `own`, a variable of the table has as many categories as its largest value seen asks for; `each` says how many
+    each has. Without a table, real numbers are taken to be standardised. Raises InputError for counts, of which nothing
+    is known then.
     """
     num_cats = min(num_cats, _MOST_CATEGORIES)
     if table is None:
@@ -139,10 +182,10 @@ def leaves_for(
         spreads = np.ma.filled(seen.std(axis=0, dtype=np.float64), 0.0)
     count = max(len(kinds), len(centres))
     names = " ".join(np.broadcast_to(kinds, count))
-    each: int | Table = num_cats
+    cats: int | Table = num_cats if each is None else each
     if table is not None and own:
-        each = np.ma.filled(np.ma.masked_array(table, False if hidden is None else hidden).max(axis=0), 0) + 1
-    categories = np.where(over_numbers(kinds, count), 0, each).astype(np.int64)
+        cats = np.ma.filled(np.ma.masked_array(table, False if hidden is None else hidden).max(axis=0), 0) + 1
+    categories = np.where(over_numbers(kinds, count), 0, cats).astype(np.int64)
     starts = (np.broadcast_to(array, count).copy() for array in (centres, spreads))
     handle: julia.Handle = julia.call("leaves_of", names, categories, *starts)
     return handle

@@ -32,7 +32,7 @@ def as_incomplete_table(
     hidden: Mask | None = np.ma.getmaskarray(X) if isinstance(X, np.ma.MaskedArray) else None
     values = plain_array(name, np.ma.getdata(X) if isinstance(X, np.ma.MaskedArray) else X)
     if values.dtype == object:
-        none = np.asarray(np.frompyfunc(_is_none, 1, 1)(values), bool)
+        none = is_missing(values)
         values, hidden = _numbers(values, none, name, columns), _joined(hidden, none)
     if values.dtype.kind == "f":
         hidden = _joined(hidden, np.isnan(values))
@@ -60,10 +60,22 @@ def as_incomplete_table(
 
 
 def missing_in(table: Table) -> Mask | None:
-    """Say where the values of a checked table are `MISSING`: bool (N, V), or None where none is."""
+    """Say where the values of a checked table are `MISSING`, or NaN: bool (N, V), or None where none is."""
+    if table.dtype.kind == "f":
+        hidden = np.isnan(table)
+        return hidden if hidden.any() else None
     if table.dtype.kind == "u" or table.min(initial=0) >= 0:
         return None
     return np.ascontiguousarray(table < 0)
+
+
+def is_missing(values: npt.NDArray[Any]) -> Mask:
+    """Say which values of an array are NaN, None, or pandas' NA."""
+    if values.dtype.kind == "f":
+        return np.asarray(np.isnan(values), bool)
+    if values.dtype == object:
+        return np.asarray(np.frompyfunc(_is_none, 1, 1)(values), bool)
+    return np.zeros(values.shape, bool)
 
 
 def _is_none(value: Any) -> bool:

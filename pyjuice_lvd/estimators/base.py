@@ -182,8 +182,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         folder = Path(path)
         self.model_.save(folder)
         write_toml(folder / names.SETTINGS, kept(self.settings_))
-        if hasattr(self, "feature_names_in_"):
-            write_json(folder / names.COLUMNS, self.feature_names_in_)
+        if (columns := self._described_columns()) is not None:
+            write_json(folder / names.COLUMNS, columns)
         else:
             (folder / names.COLUMNS).unlink(missing_ok=True)
 
@@ -204,14 +204,22 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         estimator.settings_ = settings
         estimator.model_ = load_model(saved, settings.method)
         estimator.n_features_in_ = estimator.model_.dims
-        columns: list[str] = []
+        columns: Any = []
         if saved != folder:
             columns = RunDirectory.open_existing(folder).data.get("columns", [])
         elif (folder / names.COLUMNS).exists():
             columns = read_json(folder / names.COLUMNS)
         if columns:
-            estimator.feature_names_in_ = np.array(columns, dtype=object)
+            estimator._restore_columns(columns, folder / names.COLUMNS)
         return estimator
+
+    def _described_columns(self) -> Any:
+        """Give what `columns.json` holds of a table's columns, or None: their names."""
+        return getattr(self, "feature_names_in_", None)
+
+    def _restore_columns(self, columns: Any, path: Path) -> None:
+        """Take over what it holds."""
+        self.feature_names_in_ = np.array(columns, dtype=object)
 
     def _resolved(self) -> Settings:
         """Put the settings together, and start Julia with the threads that they name, if they do."""

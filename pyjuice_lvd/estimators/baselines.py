@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer, plain_array
+from pyjuice_lvd.data.columns import (
+    AUTO,
+    Choice,
+    Column,
+    as_frame,
+    columns_of,
+    in_numbers,
+    in_words,
+    is_frame,
+    restored_columns,
+)
 from pyjuice_lvd.data.load import IMAGE_CATEGORIES
 from pyjuice_lvd.data.missing import as_incomplete_table
 from pyjuice_lvd.data.source import column_name
@@ -30,28 +43,42 @@ class _Baseline(DensityEstimator):
 
     num_cats: int | None
     missing: int | None
+    columns_: tuple[Column, ...] | None = None
 
     def fit(self, X: Array, y: object = None) -> Self:
         """Learn from images, uint8 (N, H, W[, C]), or a table, integers (N, V) from 0, of which some may be missing.
 
+        `HCLT` takes data frames whose columns differ, too (docs/leaves.md).
         Missing is what is NaN (in floats that are whole numbers otherwise), None, pandas' NA, hidden by numpy's mask,
         or the number `missing`. A row is learned from what is seen of it, exactly, if values are missing at random.
         Some are set apart, by seed, to stop early by. Raises InputError where the data or a setting are not what is
         wanted.
         """
-        self.settings_ = resolve(base=self._resolved(), config={self._section: self._given()})
+        base = self._resolved()
+        self.columns_ = self._columns(X)
+        self.settings_ = resolve(base=base, config={self._section: self._given()})
         data = self._checked(X, fitting=True)
         cats = IMAGE_CATEGORIES if data.ndim == 4 else self._num_cats(data)
         train, valid = self._set_apart(data)
         self.n_features_in_ = int(np.prod(data.shape[1:]))
-        self.model_: CircuitModel = learn_circuit(train, valid, self.settings_, num_cats=cats, progress=self._shown)
+        self.model_: CircuitModel = learn_circuit(
+            train, valid, self.settings_, num_cats=cats, columns=self.columns_, progress=self._shown
+        )
         return self
+
+    def _columns(self, X: Array) -> tuple[Column, ...] | None:
+        """Say what each column is, where they differ: here they must not."""
+        return None
 
     def _given(self) -> dict[str, Any]:
         """Name the settings of the section that are set."""
         return {name: getattr(self, own) for own, name in self._settings_of.items() if getattr(self, own) is not None}
 
     def _as_data(self, X: Array) -> Array:
+        if self.columns_ is not None:
+            if np.ndim(X) != 2 or np.shape(X)[1] != len(self.columns_):
+                raise InputError(f"X: found shape {np.shape(X)}, wanted a table (N, {len(self.columns_)})")
+            return in_numbers(X, self.columns_, missing=self.missing)
         array = X if isinstance(X, np.ma.MaskedArray) else plain_array("X", X)
         if array.ndim == 2:
             return as_incomplete_table(array, self.missing, columns=getattr(self, "feature_names_in_", ()))
@@ -67,6 +94,11 @@ class _Baseline(DensityEstimator):
     def _num_cats(self, table: Array) -> int:
         if table.size == 0:
             raise InputError(f"X: found shape {table.shape}, wanted at least one row and one variable")
+        if self.columns_ is not None:
+            most = max(self.columns_, key=lambda column: column.num_cats)
+            largest = f"X: found {most.num_cats} categories in {most.name!r}"
+            check_fit(table.shape, self.settings_, max(1, most.num_cats), largest=largest)
+            return max(1, most.num_cats)
         names = getattr(self, "feature_names_in_", ())
         if (empty := (table < 0).all(axis=0)).any():
             raise InputError(
@@ -96,13 +128,16 @@ class HCLT(_Baseline):
         Hidden states of each variable.
     num_trees : int, optional
         Trees, each over the dependencies in a cluster of the data.
-    leaves : str, optional
-        Kind of the inputs: "categorical", "binomial", or "logistic" for values with an order, such as grey levels.
+    leaves : str, sequence of str, or mapping, optional
+        Kind of the inputs: "categorical", "binomial", or "logistic" for values with an order, such as grey levels. Of a
+        table, the kind of each column, or of some by their names, also "poisson" and "gaussian"; "auto": by the
+        columns' types, which is the default for data frames (docs/leaves.md).
     search : bool, optional
         Whether trees, latents and the pseudocount of a table's model are chosen by validation rows; default: unless
         one of them is given here, or set to another value than its default.
     start : "random" or "clusters", optional
-        Where parameters start; `clusters`, for values with an order: from hidden states that K-means finds.
+        Where parameters start; `clusters`, for values with an order: from hidden states that K-means finds; the default
+        for tables with counts or real numbers.
     epochs, batch_size, step_size, pseudocount, patience : optional
         Of EM, as `hclt.epochs` and so on.
     num_cats : int, optional
@@ -123,6 +158,8 @@ class HCLT(_Baseline):
     model_ : CircuitModel
         `model_.circuit` is the circuit.
     settings_ : Settings
+    columns_ : tuple of Column, or None
+        What each column of a table is, where they differ: its `name`, `leaves`, `num_cats` and `values`.
     n_features_in_ : int
         Variables: the columns of a table; of images H W C.
     feature_names_in_ : ndarray of str
@@ -145,7 +182,7 @@ class HCLT(_Baseline):
         *,
         num_latents: int | None = None,
         num_trees: int | None = None,
-        leaves: str | None = None,
+        leaves: Choice = None,
         search: bool | None = None,
         start: str | None = None,
         epochs: int | None = None,
@@ -177,8 +214,63 @@ class HCLT(_Baseline):
         self.random_state = random_state
         self.progress = progress
 
+    def _columns(self, X: Array) -> tuple[Column, ...] | None:
+        if not is_frame(X) and np.ndim(X) != 2:
+            return None
+        columns = columns_of(X, self.leaves, missing=self.missing, num_cats=self.num_cats)
+        if columns is not None:
+            self._shown.log(f"columns: {', '.join(map(str, columns))}")
+        return columns
+
+    def _described_columns(self) -> Any:
+        if self.columns_ is None:
+            return super()._described_columns()
+        return {"frame": hasattr(self, "feature_names_in_"), "columns": [col._asdict() for col in self.columns_]}
+
+    def _restore_columns(self, columns: Any, path: Path) -> None:
+        if not isinstance(columns, dict):
+            super()._restore_columns(columns, path)
+            return
+        self.columns_ = restored_columns(columns.get("columns"), path)
+        if columns.get("frame"):
+            self.feature_names_in_ = np.array([column.name for column in self.columns_], dtype=object)
+
+    def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Any:
+        """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table.
+
+        Of a table whose columns differ: a data frame, if it was one, else numbers. `exact`: of images with the colour
+        transform `ycocg`, colours outside the RGB cube stay there (docs/queries.md).
+        """
+        return self._framed(super().sample(n, random_state=random_state, exact=exact))
+
+    def inpaint(self, X: Array, mask: npt.ArrayLike | None = None, **given: Any) -> Array:
+        """Draw samples of what is hidden, given the rest, as the other models do.
+
+        Of a table whose columns differ: objects (n_samples, N, V), what was fitted in place of numbers.
+        """
+        drawn = super().inpaint(X, mask, **given)
+        return drawn if self.columns_ is None else in_words(drawn, self.columns_)
+
+    def compress(self, X: Array) -> bytes:
+        """Code images, or rows, without loss, as the other models do; a table's real numbers are refused."""
+        self._check_fitted()
+        return super().compress(X if self.columns_ is None else self._checked(X))
+
+    def decompress(self, data: bytes) -> Any:
+        """Give back what `compress` coded with this very model, as the other models do, or as `sample` gives tables."""
+        return self._framed(super().decompress(data))
+
+    def _framed(self, rows: Array) -> Any:
+        """Put the rows of a table whose columns differ into a data frame, if it was one."""
+        named = self.columns_ is not None and hasattr(self, "feature_names_in_")
+        return as_frame(rows, self.columns_ or ()) if named else rows
+
     def _given(self) -> dict[str, Any]:
         given = super()._given()
+        if not isinstance(self.leaves, str) or self.leaves == AUTO:
+            given.pop("leaves", None)  # of each column, and no setting
+        if self.start is None and any(column.num_cats == 0 for column in self.columns_ or ()):
+            given["start"] = "clusters"
         if not given.keys().isdisjoint(("latents", "trees", "pseudocount")):
             given.setdefault("search", False)
         return given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.history import History
+from pyjuice_lvd.circuit.leaves import standardised
 from pyjuice_lvd.circuit.reduce import on_first
 from pyjuice_lvd.circuit.rows import Mask, Table, mean_filled
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.columns import Column
 from pyjuice_lvd.data.missing import missing_in
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
@@ -46,6 +48,7 @@ def learn_circuit(
     settings: Settings,
     *,
     num_cats: int,
+    columns: Sequence[Column] | None = None,
     folder: Path | None = None,
     record: Record = lambda _: None,
     progress: Progress = SILENT,
@@ -55,11 +58,14 @@ def learn_circuit(
     Parameters
     ----------
     train, valid : uint8 (N, H, W, C), or integers (N, V)
-        Images or a table to learn from, and to stop early by; -1 where a value of a table is missing.
+        Images or a table to learn from, and to stop early by; -1 where a value of a table is missing. With `columns`,
+        tables as `in_numbers` gives them.
     settings : Settings
         All of them.
     num_cats : int
         Categories of each variable.
+    columns : sequence of Column, optional
+        Of a table for an HCLT whose columns differ: what each is; `num_cats` is then the most that one has.
     folder : Path, optional
         Where the state is kept. An interrupted call goes on from what is there, with the same outcome.
     record : callable
@@ -84,14 +90,15 @@ def learn_circuit(
     rows, held_out = (_rows(part, settings) for part in (train, valid))
     missing, missing_valid = missing_in(rows), missing_in(held_out)
     own = _own(settings)
+    inputs = _inputs(own, num_cats, columns)
     if train.ndim == 2 and isinstance(own, HCLTSettings) and is_open(own):
         fits = _fitting(train.shape, settings, num_cats)
-        own = choose(own, fits, _scorer(rows, held_out, num_cats, settings.seed), pieces, record, progress)
+        own = choose(own, fits, _scorer(rows, held_out, inputs, settings.seed), pieces, record, progress)
     start, untrained = pieces.path(names.UNTRAINED), pieces.finished(names.UNTRAINED)
     if untrained is not None:
         circuit = Circuit.load(untrained)
     else:
-        circuit = _structure(rows, missing, num_cats, image_shape, own, settings.seed, record, progress)
+        circuit = _structure(rows, missing, inputs, image_shape, own, settings.seed, record, progress)
         if start is not None:
             circuit.save(start)
 
@@ -125,6 +132,13 @@ def _own(settings: Settings) -> _Own:
     return sections[settings.method]
 
 
+def _inputs(own: _Own, num_cats: int, columns: Sequence[Column] | None) -> dict[str, Any]:
+    """Give the kinds of inputs, and their categories, of all variables or of each."""
+    if columns is None:
+        return {"leaves": own.leaves, "num_cats": num_cats}
+    return {"leaves": [column.leaves for column in columns], "num_cats": [column.num_cats for column in columns]}
+
+
 def _rows(data: Array, settings: Settings) -> Table:
     if data.ndim == 2:
         return data
@@ -134,7 +148,7 @@ def _rows(data: Array, settings: Settings) -> Table:
 def _structure(
     rows: Table,
     missing: Mask | None,
-    num_cats: int,
+    inputs: dict[str, Any],
     image_shape: ImageShape | None,
     own: _Own,
     seed: int,
@@ -143,18 +157,18 @@ def _structure(
 ) -> Circuit:
     started = time.monotonic()
     if isinstance(own, HCLTSettings):
-        circuit = _trees(rows, missing, num_cats, own, seed, progress)
+        circuit = _trees(rows, missing, inputs, own, seed, progress)
     elif isinstance(own, EinetSettings):
         random = own.regions == "random" or image_shape is None
         graph: dict[str, Any] = {"num_vars": rows.shape[1], "depth": own.depth, "replicas": own.replicas}
         circuit = Circuit.einet(
-            **(graph if random else {"shape": image_shape, "steps": own.steps}), num_sums=own.sums, num_cats=num_cats,
-            leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=seed,
+            **(graph if random else {"shape": image_shape, "steps": own.steps}), num_sums=own.sums, **inputs,
+            perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
     else:
         circuit = Circuit.rat_spn(
             num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            num_cats=num_cats, leaves=own.leaves, perturbation=_REGIONS_PERTURBATION, seed=seed,
+            **inputs, perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
     record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
     return circuit
@@ -173,12 +187,12 @@ def _fitting(shape: tuple[int, ...], settings: Settings, num_cats: int) -> Calla
     return fits
 
 
-def _scorer(rows: Table, held_out: Table, num_cats: int, seed: int) -> Callable[[HCLTSettings], float]:
+def _scorer(rows: Table, held_out: Table, inputs: dict[str, Any], seed: int) -> Callable[[HCLTSettings], float]:
     """Give what learns a mixture of trees by some settings, and scores it on the validation rows: mean nats."""
     missing, missing_valid = missing_in(rows), missing_in(held_out)
 
     def score(own: HCLTSettings) -> float:
-        circuit = _trees(rows, missing, num_cats, own, seed, SILENT)
+        circuit = _trees(rows, missing, inputs, own, seed, SILENT)
         history = circuit.fit_em(
             rows, mask=missing, **_em(own, len(rows)), seed=seed, epochs=own.epochs, step_size=own.step_size,
             valid=held_out, valid_mask=missing_valid, patience=own.patience,
@@ -189,15 +203,16 @@ def _scorer(rows: Table, held_out: Table, num_cats: int, seed: int) -> Callable[
 
 
 def _trees(
-    rows: Table, missing: Mask | None, num_cats: int, own: HCLTSettings, seed: int, progress: Progress
+    rows: Table, missing: Mask | None, inputs: dict[str, Any], own: HCLTSettings, seed: int, progress: Progress
 ) -> Circuit:
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
-    make: dict[str, Any] = {
-        "num_latents": own.latents, "num_cats": num_cats, "leaves": own.leaves, "start": own.start
-    }  # fmt: skip
+    make = {**inputs, "num_latents": own.latents, "start": own.start}
     if own.trees == 1:
         return Circuit.hclt(rows, mask=missing, **make, seed=seed, progress=progress)
-    clusters = on_first(lambda: kmeans(mean_filled(rows, missing), own.trees, seed))
+    near = mean_filled(rows, missing)
+    if not isinstance(inputs["leaves"], str):  # distances are between columns of one size
+        near = standardised(near)
+    clusters = on_first(lambda: kmeans(near, own.trees, seed))
     shares = np.bincount(clusters)
     trees = []
     with progress.stage("trees", total=len(rows), unit="rows") as stage:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_table
+from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_numbers, as_table
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
@@ -26,14 +26,15 @@ from pyjuice_lvd.shares import shares
 class CircuitModel(DensityModel):
     """p(x) as one circuit, every channel of every pixel, or every column of a table, a variable.
 
-    A row of a table may have `MISSING`, -1, in the place of values: they count as hidden wherever rows are asked about.
+    A row of a table may have `MISSING`, -1, in the place of values, or NaN where some are real numbers: they count as
+    hidden wherever rows are asked about.
 
     Parameters
     ----------
     circuit : Circuit
         With one head. The variables of an image are its channels, pixel by pixel, row by row.
     num_cats : int
-        Categories of each variable.
+        Categories of each variable, or the most that one has.
     image_shape : (H, W, C), optional
         Of images; None: a table.
     color : str, optional
@@ -79,9 +80,12 @@ class CircuitModel(DensityModel):
         """Check X, as the base class does; of a table the categories too."""
         if self.image_shape is not None:
             return super().checked(X, name)
-        table = as_table(X, name=name)
+        counts, reals = self.circuit.has_numbers
+        table = as_numbers(X, name=name) if reals else as_table(X, name=name)
         if table.shape[1] != self.dims:
             raise InputError(f"{name}: found {table.shape[1]} variables, wanted the model's {self.dims}")
+        if counts or reals:
+            return table  # which the circuit itself checks, column by column
         if table.size and (table.min() < MISSING or table.max() >= self.num_cats):
             row, variable = np.argwhere((table < MISSING) | (table >= self.num_cats))[0]
             raise InputError(
@@ -97,6 +101,12 @@ class CircuitModel(DensityModel):
         X = self.checked(X)
         hidden = self._missing(X) if mask is None else self._hidden_rows(mask, X)
         return self.circuit.log_likelihood(self._rows(X), mask=hidden, progress=progress)
+
+    def bpd(self, X: Array, /) -> float:
+        """Bits per dimension (`DensityModel.bpd`); InputError where some are real numbers: a density has no bits."""
+        if self.circuit.has_numbers[1]:
+            raise InputError("bpd: found a model with real numbers, wanted categories, levels or counts: score_samples")
+        return super().bpd(X)
 
     def num_seen(self, X: Array, /) -> npt.NDArray[np.int64]:
         """Count the values that are there (`DensityModel.num_seen`)."""
