@@ -266,6 +266,41 @@ end
     end
 end
 
+@testset "small batches with missing values, which are not looked at" begin
+    rng = MersenneTwister(45)
+    X, head_of = rand(rng, Int32(0):Int32(69), 5, 150), rand(rng, 1:2, 150)
+    mask = Matrix{Bool}(rand(rng, 5, 150) .< 0.4)
+    mask[2, 1:66] .= true  # nothing of it is seen in the first batch
+    X[mask] .= rand(rng, (-7, 500))
+    for latents in (3, 21)
+        make() = backwards(hclt([2, 0, 2, 3, 3]; latents=latents, categories=70, heads=2, seed=latents), latents == 3)
+        c, expected = make(), make()
+        job = EMJob(c, Masked(X, mask), head_of; epochs=4, batch_size=66, step_size=(0.6, 0.6), shuffle=false, pseudocount=0.1)
+        @test job.engine.inputs !== nothing
+        finish!(job)
+        plain = LVDJuice.CPUEngine(Plan(expected))
+        for _ in 1:4, first in 1:66:150
+            _, uncertain = LVDJuice.accumulate!(plain, Masked(X, mask), LVDJuice.Sources(head_of), 1:150, first:min(first + 65, 150))
+            @test isempty(uncertain)
+            LVDJuice.apply!(plain, 0.6, 0.1)
+        end
+        @test close_to(c.leaf, expected.leaf; rtol=1e-3) && close_to(c.weight, expected.weight; rtol=1e-3)
+    end
+    tried = 0
+    while tried < 10
+        V, N = rand(rng, 1:3), rand(rng, 1:9)
+        c = random_circuit(rng, V, 9, 2)
+        X, mask, head_of = rand(rng, 0:8, V, N), Matrix{Bool}(rand(rng, V, N) .< 0.5), rand(rng, 1:2, N)
+        job = EMJob(c, Masked(X, mask), head_of; epochs=1, batch_size=9, step_size=(0.4, 0.4), pseudocount=0.1)
+        job.engine.inputs === nothing && continue  # a binomial
+        tried += 1
+        expected, counts = Circuit(c.num_vars, arrays_of(c)...), ExpectedCounts(counts_over_completions(c, X, mask, head_of, 9)...)
+        LVDJuice.apply!(LVDJuice.CPUEngine(Plan(expected)), counts, 0.4, 0.1)
+        finish!(job)
+        @test close_to(c.weight, expected.weight; rtol=1e-4) && close_to(c.leaf, expected.leaf; rtol=1e-4)
+    end
+end
+
 @testset "many small batches: the same parameters in pieces of any length" begin
     X = rand(MersenneTwister(43), 0:29, 6, 1010)
     train(seconds) = begin

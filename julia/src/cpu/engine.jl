@@ -196,7 +196,7 @@ function apply!(e::CPUEngine, step::Real, pseudocount::Real)
     return nothing
 end
 
-apply_batch!(e::CPUEngine, inputs::BatchInputs, X::AbstractMatrix, step::Float32, pseudocount::Float32) =
+apply_batch!(e::CPUEngine, inputs::BatchInputs, X::Union{AbstractMatrix,Masked}, step::Float32, pseudocount::Float32) =
     m_step!(schedule(e), e.statistics, step, pseudocount) do gi, t, shares, s, a
         schedule(e).groups[gi].kind == CATEGORICAL && apply_batch!(inputs, schedule(e), gi, X, inputs.samples, t, shares, s, a)
     end

@@ -22,8 +22,11 @@ end
 
 function input_flows!(inputs::BatchInputs, ws::Workspace, plan::Plan, gi::Int, position::Int, count::Int)
     g = plan.groups[gi]
-    g.kind == CATEGORICAL &&
-        keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, plan, gi), width(g), padded(g), count)
+    g.kind == CATEGORICAL || return
+    keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, plan, gi), width(g), padded(g), count)
+    for s in 1:count
+        ws.x[(g.variable - 1) * TILE + s] < 0 && drop_flows!(inputs, gi, padded(g), position + s - 1)  # nothing was seen
+    end
 end
 
 "Puts the flows that samples start with into the heads, where the lane is live."

@@ -44,7 +44,7 @@ function BatchInputs(schedule::Schedule, batch_size::Int)
 end
 
 "The samples of `X` whose flows come next."
-function begin_batch!(inputs::BatchInputs, X::AbstractMatrix, samples)
+function begin_batch!(inputs::BatchInputs, X, samples)
     inputs.X = X
     resize!(inputs.samples, length(samples)) .= samples
 end
@@ -55,11 +55,12 @@ function add_counts!(counts::ExpectedCounts, inputs::BatchInputs, schedule::Sche
     empty!(inputs.samples)
 end
 
-function add_counts!(counts::ExpectedCounts, inputs::BatchInputs, schedule::Schedule, scale::Float64, X::AbstractMatrix)
+function add_counts!(counts::ExpectedCounts, inputs::BatchInputs, schedule::Schedule, scale::Float64, X)
     for (gi, g) in enumerate(schedule.groups)
         g.kind == CATEGORICAL || continue
         for (i, n) in enumerate(inputs.samples)
-            flow, first = flow_row(inputs, gi, padded(g), i - 1), g.param_start + X[g.variable, n] * g.param_stride - 1
+            is_known(X, g.variable, n) || continue
+            flow, first = flow_row(inputs, gi, padded(g), i - 1), g.param_start + known(X, g.variable, n) * g.param_stride - 1
             for k in 1:width(g)
                 counts.leaf[first + k] += scale * unsafe_load(flow, k)
             end
@@ -73,6 +74,10 @@ end
 @inline flow_row(inputs::BatchInputs, gi::Int, width::Int, position::Int) =
     pointer(inputs.flows, inputs.first[gi] * inputs.batch_size + position * width + 1)
 
+"Clears the flows of group `gi` for the sample at `position`: a missing value teaches its inputs nothing."
+drop_flows!(inputs::BatchInputs, gi::Int, width::Int, position::Int) =
+    fill!(view(inputs.flows, inputs.first[gi] * inputs.batch_size + position * width .+ (1:width)), 0f0)
+
 place_in_table(schedule, gi, u) = schedule.circuit.param_start[u] - schedule.groups[gi].param_start + 1
 
 "Sets the flow of input `u`, of group `gi`, for the sample at `position`."
@@ -82,7 +87,7 @@ set_flow!(inputs::BatchInputs, schedule::Schedule, gi::Int, u, position::Int, fl
 """
 The M-step of group `gi` (see `m_step!`) from the flows of `samples`. Thread `t` has `shares` to work in, as for `apply_table!`.
 """
-function apply_batch!(inputs::BatchInputs, schedule::Schedule, gi::Int, X::AbstractMatrix, samples, t::Int, shares::Matrix{Float32},
+function apply_batch!(inputs::BatchInputs, schedule::Schedule, gi::Int, X, samples, t::Int, shares::Matrix{Float32},
                       step::Float32, pseudocount::Float32)
     g, c, first = schedule.groups[gi], schedule.circuit, Int(inputs.first[gi])
     units, lanes, count, settled = width(g), padded(g), length(samples), false
@@ -104,7 +109,8 @@ function apply_batch!(inputs::BatchInputs, schedule::Schedule, gi::Int, X::Abstr
         end
         rows = pointer(inputs.rows, 1 + (t - 1) * inputs.batch_size)
         @inbounds for i in 1:count
-            unsafe_store!(rows, X[g.variable, samples[i]] * g.param_stride, i)
+            at = is_known(X, g.variable, samples[i]) ? Int(known(X, g.variable, samples[i])) : 0  # a missing value has no flow
+            unsafe_store!(rows, at * g.param_stride, i)
         end
         whole = g.param_stride == units ? units * g.categories : 0  # what follows a row is the next one of the same table
         add_rows!(pointer(c.leaf, g.param_start), pointer(shares), flow_row(inputs, gi, lanes, 0), rows, units, whole, lanes, count)

@@ -187,7 +187,7 @@ function backward!(stat::Statistics, ws::WideWorkspace, schedule::Schedule, X::D
             for (s, position) in enumerate(positions)
                 f[s].value > 0 || continue
                 ws.inputs === nothing ? add_input_flow!(stat, c, u, X, ws.samples[s], f[s].value) :
-                c.kind[u] == CATEGORICAL && set_flow!(ws.inputs, schedule, Int(ws.group_of[u]), u, position, f[s].value)
+                c.kind[u] == CATEGORICAL && is_known(X, c.variable[u], ws.samples[s]) && set_flow!(ws.inputs, schedule, Int(ws.group_of[u]), u, position, f[s].value)
             end
         elseif c.kind[u] == PRODUCT
             for i in edges(c, u)

@@ -18,6 +18,7 @@ end
 precompile(em_job, (Circuit, Matrix{Int32}, Matrix{Bool}, Vector{Int32}, Vector{Float32}, Int, Int, Float64, Float64, Float64, Bool, Int, Int))
 precompile(advance!, (EMJob{Masked{Matrix{Int32}},CPUEngine}, Float64))
 precompile(accumulate!, (CPUEngine, Masked{Matrix{Int32}}, Sources, Vector{Int32}, UnitRange{Int}))
+precompile(apply_batch!, (CPUEngine, BatchInputs, Masked{Matrix{Int32}}, Float32, Float32))
 for X in (Matrix{UInt8}, Matrix{Int32})
     precompile(mutual_information_job, (X, Nothing, Int, Float64))
     precompile(apply_batch!, (CPUEngine, BatchInputs, X, Float32, Float32))

@@ -97,6 +97,11 @@ const Data = Union{AbstractMatrix{<:Real},Masked,SoftEvidence}
 @inline category(x::Integer) = x % Int32
 @inline category(x::Real) = 0 <= x < 2^30 ? unsafe_trunc(Int32, x) : Int32(0)
 
+"Whether all values are categories, or counts."
+has_categories(::Data) = false
+has_categories(::AbstractMatrix{<:Integer}) = true
+has_categories(::Masked{<:AbstractMatrix{<:Integer}}) = true
+
 num_samples(X::AbstractMatrix) = size(X, 2)
 num_samples(X::Masked) = size(X.values, 2)
 num_samples(X::SoftEvidence) = size(X.likelihood, 3)

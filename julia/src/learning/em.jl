@@ -39,7 +39,7 @@ function EMJob(c::Circuit, X::Data, head_of::AbstractVector{<:Integer}; weights=
     check_schedule(epochs, batch_size, step_size)
     check_pseudocount(pseudocount)
     batch_size = Int(min(batch_size, N))
-    e = engine(c, backend; soft=X isa SoftEvidence, batch_size=X isa AbstractMatrix{<:Integer} ? batch_size : 0)
+    e = engine(c, backend; soft=X isa SoftEvidence, batch_size=has_categories(X) ? batch_size : 0)
     check_data(X, schedule(e).limits)
     return EMJob(e, X, sources, Int(epochs), batch_size, Float64.(step_size), Float64(pseudocount), shuffle, Int(seed), Int32.(1:N),
                  0, 0, 0.0, 0.0, ALL, (0.0, 0.0))
