@@ -70,8 +70,8 @@ def fit(
 ) -> None:
     """Train a model of DATA and report its held-out bpd.
 
-    DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, a folder of images, or, for hclt, rat-spn and
-    einet, a table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
+    DATA is `digits`, `photos`, a .npy or .npz file of uint8 images, a folder of images, or, for hclt,
+    sparse-hclt, rat-spn and einet, a table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
     """
     started = time.monotonic()
     with processes(start=False) as reducer, ExitStack() as on_device:

@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit, CircuitBuilder
     from pyjuice_lvd.circuit.devices import use_device
-    from pyjuice_lvd.estimators.baselines import EINET, HCLT, RATSPN
+    from pyjuice_lvd.estimators.baselines import EINET, HCLT, RATSPN, SparseHCLT
     from pyjuice_lvd.estimators.classifier import CircuitClassifier
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
-__all__ = ["EINET", "HCLT", "LVD", "LVDPG", "RATSPN", "Circuit", "CircuitBuilder", "CircuitClassifier", "use_device"]
+__all__ = [
+    "EINET",
+    "HCLT",
+    "LVD",
+    "LVDPG",
+    "RATSPN",
+    "Circuit",
+    "CircuitBuilder",
+    "CircuitClassifier",
+    "SparseHCLT",
+    "use_device",
+]
 
 _HOMES = {
     "Circuit": "pyjuice_lvd.circuit",
@@ -25,6 +36,7 @@ _HOMES = {
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",
     "RATSPN": "pyjuice_lvd.estimators.baselines",
+    "SparseHCLT": "pyjuice_lvd.estimators.baselines",
     "use_device": "pyjuice_lvd.circuit.devices",
 }
 

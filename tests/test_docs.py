@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "prior": {"latents": 2, "epochs": 2, "soft_epochs": 1},
     "finetuning": {"epochs": 1},
     "hclt": {"latents": 2, "epochs": 2},
+    "sparse_hclt": {"rounds": 1, "epochs": 2},
     "rat_spn": {"depth": 2, "replicas": 2, "epochs": 2},
     "einet": {"sums": 3, "depth": 2, "replicas": 2, "epochs": 2},
 }

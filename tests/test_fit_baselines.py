@@ -222,8 +222,8 @@ def test_images(options: list[str], tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
     """With --resume, bit for bit, and with no epoch recorded twice."""
-    np.save(tmp_path / "x.npy", table(10_000, 3))
-    long = [*HCLT, "--set", "hclt.epochs=40", "--set", "hclt.batch_size=32", "--set", "hclt.patience=40"]
+    np.save(tmp_path / "x.npy", table(4_000, 3))
+    long = [*HCLT, "--set", "hclt.epochs=30", "--set", "hclt.batch_size=32", "--set", "hclt.patience=30"]
     data, folder = tmp_path / "x.npy", tmp_path / "run"
     fit = (
         "from pyjuice_lvd.circuit import checkpoint; checkpoint._INTERVAL = 0; from pyjuice_lvd.cli.main import main; "
@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path) -> None:
     mine, wanted = (read_arrays(path / "model" / "circuit.safetensors")[0] for path in (folder, tmp_path / "other"))
     for name, array in wanted.items():
         np.testing.assert_array_equal(mine[name], array)
-    assert epochs_of(folder) == epochs_of(tmp_path / "other") == list(range(1, 41))
+    assert epochs_of(folder) == epochs_of(tmp_path / "other") == list(range(1, 31))
     kept = ["circuit.safetensors", "model.json", "pieces.json"]
     assert sorted(path.name for path in (folder / "model").iterdir()) == kept
 

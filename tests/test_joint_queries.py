@@ -272,7 +272,7 @@ def test_anomaly_where_responsibilities_underflow() -> None:
 
 @pytest.mark.parametrize("known", ["grey", "colour", "offset_colours"], indirect=True)
 def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, masks = questions(known, 40, 12)
+    images, masks = questions(known, 16, 12)
     model = known.model
     queries: list[Callable[[], np.ndarray]] = [
         lambda: model.score_samples(images, mask=masks),
@@ -287,8 +287,8 @@ def test_bounded_memory_does_not_show(known: Enumerated, monkeypatch: pytest.Mon
         monkeypatch.setattr(f"pyjuice_lvd.models.{module}._MARGINALS_BYTES", 30_000)
     for query, expected in zip(queries, whole, strict=True):
         np.testing.assert_allclose(query(), expected, rtol=1e-6, atol=1e-9)
-    same, all_hidden = np.repeat(images[:1], 40, axis=0), np.ones(masks[0].shape, bool)
-    drawn = model.inpaint(same, all_hidden, n_samples=50, exact=True)
+    same, all_hidden = np.repeat(images[:1], 10, axis=0), np.ones(masks[0].shape, bool)
+    drawn = model.inpaint(same, all_hidden, n_samples=200, exact=True)
     frequencies_fit(drawn.reshape(-1, *images.shape[1:]), known, known.p)
     frequencies_fit(model.sample(2000, exact=True), known, known.p)
 

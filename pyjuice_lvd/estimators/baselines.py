@@ -1,4 +1,4 @@
-"""The estimators HCLT, RATSPN and EINET: one circuit over whole images, or over the rows of a table."""
+"""The estimators HCLT, SparseHCLT, RATSPN and EINET: one circuit over whole images, or over the rows of a table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Baseline(DensityEstimator):
         """
         base = self._resolved()
         self.columns_ = self._columns(X)
-        self.settings_ = resolve(base=base, config={self._section: self._given()})
+        self.settings_ = resolve(base=base, config=self._given_sections())
         data = self._checked(X, fitting=True)
         cats = IMAGE_CATEGORIES if data.ndim == 4 else self._num_cats(data)
         train, valid = self._set_apart(data)
@@ -69,6 +69,10 @@ class _Baseline(DensityEstimator):
     def _columns(self, X: Array) -> tuple[Column, ...] | None:
         """Say what each column is, where they differ: here they must not."""
         return None
+
+    def _given_sections(self) -> dict[str, dict[str, Any]]:
+        """Name the settings that are set, section by section."""
+        return {self._section: self._given()}
 
     def _given(self) -> dict[str, Any]:
         """Name the settings of the section that are set."""
@@ -274,6 +278,70 @@ class HCLT(_Baseline):
         if not given.keys().isdisjoint(("latents", "trees", "pseudocount")):
             given.setdefault("search", False)
         return given
+
+
+class SparseHCLT(HCLT):
+    """A hidden Chow-Liu tree that is pruned and grown by turns (Dang, Liu and Van den Broeck 2022).
+
+    Parameters that are None have the value of the settings, `[hclt]` and `[sparse_hclt]` in docs/settings.md.
+
+    Parameters
+    ----------
+    rounds : int, optional
+        Of pruning, growing and EM, at most; they end with the first that does not improve the validation likelihood.
+    keep : float, optional
+        Share of the sums' edges that pruning leaves.
+    noise : float, optional
+        Of growing.
+    round_epochs : int, optional
+        Of EM in each round, at most.
+    num_latents, num_trees, leaves, search, start, epochs : optional
+        Of the tree that the rounds begin with, as for `HCLT`.
+    batch_size, step_size, pseudocount, patience, num_cats, missing, preset, config, random_state, progress : optional
+        As for `HCLT`. So are the attributes.
+
+    """
+
+    _method = "sparse-hclt"
+    _rounds: ClassVar[tuple[str, ...]] = ("rounds", "keep", "noise", "round_epochs")
+
+    def __init__(
+        self,
+        *,
+        rounds: int | None = None,
+        keep: float | None = None,
+        noise: float | None = None,
+        round_epochs: int | None = None,
+        num_latents: int | None = None,
+        num_trees: int | None = None,
+        leaves: Choice = None,
+        search: bool | None = None,
+        start: str | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        step_size: tuple[float, float] | None = None,
+        pseudocount: float | None = None,
+        patience: int | None = None,
+        num_cats: int | None = None,
+        missing: int | None = None,
+        preset: str | None = None,
+        config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        random_state: RandomState = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.rounds = rounds
+        self.keep = keep
+        self.noise = noise
+        self.round_epochs = round_epochs
+        super().__init__(
+            num_latents=num_latents, num_trees=num_trees, leaves=leaves, search=search, start=start, epochs=epochs,
+            batch_size=batch_size, step_size=step_size, pseudocount=pseudocount, patience=patience, num_cats=num_cats,
+            missing=missing, preset=preset, config=config, random_state=random_state, progress=progress,
+        )  # fmt: skip
+
+    def _given_sections(self) -> dict[str, dict[str, Any]]:
+        own = {name.removeprefix("round_"): getattr(self, name) for name in self._rounds}
+        return {**super()._given_sections(), "sparse_hclt": {key: own[key] for key in own if own[key] is not None}}
 
 
 class RATSPN(_Baseline):

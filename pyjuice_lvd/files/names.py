@@ -42,6 +42,21 @@ UNTRAINED, EM = "untrained.safetensors", "em.safetensors"
 CODE_PRIOR_IN_TRAINING = "code-prior-in-training.safetensors"
 
 
+def round_of(number: int) -> str:
+    """Name the circuit that a round of pruning and growing ended with; 0: the one before all rounds."""
+    return f"round-{number:04d}.safetensors"
+
+
+def grown_of(number: int) -> str:
+    """Name the circuit that was pruned and grown in a round, and not trained yet."""
+    return f"grown-{number:04d}.safetensors"
+
+
+def em_of(number: int) -> str:
+    """Name the checkpoint of a round's EM."""
+    return f"em-{number:04d}.safetensors"
+
+
 def circuit_of(cluster: int) -> str:
     """Name the circuit of an outer cluster."""
     return f"circuit-{cluster:04d}.safetensors"

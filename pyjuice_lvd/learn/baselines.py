@@ -1,4 +1,4 @@
-"""The baselines behind `fit --method hclt|rat-spn|einet`: one circuit over all variables, learned by EM."""
+"""The baselines behind `fit --method hclt|sparse-hclt|rat-spn|einet`: one circuit over all variables, learned by EM."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.searching import choose, is_open
 from pyjuice_lvd.learn.sizes import check_fit
+from pyjuice_lvd.learn.sparse import prune_and_grow, unfinished
 from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -111,15 +112,22 @@ def learn_circuit(
         record({"stage": "EM", "epoch": len(history), **figures})
         began = now
 
-    circuit.fit_em(
-        rows, mask=missing, **_em(own, len(rows)), seed=settings.seed, epochs=own.epochs, step_size=own.step_size,
-        valid=held_out, valid_mask=missing_valid, patience=own.patience, checkpoint=pieces.checkpoint(names.EM),
-        on_epoch=on_epoch, progress=progress,
-    )  # fmt: skip
+    em = {
+        **_em(own, len(rows)), "seed": settings.seed, "epochs": own.epochs, "step_size": own.step_size,
+        "valid": held_out, "valid_mask": missing_valid, "patience": own.patience,
+    }  # fmt: skip
+    history = circuit.fit_em(
+        rows, mask=missing, **em, checkpoint=pieces.checkpoint(names.EM), on_epoch=on_epoch, progress=progress
+    )
+    if settings.method == "sparse-hclt":
+        circuit = prune_and_grow(
+            circuit, rows, missing, settings.sparse_hclt, em, valid=max(history.valid), seed=settings.seed,
+            pieces=pieces, record=record, progress=progress,
+        )  # fmt: skip
     model = CircuitModel(circuit, num_cats=num_cats, image_shape=image_shape, color=settings.data.color)
     if pieces.folder is not None:
         model.save(pieces.folder)
-    pieces.drop(names.SEARCH, names.UNTRAINED, names.EM)
+    pieces.drop(names.SEARCH, names.UNTRAINED, names.EM, *unfinished(settings.sparse_hclt.rounds))
     return model
 
 
@@ -128,8 +136,8 @@ _Own = HCLTSettings | RatSpnSettings | EinetSettings
 
 def _own(settings: Settings) -> _Own:
     """Give the method's own section."""
-    sections: dict[str, _Own] = {"hclt": settings.hclt, "rat-spn": settings.rat_spn, "einet": settings.einet}
-    return sections[settings.method]
+    sections: dict[str, _Own] = {"rat-spn": settings.rat_spn, "einet": settings.einet}
+    return sections.get(settings.method, settings.hclt)
 
 
 def _inputs(own: _Own, num_cats: int, columns: Sequence[Column] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
-from pyjuice_lvd.settings import BASELINES, FIELD, EinetSettings, OffsetSettings, Settings
+from pyjuice_lvd.settings import BASELINES, FIELD, HCLTS, EinetSettings, OffsetSettings, Settings
 
 _BYTES = 24
 """What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
@@ -61,13 +61,13 @@ def check_fit(
                 f"found {shape[0]} training images for clusters.outer = {settings.clusters.outer}, "
                 "wanted at least as many images as clusters"
             )
-    if settings.method == "hclt" and shape[0] < settings.hclt.trees:
+    if settings.method in HCLTS and shape[0] < settings.hclt.trees:
         kind = "rows" if len(shape) == 2 else "images"
         raise InputError(f"hclt.trees: found {settings.hclt.trees} for {shape[0]} {kind}, wanted at most as many trees")
     if settings.method == "einet" and settings.einet.regions == "grid" and len(shape) == 2:
         raise InputError("einet.regions: found 'grid' for a table, wanted 'random' or 'auto': a table has no pixels")
     size, most = _size(shape, settings, num_cats), machine_memory()
-    if settings.method == "hclt" and (pairs := _pairs(shape[0], math.prod(shape[1:]))) > most:
+    if settings.method in HCLTS and (pairs := _pairs(shape[0], math.prod(shape[1:]))) > most:
         raise InputError(
             f"{source}: found {math.prod(shape[1:]):,} variables: the mutual information of all pairs would take "
             f"{in_words(pairs)} of memory, wanted at most the {in_words(most)} of this machine "
@@ -100,7 +100,7 @@ def check_categories(num_cats: int, rows: int, largest: str) -> None:
 def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
     """Estimate the bytes that learning takes beside the data; what grows while it learns counts as it begins."""
     num_vars = math.prod(shape[1:])
-    if settings.method == "hclt":
+    if settings.method in HCLTS:
         latents, tables = settings.hclt.latents, num_vars * settings.hclt.latents * num_cats
         saved = (_BYTES - _TABLE_BYTES) * tables if num_cats >= settings.hclt.batch_size else 0
         return settings.hclt.trees * (_BYTES * _hclt(num_vars, latents, num_cats) - saved)
@@ -194,7 +194,7 @@ def _teacher(settings: Settings, positions: int, pixels: int) -> int:
 
 def _others(settings: Settings) -> list[str]:
     """Name the settings that make a model large."""
-    if settings.method == "hclt":
+    if settings.method in HCLTS:
         return ["hclt.latents", "hclt.trees"]
     if settings.method == "rat-spn":
         return [f"rat_spn.{name}" for name in ("replicas", "sums", "inputs")]

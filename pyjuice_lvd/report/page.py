@@ -25,6 +25,7 @@ _METHODS = {
     "lvd-pg": "latent variable distillation with progressive growing",
     "lvd": "one-shot latent variable distillation",
     "hclt": "hidden Chow-Liu trees",
+    "sparse-hclt": "hidden Chow-Liu trees, pruned and grown by turns",
     "rat-spn": "a random and tensorised sum-product network",
     "einet": "an einsum network",
 }

@@ -1,6 +1,6 @@
 """The settings of a run: what there is to choose, and how presets, files and options are put together."""
 
-from pyjuice_lvd.settings.choices import BASELINES, DEVICES, FIELD, METHODS, SPLITS
+from pyjuice_lvd.settings.choices import BASELINES, DEVICES, FIELD, HCLTS, METHODS, SPLITS
 from pyjuice_lvd.settings.kept import check_whole, kept, restored
 from pyjuice_lvd.settings.resolve import preset_names, resolve
 from pyjuice_lvd.settings.sections import (
@@ -16,6 +16,7 @@ from pyjuice_lvd.settings.sections import (
     RatSpnSettings,
     RefiningSettings,
     Settings,
+    SparseHCLTSettings,
     TeacherSettings,
     setting_names,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "BASELINES",
     "DEVICES",
     "FIELD",
+    "HCLTS",
     "METHODS",
     "SPLITS",
     "CircuitSettings",
@@ -38,6 +40,7 @@ __all__ = [
     "RatSpnSettings",
     "RefiningSettings",
     "Settings",
+    "SparseHCLTSettings",
     "TeacherSettings",
     "check_whole",
     "kept",

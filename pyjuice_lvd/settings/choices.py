@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-METHODS = ("lvd-pg", "lvd", "hclt", "rat-spn", "einet")
-BASELINES = ("hclt", "rat-spn", "einet")
+METHODS = ("lvd-pg", "lvd", "hclt", "sparse-hclt", "rat-spn", "einet")
+BASELINES = ("hclt", "sparse-hclt", "rat-spn", "einet")
 """Methods of one circuit over whole images, or over the rows of a table."""
+HCLTS = ("hclt", "sparse-hclt")
+"""Those of them that learn hidden Chow-Liu trees, and need the mutual information of all pairs of variables."""
 _PATCHES = ("data", "teacher", "clusters", "refining", "circuit", "growing", "prior", "finetuning", "offsets")
 SECTIONS = {
     "lvd-pg": _PATCHES,
     "lvd": tuple(name for name in _PATCHES if name != "growing"),
     "hclt": ("data", "hclt"),
+    "sparse-hclt": ("data", "hclt", "sparse_hclt"),
     "rat-spn": ("data", "rat_spn"),
     "einet": ("data", "einet"),
 }

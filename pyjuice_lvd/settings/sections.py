@@ -301,6 +301,20 @@ class HCLTSettings(Section, table="hclt"):
 
 
 @dataclass(frozen=True)
+class SparseHCLTSettings(Section, table="sparse_hclt"):
+    """`[sparse_hclt]`: method `sparse-hclt`, an HCLT as `[hclt]` has it, then pruned and grown by turns."""
+
+    rounds: Count = 4
+    """At most: the last is one that did not improve the validation likelihood."""
+    keep: Part = 0.25
+    """Share of the sums' edges that pruning leaves, those with the largest flows."""
+    noise: Noise = 0.3
+    """Of growing: the deviation of what weights and inputs are multiplied by."""
+    epochs: Count = 20
+    """Of EM in each round, at most, with the steps, the batches and the patience of `[hclt]`."""
+
+
+@dataclass(frozen=True)
 class EinetSettings(Section, table="einet"):
     """`[einet]`: method `einet`, an einsum network over all variables."""
 
@@ -362,6 +376,7 @@ class Settings(Section):
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     offsets: OffsetSettings = field(default_factory=OffsetSettings)
     hclt: HCLTSettings = field(default_factory=HCLTSettings)
+    sparse_hclt: SparseHCLTSettings = field(default_factory=SparseHCLTSettings)
     einet: EinetSettings = field(default_factory=EinetSettings)
     rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
