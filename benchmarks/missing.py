@@ -32,7 +32,7 @@ GONE = (0.1, 0.3, 0.5)
 LATENTS, BATCH, STEPS = 16, 256, (0.3, 0.03)
 EPOCHS = {"plants": 40, "cifar10-patches": 20}
 PSEUDOCOUNT = {"plants": 0.01, "cifar10-patches": 1.0}
-PATCHES = {"train": 10_000, "valid": 1_000, "test": 2_000}
+PATCHES = {"train": 40_000, "valid": 2_000, "test": 5_000}
 
 Parts = dict[str, npt.NDArray[Any]]
 
@@ -98,7 +98,7 @@ def main() -> int:
         plants = {split: getattr(splits, split) for split in ("train", "valid", "test")}
         sets = {
             "plants": measure("plants", plants, 2, options.seeds),
-            "cifar10-patches": measure("cifar10-patches", patches_of(options.cifar, 0), 256, options.seeds[:1]),
+            "cifar10-patches": measure("cifar10-patches", patches_of(options.cifar, 0), 256, options.seeds),
         }
     except InputError as error:
         print(f"missing: error: {error}", file=sys.stderr)

@@ -261,7 +261,7 @@ def test_tables_are_not_for_every_method(debd: Path, tmp_path: Path) -> None:
     ran = lvd_juice("fit", debd, "-o", tmp_path / "run", "--method", "lvd", check=False)
     assert ran.returncode == 2
     (line,) = ran.stderr.splitlines()
-    assert "a table, which hclt, rat-spn and einet learn from; wanted images for method lvd" in line
+    assert "a table, which hclt, sparse-hclt, rat-spn and einet learn from; wanted images for method lvd" in line
     assert not (tmp_path / "run").exists()
 
 
