@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, parse_crop, plain_array, require
+from pyjuice_lvd.circuit import Moments
 from pyjuice_lvd.data.images import as_images, crop_images
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
@@ -144,6 +145,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """
         data, hidden = self._question(X, mask)
         found: npt.NDArray[np.float64] = self.model_.marginals(data, hidden, progress=self._shown)
+        return found
+
+    def moments(self, X: Array, mask: npt.ArrayLike | None = None) -> Moments:
+        """Give each hidden value's exact mean and variance, given all that is known: `.mean` and `.variance`.
+
+        Both float64, of the shape of X: of images the channels that are modelled, as in `marginals`; a table's
+        categories count as numbers. What is known has its value, and variance 0. `X`, `mask`, errors: as for `inpaint`.
+        """
+        data, hidden = self._question(X, mask)
+        found: Moments = self.model_.moments(data, hidden, progress=self._shown)
         return found
 
     def posterior_mean(self, X: Array, mask: npt.ArrayLike, *, exact: bool = False) -> npt.NDArray[np.float64]:
