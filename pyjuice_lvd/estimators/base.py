@@ -278,8 +278,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def _set_apart(self, data: Array) -> tuple[Array, Array]:
         """Take, by seed, the validation part out of checked data: (train, valid)."""
-        if len(data) < 2:
-            raise InputError(f"X: found n_samples = {len(data)}, wanted at least 2: one is set apart to stop early by")
-        order = np.random.default_rng(self.settings_.seed).permutation(len(data))
-        held_out = max(1, round(self.settings_.data.valid_fraction * len(data)))
-        return data[np.sort(order[held_out:])], data[np.sort(order[:held_out])]
+        train, valid = self._parts(len(data))
+        return data[train], data[valid]
+
+    def _parts(self, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Say which of n rows are to learn from and which to stop early by."""
+        if n < 2:
+            raise InputError(f"X: found n_samples = {n}, wanted at least 2: one is set apart to stop early by")
+        order = np.random.default_rng(self.settings_.seed).permutation(n)
+        held_out = max(1, round(self.settings_.data.valid_fraction * n))
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
