@@ -70,9 +70,7 @@ def test_features_stand_in_for_a_teacher(images: npt.NDArray[np.uint8], tmp_path
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted(
         path.name for path in (tmp_path / "model").iterdir()
     )
-    # Single precision is what is looked at; other features are another model.
-    same = LVDPG(config=TINY).fit(images, features=h.astype(np.float32))
-    np.testing.assert_array_equal(same.score_samples(images), scores)
+    # Other features are another model.
     other = LVDPG(config=TINY).fit(images, features=np.random.default_rng(0).normal(size=h.shape))
     assert (other.score_samples(images) != scores).any()
 
