@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from models import tiny_model
 from scipy import stats
@@ -312,13 +313,22 @@ def test_rows_that_cannot_be_asked_about(pairs: Circuit) -> None:
 
 
 def test_estimators_give_moments() -> None:
-    X = np.random.default_rng(0).integers(0, 3, (60, 3)).astype(float)
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 3, (60, 3)).astype(float)
     X[::7, 1] = np.nan
     model = HCLT(num_latents=2, epochs=2).fit(X)
     found, marginals = model.moments(X[:10]), model.marginals(X[:10])
     np.testing.assert_allclose(found.mean, marginals @ np.arange(3), atol=1e-5)
     assert (found.variance[[0, 7], 1] > 0).all()
     assert found.variance.sum() == found.variance[[0, 7], 1].sum()
+    # Columns of a data frame that are real numbers, too: what is missing follows from the rest.
+    kind = np.tile([0, 1], 100)
+    frame = pd.DataFrame({"kind": np.array(["small", "large"])[kind], "size": 10.0 * kind + rng.normal(size=200)})
+    frame.loc[:1, "size"] = np.nan
+    found = HCLT(num_latents=2, epochs=10, start="clusters").fit(frame).moments(frame)
+    np.testing.assert_allclose(found.mean[:2, 1], [0, 10], atol=1.5)
+    assert (found.variance[:2, 1] > 0.2).all()
+    np.testing.assert_array_equal(found.mean[2:, 1], frame["size"][2:])
 
 
 def test_models_of_images_give_moments_of_their_channels() -> None:
