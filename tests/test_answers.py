@@ -294,6 +294,8 @@ def test_circuits_that_do_not_fit_are_named(pairs: Circuit, mixed: Circuit) -> N
             ask(Circuit.fully_factorized(num_vars=3, num_cats=4))
         with pytest.raises(InputError, match=r"other_head: found 1, wanted 0\.\.0"):
             ask(Circuit.fully_factorized(num_vars=3, num_cats=3), head=1)
+        with pytest.raises(InputError, match="other: found str, wanted a Circuit"):
+            ask("model.jpc")
     with pytest.raises(InputError, match=r"other: found another structure: unit \d+ differs"):
         pairs.kl_divergence(chain)
     reals = Circuit.from_tree([-1, 0, 0], num_latents=2, num_cats=3, leaves="gaussian")

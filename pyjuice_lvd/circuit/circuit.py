@@ -816,7 +816,7 @@ class Circuit:
         `other_head`: default: the same as `head`. Returns Divergence: `.nats`, infinite where p has what q excludes,
         and `.exact`. Raises InputError, which names the first unit that differs, for a circuit of another structure.
         """
-        return distances.kl_divergence(self.engine, other.engine, head, other_head)
+        return distances.kl_divergence(self.engine, _engine_of(other), head, other_head)
 
     def log_inner_product(self, other: Circuit, *, head: int = 0, other_head: int | None = None) -> float:
         """Give the logarithm of the integral, or sum, over all x of p(x) q(x), exact; -inf where that is 0.
@@ -828,7 +828,7 @@ class Circuit:
         `other_head`: default: the same as `head`. Raises InputError, which names units and variables, for circuits that
         do not decompose alike, this one with itself included, or have other kinds of values.
         """
-        return distances.log_inner_product(self.engine, other.engine, head, other_head)
+        return distances.log_inner_product(self.engine, _engine_of(other), head, other_head)
 
     def l2_distance(self, other: Circuit, *, head: int = 0, other_head: int | None = None) -> float:
         """Give the L2 distance to another circuit: the root of the integral, or sum, over all x of (p(x) - q(x))^2.
@@ -837,7 +837,7 @@ class Circuit:
         1e-8 of the larger norm are lost to rounding; those of many variables may be below any number, where the three
         logarithms still tell.
         """
-        return distances.l2_distance(self.engine, other.engine, head, other_head)
+        return distances.l2_distance(self.engine, _engine_of(other), head, other_head)
 
     def save(self, path: str | os.PathLike[str], *, about: str = "", progress: Progress = SILENT) -> None:
         """Write the circuit to a `.safetensors`, `.jpc` or `.jpc.gz` file, aside and renamed.
@@ -901,3 +901,9 @@ class Circuit:
         """
         weight, leaf, _ = self.engine.learned()
         return weight, leaf
+
+
+def _engine_of(other: Circuit) -> Engine:
+    if not isinstance(other, Circuit):
+        raise InputError(f"other: found {type(other).__name__}, wanted a Circuit")
+    return other.engine
