@@ -6,14 +6,18 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
+import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.devices import usable, use_device
 from pyjuice_lvd.circuit.reduce import Reducer, spread
+from pyjuice_lvd.data.features import read_features
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
 from pyjuice_lvd.data.splits import Splits, digest_of
 from pyjuice_lvd.distributed import processes, restarted, start_together
@@ -22,6 +26,8 @@ from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import json_text, write_json
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.learn.features import about as about_features
+from pyjuice_lvd.learn.features import as_features, of_images
 from pyjuice_lvd.learn.sizes import check_categories, check_fit
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
@@ -46,6 +52,13 @@ if TYPE_CHECKING:
 @click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; repeatable.")
 @click.option("--color", type=click.Choice(COLOR_NAMES), help="Colour transform [default: ycocg].")
 @click.option("--crop", metavar="HxW", help="Model the top-left HxW pixels.")
+@click.option(
+    "--features",
+    "features_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Features of DATA's patches, .npy or .npz, in place of a teacher's (docs/features.md).",
+)
 @seed_option
 @threads_option
 @device_option
@@ -61,6 +74,7 @@ def fit(
     assignments: tuple[str, ...],
     color: str | None,
     crop: str | None,
+    features_file: Path | None,
     seed: int | None,
     threads: int | None,
     device: str | None,
@@ -91,11 +105,20 @@ def fit(
         if reducer.size > 1:
             settings = restored(json.loads(reducer.broadcast_bytes(json_text(kept(settings)).encode())))
         progress = make_progress(quiet or not first)
-        learn = _learn_baseline if settings.method in BASELINES else _distill
+        if features_file is not None and settings.method in BASELINES:
+            raise InputError(f"--features: found method {settings.method}, wanted lvd-pg or lvd, which learn from them")
         splits = load_data(data, **settings.loading)
         _check_data(splits, settings)
         about = _about(splits)
-        reducer.check_same(DATA=json_text([about[f"{part}digest"] for part in ("", "train_", "valid_", "test_")]))
+        features = None
+        if features_file is not None:
+            features = _features(features_file, splits, settings)
+            about["features"] = {"file": str(features_file), **about_features(features)}
+        learn = _learn_baseline if settings.method in BASELINES else partial(_distill, features=features)
+        reducer.check_same(
+            DATA=json_text([about[f"{part}digest"] for part in ("", "train_", "valid_", "test_")]),
+            features=json_text(about.get("features", {}).get("digest")),
+        )
         if earlier:
             _check_same_source(earlier, about)
         if not _finished(earlier, reducer):
@@ -132,6 +155,7 @@ def fit(
                             "train": len(splits.train),
                             "valid": len(splits.valid),
                             **({"notes": splits.notes} if splits.notes else {}),
+                            **({"features": about["features"]} if "features" in about else {}),
                         },
                         **more,
                         "versions": versions(),
@@ -189,6 +213,12 @@ def _about(splits: Splits) -> dict[str, Any]:
     }
 
 
+def _features(path: Path, splits: Splits, settings: Settings) -> npt.NDArray[np.float32]:
+    """Read the features of DATA's images, and give those of the training part."""
+    every = as_features(read_features(path), (splits.pool, *splits.train.shape[1:]), settings, str(path))
+    return of_images(every, splits.train_rows, splits.pool)
+
+
 def _check_same_source(directory: RunDirectory, about: Mapping[str, Any]) -> None:
     """Refuse to go on with other data; older runs know their training part only."""
     if not (directory / names.DATA).exists():
@@ -199,6 +229,11 @@ def _check_same_source(directory: RunDirectory, about: Mapping[str, Any]) -> Non
     for part in ("valid", "test"):
         if earlier.get(f"{part}_digest", about[f"{part}_digest"]) != about[f"{part}_digest"]:
             raise InputError(f"{directory.path}: this run has other {part} {kind} ({earlier['source']})")
+    before, now = (known.get("features") or {} for known in (earlier, about))
+    if before.get("digest") != now.get("digest"):
+        whose = f"the features in {before['file']}" if before else "its teacher's features"
+        found = f"those in {now['file']}" if now else "no --features"
+        raise InputError(f"{directory.path}: this run learns from {whose}; found {found}")
 
 
 def _completed(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +242,12 @@ def _completed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _distill(
-    splits: Splits, settings: Settings, directory: RunDirectory | None, progress: Progress
+    splits: Splits,
+    settings: Settings,
+    directory: RunDirectory | None,
+    progress: Progress,
+    *,
+    features: npt.NDArray[np.float32] | None = None,
 ) -> tuple[DensityModel, dict[str, Any]]:
     """Learn by distillation; returns the model and what the result says beyond its figures.
 
@@ -216,17 +256,19 @@ def _distill(
     from pyjuice_lvd.learn.pipeline import distill
 
     if directory is None:
-        return distill(splits.train, splits.valid, settings, progress=progress).model, {}
+        return distill(splits.train, splits.valid, settings, features=features, progress=progress).model, {}
     learned = distill(
-        splits.train, splits.valid, settings,
+        splits.train, splits.valid, settings, features=features,
         folder=directory / names.MODEL, record=directory.log, progress=progress,
     )  # fmt: skip
     model, teacher = learned.model, learned.teacher
-    nats = teacher.reconstruction_nats(splits.test)
-    plot_reconstructions(directory / names.RECONSTRUCTIONS, splits.test, teacher)
     plot_training(directory / names.TRAINING, directory.metrics())
     if settings.method == "lvd-pg" and not settings.offsets.steps:
         plot_growth(directory / names.GROWTH, directory.metrics())
+    if teacher is None:
+        return model, {}
+    plot_reconstructions(directory / names.RECONSTRUCTIONS, splits.test, teacher)
+    nats = teacher.reconstruction_nats(splits.test)
     return model, {
         "teacher": {
             "reconstruction_bits_per_dim": bits_per_dimension(float(nats.mean()), model.dims),

@@ -59,6 +59,11 @@ def gap(
     kind = opened.kind
     if not issubclass(kind, JointModel | ShapeModel):
         raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
+    if (directory / names.MODEL / names.FEATURES).exists():
+        raise InputError(
+            f"{run}: learned from features of another encoder, so it has no teacher, whose ELBO is the first of the "
+            "three; wanted a run without --features"
+        )
     for file in (picture, directory / names.GAP):
         check_writable(file)
     test = opened.test_data(data, progress)

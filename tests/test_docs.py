@@ -188,6 +188,7 @@ def with_offsets(place: Path) -> dict[str, Any]:
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "README.md": lambda _: {"table": np.random.default_rng(0).integers(0, 3, (200, 12))},
     "docs/export.md": of_run(images=lambda images: images[:5]),
+    "docs/features.md": lambda place: {"images": np.load(place / "images.npy")[:80]},
     "docs/growing.md": patches_with_features,
     "docs/joint.md": of_run(train=lambda images: images[:60], valid=lambda images: images[60:]),
     "docs/offsets.md": with_offsets,

@@ -208,3 +208,10 @@ def test_the_baselines_take_leaves_and_export_says_what_juice_lacks(tmp_path: Pa
     assert Circuit.load(tmp_path / "model.safetensors").num_params == HCLT.load(run).model_.num_params
     model = RATSPN(depth=2, replicas=1, leaves="logistic", epochs=1).fit(load_digits().images[:200].astype(np.uint8))
     assert model.model_.circuit.has_own_leaves
+
+
+def test_graphs_name_their_kinds(mixed: Circuit, tmp_path: Path) -> None:
+    kinds = [about["kind"] for _, about in mixed.to_networkx().nodes(data=True)]
+    assert kinds.count("gaussian") == 2 * kinds.count("poisson") == 8
+    mixed.draw(tmp_path / "mixed.svg")
+    assert (tmp_path / "mixed.svg").stat().st_size > 1000

@@ -4,7 +4,7 @@ LVDJuice: probabilistic circuits on a CPU, for latent variable distillation.
 A [`Circuit`](@ref) is a directed acyclic graph of input, product and sum units with one or more heads. It is learned as
 a hidden Chow-Liu tree ([`hclt`](@ref)) and by mini-batch EM ([`EMJob`](@ref)); [`prune`](@ref) and [`grow`](@ref) make
 another one of it, where the data call for less or more; it answers [`log_likelihood`](@ref),
-[`flows`](@ref), [`sample`](@ref), [`posterior_marginals`](@ref) and [`mpe`](@ref), also with variables [`Masked`](@ref).
+[`flows`](@ref), [`sample`](@ref), [`posterior_marginals`](@ref), [`posterior_answer`](@ref) and [`mpe`](@ref), also with variables [`Masked`](@ref).
 A [`Schedule`](@ref) groups the units and fixes the order of work; an [`Engine`](@ref) does it, on a [`Backend`](@ref).
 
 Standard library only; runs on Julia 1.5 and later. What it does together with other packages are extensions: [`load_extension`](@ref).
@@ -72,6 +72,7 @@ include("queries/mpe.jl")
 include("queries/flows.jl")
 include("queries/marginals.jl")
 include("queries/support.jl")
+include("queries/posteriors.jl")
 include("learning/joint.jl")
 include("learning/emissions.jl")
 include("learning/offsets.jl")
@@ -83,6 +84,8 @@ include("learning/shared.jl")
 include("queries/field.jl")
 include("circuits/prune.jl")
 include("circuits/grow.jl")
+include("queries/determinism.jl")
+include("queries/distances.jl")
 
 include("codec/lanes.jl")
 include("codec/plan.jl")
@@ -103,5 +106,6 @@ export Emissions, OffsetEMJob, Ties, emission_scores!, emission_shares!
 export Leaf, hclt, chow_liu_tree, log_likelihood, advance!, finish!
 export Backend, CPU, Device, Engine, engine, ExpectedCounts, expect!, counts!, maximise!
 export flows, prune, grow, with_heads, sample, posterior_marginals, mpe
+export LatentEntropy, Moments, Gradient, UnitFlows, posterior_answer, kl_divergence, log_inner_product, is_deterministic
 
 end

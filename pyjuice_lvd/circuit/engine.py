@@ -29,7 +29,10 @@ ARRAYS = (
 _FIELDS = (*ARRAYS[:7], "list", *ARRAYS[7:])
 """As Julia keeps them, with one list of children for units that share theirs."""
 
-KINDS = {"product": 1, "sum": 2, "categorical": 3, "indicator": 4, "literal": 5, "binomial": 6}
+KINDS = {
+    "product": 1, "sum": 2, "categorical": 3, "indicator": 4, "literal": 5, "binomial": 6, "logistic": 7, "poisson": 8,
+    "gaussian": 9,
+}  # fmt: skip
 """The kinds of units, inputs last, and Julia's numbers for them (circuits/circuit.jl)."""
 
 _LEARNED = ("weight", "leaf", "success")
@@ -157,6 +160,12 @@ class Engine:
         """Whether variables have counts, and whether they have real numbers."""
         counts, reals = julia.call("has_numbers", self.circuit)
         return bool(counts), bool(reals)
+
+    @cached_property
+    def real_variables(self) -> npt.NDArray[np.bool_]:
+        """Which variables have real numbers: bool (num_vars,)."""
+        variables = self._fields["variable"][self._fields["kind"] == KINDS["gaussian"]]
+        return np.isin(np.arange(1, self.num_vars + 1), variables)
 
     @property
     def value_type(self) -> type[np.uint8] | type[np.int32] | type[np.float64]:

@@ -44,7 +44,7 @@ def read_source(data: str | Path, *, size: int, crop: tuple[int, int] | None) ->
         if not path.exists():
             names = " and ".join(repr(name) for name in BUNDLED)
             raise InputError(f"{path}: no such file or folder; the data sets known by name are {names}")
-        readers = {".csv": read_csv, ".npy": _read_npy, ".npz": _read_npz}
+        readers = {".csv": read_csv, ".npy": numpy_source, ".npz": numpy_source}
         if path.suffix.lower() not in readers or not path.is_file():
             found = f"{path.suffix or 'suffix-less'} file" if path.is_file() else "special file"
             raise InputError(f"{path}: found a {found}, wanted .npy, .npz, .csv or a folder")
@@ -79,8 +79,9 @@ def _read_photos(size: int) -> Source:
     return Source("photos", parts, f"by disjoint vertical bands of both photographs, cut into {size}x{size} images")
 
 
-def _read_npy(path: Path) -> Source:
-    return Source(str(path), {"all": read_npy(path)})
+def numpy_source(path: Path) -> Source:
+    """Read the arrays of a `.npy` or `.npz` file."""
+    return _read_npz(path) if path.suffix.lower() == ".npz" else Source(str(path), {"all": read_npy(path)})
 
 
 def _read_npz(path: Path) -> Source:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pyjuice_lvd.data.source import Array, Source
 from pyjuice_lvd.errors import InputError
@@ -18,7 +19,8 @@ class Splits:
 
     `how` says in one line how they were split. `columns` are the names of a table's columns, if it has any, and `notes`
     say, a line each, what of the source was not read. `digest` is the SHA-256 of all data of a source without a test
-    set, by which `test_part` knows that source again; it is empty where the test set is the source's own.
+    set, by which `test_part` knows that source again; it is empty where the test set is the source's own. Of the `pool`
+    images or rows that the source has for training, or of all, `train` is those of the numbers `train_rows`.
     """
 
     train: Array
@@ -27,8 +29,10 @@ class Splits:
     source: str
     how: str
     digest: str
-    columns: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    columns: tuple[str, ...]
+    notes: tuple[str, ...]
+    pool: int
+    train_rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,18 @@ def split_source(source: Source, seed: int, valid_fraction: float, test_fraction
     if sum(counts.values()) >= len(pool):
         raise InputError(f"{source.name}: found {len(pool)} {noun(pool)}, too few to set apart {_listed(counts)}")
     parts: dict[str, Array] = {**source.parts, "train": pool}
+    train_rows = np.arange(len(pool))
     if counts:
         order = np.random.default_rng(seed).permutation(len(pool))
-        *taken, rest = np.split(order, np.cumsum(list(counts.values())))
+        *taken, train_rows = np.split(order, np.cumsum(list(counts.values())))
         parts |= {split: pool[rows] for split, rows in zip(counts, taken, strict=True)}
-        parts["train"] = pool[rest]
+        parts["train"] = pool[train_rows]
         how.append(f"{_listed(counts)} of {len(pool)} {noun(pool)} by seed {seed}, the rest train")
     train, valid, test = (np.ascontiguousarray(parts[split]) for split in SPLITS)
     digest = digest_of(pool) if "test" in counts else ""
-    return Splits(train, valid, test, source.name, "; ".join(how), digest, source.columns, source.notes)
+    return Splits(
+        train, valid, test, source.name, "; ".join(how), digest, source.columns, source.notes, len(pool), train_rows
+    )
 
 
 def test_part(source: Source, digest: str, seed: int, valid_fraction: float, test_fraction: float) -> TestPart:

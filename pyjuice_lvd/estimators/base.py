@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, parse_crop, plain_array, require
+from pyjuice_lvd.circuit import Moments
 from pyjuice_lvd.data.images import as_images, crop_images
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
@@ -146,6 +147,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         found: npt.NDArray[np.float64] = self.model_.marginals(data, hidden, progress=self._shown)
         return found
 
+    def moments(self, X: Array, mask: npt.ArrayLike | None = None) -> Moments:
+        """Give each hidden value's exact mean and variance, given all that is known: `.mean` and `.variance`.
+
+        Both float64, of the shape of X: of images the channels that are modelled, as in `marginals`; a table's
+        categories count as numbers. What is known has its value, and variance 0. `X`, `mask`, errors: as for `inpaint`.
+        """
+        data, hidden = self._question(X, mask)
+        found: Moments = self.model_.moments(data, hidden, progress=self._shown)
+        return found
+
     def posterior_mean(self, X: Array, mask: npt.ArrayLike, *, exact: bool = False) -> npt.NDArray[np.float64]:
         """Give each hidden pixel's mean, given all known pixels: float64 (N, H, W, C), in levels of the image.
 
@@ -267,8 +278,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def _set_apart(self, data: Array) -> tuple[Array, Array]:
         """Take, by seed, the validation part out of checked data: (train, valid)."""
-        if len(data) < 2:
-            raise InputError(f"X: found n_samples = {len(data)}, wanted at least 2: one is set apart to stop early by")
-        order = np.random.default_rng(self.settings_.seed).permutation(len(data))
-        held_out = max(1, round(self.settings_.data.valid_fraction * len(data)))
-        return data[np.sort(order[held_out:])], data[np.sort(order[:held_out])]
+        train, valid = self._parts(len(data))
+        return data[train], data[valid]
+
+    def _parts(self, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Say which of n rows are to learn from and which to stop early by."""
+        if n < 2:
+            raise InputError(f"X: found n_samples = {n}, wanted at least 2: one is set apart to stop early by")
+        order = np.random.default_rng(self.settings_.seed).permutation(n)
+        held_out = max(1, round(self.settings_.data.valid_fraction * n))
+        return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -14,6 +14,8 @@ import torch
 from pyjuice_lvd.circuit.devices import use_device
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, model_folder, seed_of
 from pyjuice_lvd.files import names
+from pyjuice_lvd.files.formats import read_table, write_json
+from pyjuice_lvd.learn.features import about, as_features, of_images
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.shapes import ShapeModel
@@ -40,7 +42,10 @@ class LVDPG(DensityEstimator):
     Attributes
     ----------
     model_ : JointModel, OffsetModel or FieldModel
-    teacher_ : Teacher
+    teacher_ : Teacher or None
+        None where `fit` was given features.
+    features_ : dict or None
+        The `shape` and `digest` of the features that were learned from, where `fit` was given them.
     settings_ : Settings
     n_features_in_ : int
         Dimensions of an image, H W C.
@@ -65,19 +70,41 @@ class LVDPG(DensityEstimator):
         self.device = device
         self.progress = progress
 
-    def fit(self, X: npt.NDArray[np.uint8], y: object = None) -> Self:
-        """Learn from images `X`, uint8 (N, H, W[, C]); some are set apart, by seed, to stop early by.
+    def fit(
+        self, X: npt.NDArray[np.uint8], y: object = None, *, features: npt.NDArray[np.floating[Any]] | None = None
+    ) -> Self:
+        """Learn from images; some are set apart, by seed, to stop early by.
 
-        Raises InputError where the images or a setting are not what is wanted.
+        Parameters
+        ----------
+        X : uint8 (N, H, W[, C])
+            Images.
+        y : object
+            Not used.
+        features : floats (N, P, D), optional
+            Of the images' patches, of any encoder: P patch positions, row by row, of the images as they are modelled
+            (`data.crop`). No teacher is trained then. With `data.flip`, which the presets have, (2 N, P, D): those of
+            the images, then those of the images mirrored left to right, `X[:, :, ::-1]` (docs/features.md).
+
+        Raises
+        ------
+        InputError
+            Where the images, the features or a setting are not what is wanted.
+
         """
         self.settings_ = self._resolved()
+        data = self._checked(X, fitting=True)
+        train, valid = self._parts(len(data))
+        own = None
+        if features is not None:
+            own = of_images(as_features(features, data.shape, self.settings_), train, len(data))
         if self.settings_.threads:
             torch.set_num_threads(self.settings_.threads)
-        train, valid = self._set_apart(self._checked(X, fitting=True))
         with use_device(self.settings_.device):
-            learned = distill(train, valid, self.settings_, progress=self._shown)
+            learned = distill(data[train], data[valid], self.settings_, features=own, progress=self._shown)
         self.model_: JointModel | ShapeModel = learned.model
-        self.teacher_: Teacher = learned.teacher
+        self.teacher_: Teacher | None = learned.teacher
+        self.features_: dict[str, Any] | None = None if own is None else about(own)
         self.n_features_in_ = self.model_.dims
         return self
 
@@ -129,7 +156,13 @@ class LVDPG(DensityEstimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""
         super().save(path)
-        self.teacher_.save(Path(path) / names.TEACHER)
+        teacher, features = Path(path) / names.TEACHER, Path(path) / names.FEATURES
+        if self.teacher_ is None:
+            write_json(features, self.features_)
+            teacher.unlink(missing_ok=True)
+        else:
+            self.teacher_.save(teacher)
+            features.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -137,8 +170,14 @@ class LVDPG(DensityEstimator):
 
         Raises InputError where a file is missing or damaged, or of another method.
         """
-        estimator = super().load(path)
-        estimator.teacher_ = Teacher.load(model_folder(path) / names.TEACHER, device=estimator.device)
+        estimator, folder = super().load(path), model_folder(path)
+        if (folder / names.FEATURES).exists():
+            estimator.teacher_ = None
+            table = read_table(folder / names.FEATURES)
+            estimator.features_ = {name: table[name] for name in ("shape", "digest")}
+        else:
+            estimator.features_ = None
+            estimator.teacher_ = Teacher.load(folder / names.TEACHER, device=estimator.device)
         return estimator
 
 

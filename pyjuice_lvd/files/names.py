@@ -24,6 +24,8 @@ PRIOR = "prior.safetensors"
 EMISSIONS = "emissions.safetensors"
 """Of a model with offsets: p(j | h), and p_c(d | h) of each channel."""
 TEACHER = "teacher.safetensors"
+FEATURES = "features.json"
+"""In the place of a teacher: which features of another encoder the model learned from."""
 LABELS = "labels.safetensors"
 CODE_PRIOR, CENTRES = "code-prior.safetensors", "outer-centres.safetensors"
 

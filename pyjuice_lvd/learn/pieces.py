@@ -89,8 +89,8 @@ def _check_work(folder: Path, settings: Settings, of: Mapping[str, str | int]) -
     earlier = read_table(path)
     if not all(isinstance(earlier[part], dict) for part in ("of", "settings")):
         raise InputError(f"{path}: damaged, wanted tables 'of' and 'settings'")
-    for name, value in of.items():
-        if earlier["of"].get(name) != value:
+    for name in sorted({*of, *earlier["of"]}):
+        if earlier["of"].get(name) != of.get(name):
             other = name.replace("_", " ")
             raise InputError(f"{folder}: has pieces of work on other {other}; wanted the same, or another folder")
     before = replace(restored(earlier["settings"], f"{path}: "), threads=settings.threads, device=settings.device)

@@ -22,8 +22,9 @@ from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.formats import json_text, read_arrays, write_arrays
+from pyjuice_lvd.files.formats import json_text, read_arrays, write_arrays, write_json
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.learn.features import about, as_features
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
 from pyjuice_lvd.learn.offsets import Patches, starting_model
@@ -44,9 +45,9 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Distilled:
-    """What `distill` learns: the teacher and the model of images."""
+    """What `distill` learns: the model of images, and the teacher, unless the features came from elsewhere."""
 
-    teacher: Teacher
+    teacher: Teacher | None
     model: JointModel | ShapeModel
 
 
@@ -55,6 +56,7 @@ def distill(
     valid: Images,
     settings: Settings,
     *,
+    features: npt.NDArray[np.floating] | None = None,
     folder: Path | None = None,
     record: Record = lambda _: None,
     progress: Progress = SILENT,
@@ -67,6 +69,9 @@ def distill(
         Images to learn from, and to stop early by.
     settings : Settings
         All of them.
+    features : floats (N, P, D), optional
+        Of the training images' patches, by any encoder: no teacher is trained then. With `data.flip` (2 N, P, D), those
+        of the mirror images behind (`learn.features`).
     folder : Path, optional
         Where every finished piece is kept. Pieces that are there already are taken up, so that an interrupted call goes
         on where it stopped, with the same outcome.
@@ -78,13 +83,18 @@ def distill(
     Raises
     ------
     InputError
-        Where the images do not fit the settings, or the model this machine.
+        Where the images or the features do not fit the settings, or the model this machine.
 
     """
     check_fit(train.shape, settings)
+    given = None if features is None else as_features(features, train.shape, settings)
     digests = {"training_images": digest_of(train), "validation_images": digest_of(valid)}
-    work = _Work(settings, Pieces(folder, settings, **digests), record, progress)
-    teacher = _teach(train, valid, work)
+    if given is not None:
+        digests["features"] = digest_of(given)
+    work = _Work(settings, Pieces(folder, settings, **digests), record, progress, given)
+    teacher = None if given is not None else _teach(train, valid, work)
+    if given is not None and (path := work.pieces.path(names.FEATURES)) is not None:
+        write_json(path, about(given))
     if settings.data.flip:
         train = np.concatenate([train, mirrored(train)])
     if settings.offsets.steps:
@@ -101,6 +111,8 @@ class _Work:
     pieces: Pieces
     record: Record
     progress: Progress
+    given: npt.NDArray[np.float32] | None
+    """Features that are not the teacher's."""
 
 
 def _teach(train: Images, valid: Images, work: _Work) -> Teacher:
@@ -122,12 +134,17 @@ def _teach(train: Images, valid: Images, work: _Work) -> Teacher:
     return teacher
 
 
-def _features(teacher: Teacher, images: Images, *, quantized: bool = False) -> npt.NDArray[np.float32]:
+def _features(
+    teacher: Teacher | None, images: Images, work: _Work, *, quantized: bool = False
+) -> npt.NDArray[np.float32]:
     """Compute the features of images' patches, float32 (N, P, D): each process those of its part of the images."""
+    if teacher is None:
+        assert work.given is not None
+        return work.given
     return spread(len(images), lambda rows: teacher.features(images[rows], quantized=quantized), unit=128)
 
 
-def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[Circuit], Labels]:
+def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tuple[list[Circuit], Labels]:
     """Learn p(x | z) and z, one multi-headed circuit for each outer cluster."""
     settings, pieces = work.settings, work.pieces
     done, path = pieces.finished(names.LABELS), pieces.path(names.LABELS)
@@ -135,11 +152,11 @@ def _patch_circuits(teacher: Teacher, train: Images, work: _Work) -> tuple[list[
         labels = Labels.load(done)
         return [Circuit.load(done.with_name(names.circuit_of(index))) for index in range(len(labels.heads))], labels
     x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
-    h = _features(teacher, train)
+    h = _features(teacher, train, work)
     candidates = _outer_clusters(x, h, settings.finetuning.candidates, work)
     outer = np.ascontiguousarray(candidates[:, :, 0])
     if settings.growing.quantized and settings.method == "lvd-pg":
-        h = _features(teacher, train, quantized=True)
+        h = _features(teacher, train, work, quantized=True)
     x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
     sizes, grown = np.bincount(outer.ravel()), {}
     head = np.zeros(outer.size, np.int32)
@@ -290,7 +307,7 @@ def _end_to_end(
     work.record({"stage": "end to end", "kept_epoch": history.best, "seconds": time.monotonic() - started})
 
 
-def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -> ShapeModel:
+def _with_offsets(teacher: Teacher | None, train: Images, valid: Images, work: _Work) -> ShapeModel:
     """Learn a model with offsets: shapes, where it starts, then EM on p(x) end to end."""
     settings, pieces, own = work.settings, work.pieces, work.settings.offsets
     done = pieces.finished(names.DESCRIPTION)
@@ -299,7 +316,7 @@ def _with_offsets(teacher: Teacher, train: Images, valid: Images, work: _Work) -
     shape = train.shape[1], train.shape[2], train.shape[3]
     x = to_patches(color_transform(settings.data.color, shape[2]).forward(train), settings.teacher.patch)
     patches = Patches.of(x, own.of_channels(shape[2])[0])
-    h = patches.less_means(_features(teacher, train))
+    h = patches.less_means(_features(teacher, train, work))
     candidates = _outer_clusters(patches.residuals, h, own.candidates, work)
     start, path = pieces.finished(names.START), pieces.path(names.START)
     if start is not None and (start / names.DESCRIPTION).exists():

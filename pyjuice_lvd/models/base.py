@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import typed
-from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.codec.codec import Codec
 from pyjuice_lvd.codec.streams import Coder
 from pyjuice_lvd.data.color import COLORS, ColorTransform
@@ -33,6 +33,8 @@ Array = npt.NDArray[Any]
 ImageShape = tuple[int, int, int]
 
 
+_MARGINALS_BYTES = 3 * 8 * 256
+"""What a value takes while the moments of its marginal are found."""
 _OUTSIDE_BYTES = 4
 """What a drawn value takes while it is compared with the nearest inside the RGB cube."""
 
@@ -186,6 +188,21 @@ class DensityModel(ABC):
         known has a 1 at its value. `X`, `mask`, errors: as for `inpaint`. The result takes 2 KiB for each channel of a
         pixel, 6 MiB for a colour image of 32x32; the work takes a few hundred MiB beside it, however many there are.
         """
+
+    def moments(self, X: Array, mask: npt.ArrayLike, /, *, progress: Progress = SILENT) -> Moments:
+        """Give each hidden value's exact mean and variance, given all that is known: float64 (N, H, W, C).
+
+        The channels are those that are modelled, as in `marginals`, whose values count as numbers, a table's categories
+        too. What is known has its value, and variance 0. `X`, `mask`, errors: as for `inpaint`.
+        """
+        X = self.checked(X)
+        hidden, found = self._hidden(mask, X), Moments(np.empty(X.shape), np.empty(X.shape))
+        for part in shares(len(X), _MARGINALS_BYTES * self.dims):
+            marginals = self.marginals(X[part], hidden[part], progress=progress)
+            levels = np.arange(marginals.shape[-1])
+            found.mean[part] = marginals @ levels
+            found.variance[part] = ((levels - found.mean[part][..., None]) ** 2 * marginals).sum(axis=-1)
+        return found
 
     @abstractmethod
     def posterior_mean(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
-from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_numbers, as_table
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.missing import MISSING, missing_in
@@ -154,6 +154,12 @@ class CircuitModel(DensityModel):
         for part, marginals in self._marginals(X, self._hidden_rows(mask, X), progress):
             found[part] = marginals.reshape(-1, *found.shape[1:])
         return found
+
+    def moments(self, X: npt.ArrayLike, mask: npt.ArrayLike | None, /, *, progress: Progress = SILENT) -> Moments:
+        """Give the means and variances of hidden values (`DensityModel.moments`), of a table float64 (N, V)."""
+        X = self.checked(X)
+        found = self.circuit.posterior_moments(self._rows(X), self._hidden_rows(mask, X), progress=progress)
+        return Moments(*(each.reshape(X.shape) for each in found))
 
     def posterior_mean(
         self, X: npt.ArrayLike, mask: npt.ArrayLike, /, *, exact: bool = False, progress: Progress = SILENT

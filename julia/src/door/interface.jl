@@ -204,6 +204,21 @@ marginals_job(plan, X, mask, head_of, out) = MarginalsJob(plan, query(X, mask), 
 
 completion_job(plan, X, mask, head_of, out) = CompletionJob(plan, query(X, mask), head_of .+ Int32(1), out)
 
+latent_entropy_job(plan, X, mask, head_of, out) = PosteriorJob(plan, query(X, mask), head_of .+ Int32(1), LatentEntropy(out))
+
+moments_job(plan, X, mask, head_of, mean, variance) =
+    PosteriorJob(plan, query(X, mask), head_of .+ Int32(1), Moments(mean, variance, plan.circuit))
+
+"`out`: 0 for variables over real numbers."
+gradient_job(plan, X, mask, head_of, out) = PosteriorJob(plan, query(X, mask), head_of .+ Int32(1), Gradient(out))
+
+unit_flows_job(plan, X, mask, head_of, out) = PosteriorJob(plan, query(X, mask), head_of .+ Int32(1), UnitFlows(out))
+
+"Nats, and whether they are those of the distributions over the variables alone."
+divergence(p, q, head_p, head_q) = (kl_divergence(p, q, head_p + 1, head_q + 1), is_deterministic(p, q))
+
+log_overlap(p, q, head_p, head_q) = log_inner_product(p, q, head_p + 1, head_q + 1)
+
 support_job(plan, X, mask, head_of, weights) = SupportJob(plan, query(X, mask), head_of .+ Int32(1); weights=weights)
 
 circuit_with_heads(c, heads) = with_heads(c, heads .+ 1)
@@ -218,6 +233,8 @@ grow_circuit(c, unit_flows, total, select, threshold, noise, seed) =
 
 Boundary.writes(::Type{SoftEvidence}) = (1,)
 Boundary.writes(::Union{typeof(sample_job),typeof(marginals_job),typeof(completion_job)}) = (5,)
+Boundary.writes(::Union{typeof(latent_entropy_job),typeof(gradient_job),typeof(unit_flows_job)}) = (5,)
+Boundary.writes(::typeof(moments_job)) = (5, 6)
 Boundary.writes(::typeof(emissions)) = (2, 3, 4, 5, 6)  # EM does; a channel more is a plan
 Boundary.writes(::typeof(emission_shares!)) = (1, 6, 7, 8, 9)
 

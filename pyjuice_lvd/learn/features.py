@@ -1,0 +1,57 @@
+"""Features of patches that another encoder than our teacher has found: checked, and those of some of the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyjuice_lvd.checks import plain_array
+from pyjuice_lvd.data.patches import position_grid
+from pyjuice_lvd.data.splits import digest_of
+from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.settings import Settings
+
+Float32 = npt.NDArray[np.float32]
+
+
+def as_features(
+    features: npt.ArrayLike, images: tuple[int, ...], settings: Settings, name: str = "features"
+) -> Float32:
+    """Check features of the patches of images of shape (N, H, W, C), and give them as float32.
+
+    They are floats (N, P, D), P patch positions in row-major order; where training learns from mirror images too
+    (`data.flip`), (2 N, P, D): those of the images, then those of the images mirrored left to right. Raises InputError,
+    whose line begins with `name`, for another shape or type, for values that are not finite in single precision, and
+    where a setting asks for what only a teacher has.
+    """
+    if settings.growing.quantized and settings.method == "lvd-pg" and not settings.offsets.steps:
+        raise InputError(f"growing.quantized: found true with {name}, which have no codes; wanted false")
+    array = plain_array(name, features)
+    rows, columns = position_grid(images[1], images[2], settings.teacher.patch)
+    wanted = ((2 if settings.data.flip else 1) * images[0], rows * columns)
+    if array.dtype.kind != "f" or array.ndim != 3 or array.shape[:2] != wanted or not array.shape[2]:
+        why = f"{images[0]} images of {rows}x{columns} patches"
+        if settings.data.flip:
+            why += ", then of their mirror images: data.flip is true"
+        raise InputError(
+            f"{name}: found {array.dtype} {array.shape}, wanted floats ({wanted[0]}, {wanted[1]}, D), of {why}"
+        )
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(array, np.float32)
+    if not (finite := np.isfinite(found).all(axis=2)).all():
+        image, position = np.argwhere(~finite)[0]
+        raise InputError(f"{name}: image {image}, position {position}: wanted finite numbers, in single precision")
+    return found
+
+
+def of_images(features: Float32, chosen: npt.NDArray[np.integer], count: int) -> Float32:
+    """Give the features of some of `count` images, and of their mirror images where there are such."""
+    rows = np.concatenate([chosen + first for first in range(0, len(features), count)])
+    return np.take(features, rows, axis=0)
+
+
+def about(features: Float32) -> dict[str, Any]:
+    """Say which features a model learned from: their shape, and a digest by which they are known again."""
+    return {"shape": features.shape, "digest": digest_of(features)}
