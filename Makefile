@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/photos
+# Most tests wait for one thread, or for a process of their own: two at a time, each file in one place.
+TESTS ?= --numprocesses=2 --dist=loadfile
 
 .PHONY: all setup fit test docs clean
 
@@ -28,7 +30,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(TESTS)
 
 # The documentation site, with an API reference made from the docstrings; whatever is missing or stale fails it.
 docs: $(VENV)/installed
