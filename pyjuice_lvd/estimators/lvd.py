@@ -83,8 +83,9 @@ class LVDPG(DensityEstimator):
             Not used.
         features : floats (N, P, D), optional
             Of the images' patches, of any encoder: P patch positions, row by row, of the images as they are modelled
-            (`data.crop`). No teacher is trained then. With `data.flip`, which the presets have, (2 N, P, D): those of
-            the images, then those of the images mirrored left to right, `X[:, :, ::-1]` (docs/features.md).
+            (`data.crop`). No teacher is trained then. Training sees mirror images (`data.flip`) only where they have
+            features, too: (2 N, P, D), those of the images, then those of the images mirrored left to right,
+            `X[:, :, ::-1]` (docs/features.md).
 
         Raises
         ------

@@ -24,7 +24,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import json_text, read_arrays, write_arrays, write_json
 from pyjuice_lvd.files.run import Record
-from pyjuice_lvd.learn.features import about, as_features
+from pyjuice_lvd.learn.features import about, as_features, settings_for
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
 from pyjuice_lvd.learn.offsets import Patches, starting_model
@@ -70,8 +70,8 @@ def distill(
     settings : Settings
         All of them.
     features : floats (N, P, D), optional
-        Of the training images' patches, by any encoder: no teacher is trained then. With `data.flip` (2 N, P, D), those
-        of the mirror images behind (`learn.features`).
+        Of the training images' patches, by any encoder: no teacher is trained then. Mirror images are learned from
+        where they have features, too: (2 N, P, D), with `data.flip` (`learn.features`).
     folder : Path, optional
         Where every finished piece is kept. Pieces that are there already are taken up, so that an interrupted call goes
         on where it stopped, with the same outcome.
@@ -91,6 +91,7 @@ def distill(
     digests = {"training_images": digest_of(train), "validation_images": digest_of(valid)}
     if given is not None:
         digests["features"] = digest_of(given)
+        settings = settings_for(given, len(train), settings)
     work = _Work(settings, Pieces(folder, settings, **digests), record, progress, given)
     teacher = None if given is not None else _teach(train, valid, work)
     if given is not None and (path := work.pieces.path(names.FEATURES)) is not None:
