@@ -31,7 +31,7 @@ def as_features(
         raise InputError(f"growing.quantized: found true with {name}, which have no codes; wanted false")
     array = plain_array(name, features)
     rows, columns = position_grid(images[1], images[2], settings.teacher.patch)
-    counts = (images[0], 2 * images[0]) if settings.data.flip else (images[0],)
+    counts = [images[0], 2 * images[0]] if settings.data.flip else [images[0]]
     right = array.dtype.kind == "f" and array.ndim == 3 and array.shape[1:2] == (rows * columns,) and array.size > 0
     if not right or array.shape[0] not in counts:
         wanted = f"({images[0]}, {rows * columns}, D), of {images[0]} images of {rows}x{columns} patches"
