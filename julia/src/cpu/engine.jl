@@ -13,6 +13,7 @@ mutable struct CPUEngine <: Engine
     inputs::Union{Nothing,BatchInputs}
     workspaces::Vector{Workspace}
     statistics::Vector{Statistics}
+    wide::Vector{WideWorkspace}             # one of each thread, for the samples of a batch that are done exactly
     accumulated::Int                        # samples in `statistics`
     counts::Union{Nothing,ExpectedCounts}   # of samples before those, if any
 end
@@ -21,7 +22,7 @@ engine(schedule::Schedule, ::CPU; kwargs...) = CPUEngine(Plan(schedule; soft=get
 
 CPUEngine(plan::Plan; batch_size::Int=0) =
     CPUEngine(plan, suit_batch(plan.schedule, batch_size) ? BatchInputs(plan.schedule, batch_size) : nothing, Workspace[],
-              Statistics[], 0, nothing)
+              Statistics[], WideWorkspace[], 0, nothing)
 
 circuit(plan::Plan) = plan.circuit
 circuit(e::CPUEngine) = circuit(e.plan)
@@ -40,6 +41,7 @@ end
 function release!(e::CPUEngine)
     empty!(e.workspaces)
     empty!(e.statistics)
+    empty!(e.wide)
     e.accumulated, e.counts = 0, nothing
     return nothing
 end
@@ -160,8 +162,11 @@ end
 function add_exact!(e::CPUEngine, X::Data, sources::Starts, order, range::UnitRange, uncertain::Vector{Int})
     threads = min(length(e.statistics), cld(length(uncertain), LANES))
     totals, impossible = zeros(threads), [Int[] for _ in 1:threads]
+    while length(e.wide) < threads
+        push!(e.wide, WideWorkspace(schedule(e); flows=true, inputs=e.inputs))
+    end
     Threads.@threads for t in 1:threads
-        ws, stat = WideWorkspace(schedule(e); flows=true, inputs=e.inputs), e.statistics[t]
+        ws, stat = e.wide[t], e.statistics[t]
         for start in 1 + (t - 1) * LANES:threads * LANES:length(uncertain)
             places = view(uncertain, start:min(start + LANES - 1, length(uncertain)))
             total, possible = add_flows!(stat, ws, schedule(e), X, sources, order[places], places .- first(range))

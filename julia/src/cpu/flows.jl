@@ -24,6 +24,7 @@ function input_flows!(inputs::BatchInputs, ws::Workspace, plan::Plan, gi::Int, p
     g = plan.groups[gi]
     g.kind == CATEGORICAL || return
     keep_flows!(flow_row(inputs, gi, padded(g), position), flow_columns(ws, plan, gi), width(g), padded(g), count)
+    any_hidden(pointer(ws.x, (g.variable - 1) * TILE + 1)) || return
     for s in 1:count
         ws.x[(g.variable - 1) * TILE + s] < 0 && drop_flows!(inputs, gi, padded(g), position + s - 1)  # nothing was seen
     end

@@ -103,13 +103,22 @@ function look_up!(out::Ptr{Float32}, table::Ptr{Float32}, stride::Int, units::In
         category = unsafe_load(x, s)
         unsafe_store!(column(out, k), category < 0 ? 1f0 : mapped(unsafe_load(table, 1 + k + category * stride), map, 1 + k), s)
     end
-    map === nothing && return
+    (map === nothing || !any_hidden(x)) && return
     for s in 1:TILE
         unsafe_load(x, s) < 0 || continue
         for k in 0:whole - 1  # what was mapped there was no entry of the table
             unsafe_store!(column(out, k), 1f0, s)
         end
     end
+end
+
+"Whether any of a tile's categories is that of a hidden value: below 0."
+function any_hidden(x::Ptr{Int32})
+    signs = Int32(0)
+    @simd for s in 1:TILE
+        signs |= unsafe_load(x, s)
+    end
+    return signs < 0
 end
 
 @inline mapped(x, ::Nothing, k) = x
