@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -57,6 +57,11 @@ class _Cells(NamedTuple):
     values: npt.NDArray[Any]
     missing: Mask
     categories: tuple[Any, ...] | None
+    """What the values are numbers of, in a data frame's column of categories."""
+
+    def value(self, row: int) -> Any:
+        """Give the value of a row that is not missing."""
+        return self.values[row] if self.categories is None else self.categories[self.values[row]]
 
 
 def is_frame(X: object) -> bool:
@@ -130,18 +135,15 @@ def in_numbers(X: Any, columns: Sequence[Column], *, missing: int | None = None)
             wrong = _wrong(found[:, number], column.leaves, column.num_cats)
             wanted = _WANTED[column.leaves] + (f", 0..{column.num_cats - 1}" if column.num_cats else "")
         else:
-            codes = {value: code for code, value in enumerate(column.values)}
-            named = [value if cells.categories is None else cells.categories[value] for value in cells.values]
-            try:
-                found[:, number] = [codes.get(value, -1) for value in named]
-            except TypeError:  # what is no category of anything
-                raise InputError(f"X: found lists in {cells.where}, wanted {_some(column.values)}") from None
+            code_of = {value: code for code, value in enumerate(column.values)}
+            for row in np.flatnonzero(~cells.missing).tolist():
+                value = cells.value(row)
+                found[row, number] = code_of.get(value, -1) if isinstance(value, Hashable) else -1
             found[cells.missing, number] = np.nan
             wrong, wanted = found[:, number] < 0, f"one of {_some(column.values)}"
         if wrong.any():
             row = int(wrong.argmax())
-            value = cells.values[row] if cells.categories is None else cells.categories[cells.values[row]]
-            raise InputError(f"X: found {_shown(value)} in row {row}, {cells.where}, wanted {wanted}")
+            raise InputError(f"X: found {_shown(cells.value(row))} in row {row}, {cells.where}, wanted {wanted}")
     if any(column.leaves == "gaussian" for column in columns):
         return found
     return np.where(np.isnan(found), MISSING, np.nan_to_num(found)).astype(np.int64)
@@ -165,13 +167,17 @@ def in_words(rows: Table, columns: Sequence[Column]) -> npt.NDArray[Any]:
 
 
 def as_frame(rows: Table, columns: Sequence[Column]) -> Any:
-    """Put rows into a data frame, with the names of the columns and what numbers stand for."""
+    """Put rows into a data frame, with the names of the columns and what numbers stand for, texts as categories."""
     from pandas import Categorical, DataFrame  # where a frame came from, there is pandas
 
     found = {}
     for number, column in enumerate(columns):
         values = rows[:, number] if column.leaves == "gaussian" else rows[:, number].astype(np.int64)
-        found[number] = values if column.values is None else Categorical.from_codes(values, list(column.values))
+        if column.values == (False, True):
+            values = values.astype(bool)
+        elif column.values is not None:
+            values = Categorical.from_codes(values, list(column.values))
+        found[number] = values
     frame = DataFrame(found)
     frame.columns = [column.name for column in columns]
     return frame
@@ -210,7 +216,7 @@ def _cells(X: Any, missing: int | None) -> Iterator[_Cells]:
     names = [str(name) for name in X.columns] if is_frame(X) else ()
     hidden = np.ma.getmaskarray(X) if isinstance(X, np.ma.MaskedArray) else None
     array = None if is_frame(X) else np.ma.getdata(X)
-    for number in range(X.shape[1]):
+    for number in range(len(names) if array is None else array.shape[1]):
         where, categories = column_name(names, number), None
         if array is None:
             series = X.iloc[:, number]

@@ -43,6 +43,7 @@ class _Baseline(DensityEstimator):
 
     num_cats: int | None
     missing: int | None
+    _framed = False
     columns_: tuple[Column, ...] | None = None
 
     def fit(self, X: Array, y: object = None) -> Self:
@@ -222,6 +223,7 @@ class HCLT(_Baseline):
         if not is_frame(X) and np.ndim(X) != 2:
             return None
         columns = columns_of(X, self.leaves, missing=self.missing, num_cats=self.num_cats)
+        self._framed = is_frame(X)
         if columns is not None:
             self._shown.log(f"columns: {', '.join(map(str, columns))}")
         return columns
@@ -229,31 +231,33 @@ class HCLT(_Baseline):
     def _described_columns(self) -> Any:
         if self.columns_ is None:
             return super()._described_columns()
-        return {"frame": hasattr(self, "feature_names_in_"), "columns": [col._asdict() for col in self.columns_]}
+        return {"frame": self._framed, "columns": [column._asdict() for column in self.columns_]}
 
     def _restore_columns(self, columns: Any, path: Path) -> None:
         if not isinstance(columns, dict):
             super()._restore_columns(columns, path)
             return
         self.columns_ = restored_columns(columns.get("columns"), path)
-        if columns.get("frame"):
+        self._framed = columns.get("frame") is True
+        if self._framed:
             self.feature_names_in_ = np.array([column.name for column in self.columns_], dtype=object)
 
     def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Any:
         """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table.
 
-        Of a table whose columns differ: a data frame, if it was one, else numbers. `exact`: of images with the colour
-        transform `ycocg`, colours outside the RGB cube stay there (docs/queries.md).
+        Of a table whose columns differ: a data frame, if it was one, else numbers, or objects where texts stand for
+        them. `exact`: of images with the colour transform `ycocg`, colours outside the RGB cube stay there
+        (docs/queries.md).
         """
-        return self._framed(super().sample(n, random_state=random_state, exact=exact))
+        return self._given_back(super().sample(n, random_state=random_state, exact=exact))
 
     def inpaint(self, X: Array, mask: npt.ArrayLike | None = None, **given: Any) -> Array:
         """Draw samples of what is hidden, given the rest, as the other models do.
 
-        Of a table whose columns differ: objects (n_samples, N, V), what was fitted in place of numbers.
+        Of a table whose columns differ: (n_samples, N, V), objects where texts stand for numbers.
         """
         drawn = super().inpaint(X, mask, **given)
-        return drawn if self.columns_ is None else in_words(drawn, self.columns_)
+        return in_words(drawn, self.columns_) if self.columns_ is not None and self._in_words else drawn
 
     def compress(self, X: Array) -> bytes:
         """Code images, or rows, without loss, as the other models do; a table's real numbers are refused."""
@@ -262,12 +266,17 @@ class HCLT(_Baseline):
 
     def decompress(self, data: bytes) -> Any:
         """Give back what `compress` coded with this very model, as the other models do, or as `sample` gives tables."""
-        return self._framed(super().decompress(data))
+        return self._given_back(super().decompress(data))
 
-    def _framed(self, rows: Array) -> Any:
-        """Put the rows of a table whose columns differ into a data frame, if it was one."""
-        named = self.columns_ is not None and hasattr(self, "feature_names_in_")
-        return as_frame(rows, self.columns_ or ()) if named else rows
+    def _given_back(self, rows: Array) -> Any:
+        """Put back what the numbers of rows stand for, in a data frame if it was one."""
+        if self.columns_ is None or not (self._framed or self._in_words):
+            return rows
+        return as_frame(rows, self.columns_) if self._framed else in_words(rows, self.columns_)
+
+    @property
+    def _in_words(self) -> bool:
+        return any(column.values is not None for column in self.columns_ or ())
 
     def _given(self) -> dict[str, Any]:
         given = super()._given()
