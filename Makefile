@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/photos
 # Most tests wait for one thread, or for a process of their own: two at a time, each file in one place.
-TESTS ?= --numprocesses=2 --dist=loadfile
+TESTS ?= --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: all setup fit test docs clean
 

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 # A shell that runs the tests in the background makes them, and the processes that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -10,3 +12,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Waiting threads of PyTorch's and scikit-learn's pools sleep: spinning, they keep the cores from Julia's threads, from
 # each other and from whatever else runs, and a K-means of milliseconds may take a second. Read as libraries are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_LONG = ("test_julia_package.py", "test_distributed.py")
+"""Files whose tests take minutes. They come first: nothing else is left to run beside the last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files before the others."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
