@@ -81,8 +81,10 @@ class _Baseline(DensityEstimator):
 
     def _as_data(self, X: Array) -> Array:
         if self.columns_ is not None:
-            if np.ndim(X) != 2 or np.shape(X)[1] != len(self.columns_):
-                raise InputError(f"X: found shape {np.shape(X)}, wanted a table (N, {len(self.columns_)})")
+            if not is_frame(X) and not isinstance(X, np.ma.MaskedArray):
+                X = plain_array("X", X)
+            if X.ndim != 2 or X.shape[1] != len(self.columns_):
+                raise InputError(f"X: found shape {X.shape}, wanted a table (N, {len(self.columns_)})")
             return in_numbers(X, self.columns_, missing=self.missing)
         array = X if isinstance(X, np.ma.MaskedArray) else plain_array("X", X)
         if array.ndim == 2:
@@ -220,10 +222,14 @@ class HCLT(_Baseline):
         self.progress = progress
 
     def _columns(self, X: Array) -> tuple[Column, ...] | None:
-        if not is_frame(X) and np.ndim(X) != 2:
-            return None
-        columns = columns_of(X, self.leaves, missing=self.missing, num_cats=self.num_cats)
         self._framed = is_frame(X)
+        if not self._framed:
+            if self.leaves is None or (isinstance(self.leaves, str) and self.leaves != AUTO):
+                return None
+            X = X if isinstance(X, np.ma.MaskedArray) else plain_array("X", X)
+            if X.ndim != 2:
+                return None
+        columns = columns_of(X, self.leaves, missing=self.missing, num_cats=self.num_cats)
         if columns is not None:
             self._shown.log(f"columns: {', '.join(map(str, columns))}")
         return columns
