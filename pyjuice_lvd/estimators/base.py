@@ -20,6 +20,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_json, read_toml, write_json, write_toml
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.large import take
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings, kept, resolve, restored
@@ -263,4 +264,4 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
             raise InputError(f"X: found n_samples = {len(data)}, wanted at least 2: one is set apart to stop early by")
         order = np.random.default_rng(self.settings_.seed).permutation(len(data))
         held_out = max(1, round(self.settings_.data.valid_fraction * len(data)))
-        return data[np.sort(order[held_out:])], data[np.sort(order[:held_out])]
+        return take(data, np.sort(order[held_out:])), take(data, np.sort(order[:held_out]))

@@ -19,7 +19,7 @@ precompile(em_job, (Circuit, Matrix{Int32}, Matrix{Bool}, Vector{Int32}, Vector{
 precompile(advance!, (EMJob{Masked{Matrix{Int32}},CPUEngine}, Float64))
 precompile(accumulate!, (CPUEngine, Masked{Matrix{Int32}}, Sources, Vector{Int32}, UnitRange{Int}))
 for X in (Matrix{UInt8}, Matrix{Int32})
-    precompile(mutual_information_job, (X, Nothing, Int, Float64))
+    precompile(mutual_information_job, (X, Nothing, Int, Float64, Matrix{UInt32}))
     precompile(apply_batch!, (CPUEngine, BatchInputs, X, Float32, Float32))
     precompile(flow_job, (Plan, X, Nothing, Vector{Int32}, Vector{Float32}))
     precompile(advance!, (FlowJob{X,CPUEngine}, Float64))
