@@ -2,6 +2,9 @@
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # A shell that runs the tests in the background makes them, and the processes that they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -10,3 +13,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Waiting threads of PyTorch's and scikit-learn's pools sleep: spinning, they keep the cores from Julia's threads, from
 # each other and from whatever else runs, and a K-means of milliseconds may take a second. Read as libraries are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture
+def in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make all arrays large, and blocks small; gives the cache folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LVD_CACHE", str(folder))
+    monkeypatch.setattr("pyjuice_lvd.large.LARGE", 1)
+    monkeypatch.setattr("pyjuice_lvd.large.BLOCK", 600)
+    return folder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyjuice_lvd import LVDPG, large
+from pyjuice_lvd import large
 from pyjuice_lvd.data import image_files
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
@@ -21,13 +21,9 @@ from pyjuice_lvd.files.formats import read_arrays, write_arrays
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder, into which all arrays go, in blocks of a few rows."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("LVD_CACHE", str(folder))
-    monkeypatch.setattr(large, "LARGE", 1)
-    monkeypatch.setattr(large, "BLOCK", 600)
-    return folder
+def cache(in_blocks: Path) -> Path:
+    """The cache folder, in which all arrays are."""
+    return in_blocks
 
 
 def is_mapped(array: np.ndarray) -> bool:
@@ -56,7 +52,7 @@ def test_a_folder_without_room_or_rights_is_named(cache: Path, tmp_path: Path, m
         large.empty(1000, np.int32)
     (tmp_path / "file").touch()
     monkeypatch.setenv("LVD_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="file: cannot be made .* wanted LVD_CACHE to name a folder"):
+    with pytest.raises(InputError, match=r"file: cannot be made .* wanted LVD_CACHE to name a folder"):
         large.empty(1, np.int32)
 
 
@@ -229,31 +225,3 @@ def test_a_damaged_image_leaves_nothing_in_the_cache(cache: Path, tmp_path: Path
     with pytest.raises(InputError, match=r"5\.png: cannot be read"):
         load_data(tmp_path / "data")
     assert list((cache / "images").iterdir()) == []
-
-
-@pytest.mark.parametrize("steps", [(), (32,)])
-def test_what_is_learned_in_blocks_is_what_is_learned_at_once(
-    steps: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = np.random.default_rng(5).integers(0, 60, (150, 8, 8, 3)) + np.linspace(0, 190, 150)[:, None, None, None]
-    config = {
-        "data": {"flip": True},
-        "teacher": {"epochs": 1, "codes": 8, "channels": 8, "patch": (4, 4)},
-        "clusters": {"outer": 2, "inner": 2},
-        "refining": {"rounds": 1, "latents": 2},
-        "circuit": {"latents": 2, "epochs": 2, "batch_size": 128},
-        "growing": {"epochs": 1},
-        "prior": {"latents": 2, "epochs": 2, "soft_epochs": 1},
-        "finetuning": {"epochs": 1, "candidates": 2},
-        "offsets": {"steps": steps, "joins": 2, "states": 4, "epochs": 1, "trees": "combs"},
-    }
-
-    def learned() -> float:
-        return LVDPG(config=config, random_state=1).fit(images.astype(np.uint8)).bpd(images[:50].astype(np.uint8))
-
-    whole = learned()
-    monkeypatch.setenv("LVD_CACHE", str(tmp_path))
-    monkeypatch.setattr(large, "LARGE", 1)
-    monkeypatch.setattr(large, "BLOCK", 20_000)
-    assert learned() == pytest.approx(whole, abs=1e-5)
-    assert list(tmp_path.iterdir()) == []

@@ -159,8 +159,8 @@ class TorchReducer(Reducer):
             collective(*args, **kwargs)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            # Where it happened in PyTorch's sources is of no use to whoever reads the line.
-            reason = reason.rpartition("] ")[2] or reason
+            # Where it happened in PyTorch's sources, and its good wishes, are of no use to whoever reads the line.
+            reason = (reason.rpartition("] ")[2] or reason).partition(". ")[0]
             lost = f"process {self.rank} of {self.size}: another process has ended or cannot be reached ({reason})"
             raise LostProcessError(f"{lost}; what was done is kept, and --resume goes on from it") from error
 
