@@ -19,13 +19,15 @@ from pyjuice_lvd.circuit.devices import usable, use_device
 from pyjuice_lvd.circuit.reduce import Reducer, spread
 from pyjuice_lvd.data.features import read_features
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
-from pyjuice_lvd.data.splits import Splits, digest_of
+from pyjuice_lvd.data.source import Array
+from pyjuice_lvd.data.splits import Splits
 from pyjuice_lvd.distributed import processes, restarted, start_together
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import json_text, write_json
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.large import by_blocks, digest_of
 from pyjuice_lvd.learn.features import about as about_features
 from pyjuice_lvd.learn.features import as_features, of_images
 from pyjuice_lvd.learn.sizes import check_categories, check_fit
@@ -294,9 +296,13 @@ def _learn_baseline(
     return model, {}
 
 
+def _modelled(model: DensityModel, part: Array) -> Array:
+    return by_blocks(len(part), lambda rows: model.modelled(part[rows]), max(1, part[:1].nbytes))
+
+
 def _result(model: DensityModel, splits: Splits, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Measure the model on the test set, beside the factorised one."""
-    train, valid, test = (model.modelled(part) for part in (splits.train, splits.valid, splits.test))
+    train, valid, test = (_modelled(model, part) for part in (splits.train, splits.valid, splits.test))
     scores = spread(len(splits.test), lambda rows: model.score_samples(splits.test[rows], progress=progress))
     return {
         "method": settings.method,

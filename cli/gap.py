@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyjuice_lvd.circuit.devices import use_device
+from pyjuice_lvd.circuit.reduce import current
 from pyjuice_lvd.data.load import load_data
-from pyjuice_lvd.data.splits import digest_of
+from pyjuice_lvd.distributed import processes
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.formats import json_text, read_arrays, write_json
+from pyjuice_lvd.large import digest_of
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.shapes import ShapeModel
 from pyjuice_lvd.progress import Progress, make_progress
@@ -51,8 +53,17 @@ def gap(
     The first `gap` of a run takes the DATA that it was fitted on: it learns a prior over the teacher's codes from the
     training images, and keeps it in RUN. The figures are kept as RUN/gap.json, for `report`.
     """
-    started = time.monotonic()
-    progress = make_progress(quiet)
+    with processes(start=False) as reducer:
+        result = _measured(run, data, output, threads, device, make_progress(quiet or reducer.rank > 0))
+        if reducer.rank == 0:
+            click.echo(json_text(result) if as_json else _summary(result))
+
+
+def _measured(
+    run: Path, data: str, output: Path | None, threads: int | None, device: str | None, progress: Progress
+) -> dict[str, Any]:
+    """Measure, and keep figures and picture, which the first of the processes that share the work does."""
+    started, first = time.monotonic(), current().rank == 0
     opened = Run.open(run)
     directory, settings = opened.directory, opened.settings
     picture = directory / names.GAP_PICTURE if output is None else output
@@ -64,7 +75,7 @@ def gap(
             f"{run}: learned from features of another encoder, so it has no teacher, whose ELBO is the first of the "
             "three; wanted a run without --features"
         )
-    for file in (picture, directory / names.GAP):
+    for file in (picture, directory / names.GAP) if first else ():
         check_writable(file)
     test = opened.test_data(data, progress)
     images = test.data
@@ -83,7 +94,6 @@ def gap(
     with use_device(device or settings.device):
         measured = measure_gap(model, teacher, bounds, images, progress=progress)
     of = opened.protocol(model)
-    plot_gap(picture, measured, protocol_text(of))
     result = {
         "method": opened.method,
         **measured.figures(),
@@ -93,8 +103,10 @@ def gap(
         "picture": str(picture),
         "seconds": time.monotonic() - started,
     }
-    write_json(directory / names.GAP, result)
-    click.echo(json_text(result) if as_json else _summary(result))
+    if first:
+        plot_gap(picture, measured, protocol_text(of))
+        write_json(directory / names.GAP, result)
+    return result
 
 
 def _learn_bounds(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+
+from pyjuice_lvd.large import blocks, by_blocks, renumbered, take
 
 # K-means sees at most this many features; the others join the nearest centre. Centres move little beyond it.
 _FEATURES_SEEN = 200_000
@@ -19,7 +22,7 @@ def kmeans(h: npt.NDArray[np.float32], clusters: int, seed: int, seen: int = _FE
     if clusters == 1:
         return np.zeros(len(h), np.int32)
     nearest = _nearest(h, min(clusters, len(h)), "k-means++", seed, seen)
-    return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
+    return renumbered(nearest)[1]
 
 
 def divide(
@@ -52,13 +55,11 @@ def divide(
     from scipy.optimize import linear_sum_assignment  # where it is used: HCLTs start without it
 
     old = np.unique(labels)
-    centres = np.stack([h[labels == label].mean(axis=0, dtype=np.float64) for label in old])
+    centres = means_of(h, labels, old)
     rng = np.random.default_rng(seed)
     for _ in range(min(extra, len(h) - len(old))):
         # As K-means++ does: with probability in proportion to the squared distance.
-        distance = np.min([((h - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
-        # Features that differ from their mean by rounding alone are all the same.
-        distance[distance <= 1e-10 * (h**2).sum(axis=1)] = 0
+        distance = by_blocks(len(h), partial(_distances, h, centres), 8 * h.shape[1])
         if not distance.any():
             break
         centres = np.vstack([centres, h[rng.choice(len(h), p=distance / distance.sum())]])
@@ -85,9 +86,35 @@ def _nearest(
 
     seen, seed = h, seed % 2**32  # scikit-learn knows no others
     if len(h) > limit:
-        seen = h[np.sort(np.random.default_rng(seed).choice(len(h), limit, replace=False))]
+        seen = take(h, np.sort(np.random.default_rng(seed).choice(len(h), limit, replace=False)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: some stay empty
         model = KMeans(clusters, init=start, n_init=1, random_state=seed).fit(seen)
-    nearest: npt.NDArray[np.int32] = model.labels_ if seen is h else model.predict(h)
-    return nearest
+    if seen is h:
+        nearest: npt.NDArray[np.int32] = model.labels_
+        return nearest
+    return by_blocks(len(h), lambda rows: model.predict(h[rows]), 4 * h.shape[1])
+
+
+def means_of(
+    h: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], which: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """Give the mean of the features, float32 (n, D), with each of some labels: float64 (labels, D)."""
+    totals, count = np.zeros((len(which), h.shape[1])), np.zeros((len(which), 1))
+    for rows in blocks(len(h), 4 * h.shape[1]):
+        for number, label in enumerate(which):
+            own = h[rows][labels[rows] == label]
+            totals[number] += own.sum(axis=0, dtype=np.float64)
+            count[number] += len(own)
+    means: npt.NDArray[np.float64] = totals / count
+    return means
+
+
+def _distances(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64]:
+    """Give the squared distance of some features to the nearest of the centres."""
+    own = h[rows]
+    distance = np.min([((own - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
+    # Features that differ from their mean by rounding alone are all the same.
+    distance[distance <= 1e-10 * (own**2).sum(axis=1)] = 0
+    found: npt.NDArray[np.float64] = distance
+    return found

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,13 @@ _LONG = ("test_julia_package.py", "test_distributed.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files before the others."""
     items.sort(key=lambda item: item.path.name not in _LONG)
+
+
+@pytest.fixture
+def in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make all arrays large, and blocks small; gives the cache folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LVD_CACHE", str(folder))
+    monkeypatch.setattr("pyjuice_lvd.large.LARGE", 1)
+    monkeypatch.setattr("pyjuice_lvd.large.BLOCK", 600)
+    return folder

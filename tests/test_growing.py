@@ -1,5 +1,7 @@
 """Progressive growing: clusters that only the circuits can tell, the definitions of its steps, and hard cases."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,13 @@ import numpy.typing as npt
 import pytest
 
 from pyjuice_lvd import Circuit
+from pyjuice_lvd.circuit.reduce import Reducer, using
 from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.learn.growing import one_shot, pick, progressive_growing, relabel
+from pyjuice_lvd.learn.growing import Grown, one_shot, pick, progressive_growing, relabel
+from pyjuice_lvd.learn.pieces import Pieces
+from pyjuice_lvd.learn.pipeline import _learn_circuits, _Work
+from pyjuice_lvd.progress import SILENT
 from pyjuice_lvd.settings import CircuitSettings, GrowingSettings, resolve
 
 CATS = 8
@@ -71,12 +77,16 @@ def test_a_circuit_that_would_lose_few_edges_keeps_them_all(monkeypatch: pytest.
     assert pruned()[0] == 0
 
 
-def test_the_same_seed_gives_the_same_circuit() -> None:
+def test_the_same_seed_gives_the_same_circuit(request: pytest.FixtureRequest) -> None:
     x, h, _ = clusters(200)
-    first, again, other = (
-        progressive_growing(x, h, num_heads=3, num_cats=CATS, circuit=EM, growing=GrowingSettings(**SHORT), seed=seed)
-        for seed in (1, 1, 2)
-    )
+
+    def grown(seed: int) -> Grown:
+        own = GrowingSettings(**SHORT)
+        return progressive_growing(x, h, num_heads=3, num_cats=CATS, circuit=EM, growing=own, seed=seed)
+
+    first, other = grown(1), grown(2)
+    request.getfixturevalue("in_blocks")  # which changes nothing
+    again = grown(1)
     np.testing.assert_array_equal(first.labels, again.labels)
     for mine, yours in zip(first.circuit.parameters(), again.circuit.parameters(), strict=True):
         np.testing.assert_array_equal(mine, yours)
@@ -252,3 +262,40 @@ def test_bad_input_is_named(x: Any, h: Any, heads: int, message: str) -> None:
     with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
         progressive_growing(x, h, num_heads=heads)
     assert message in str(caught.value)
+
+
+class OneOfTwo(Reducer):
+    """Process 1 of two writes down what it says; process 0 then hears that. Nobody else is there."""
+
+    def __init__(self, rank: int, said: list[Mapping[str, npt.NDArray[Any]]]) -> None:
+        self.rank, self.size, self._said = rank, 2, said
+
+    def merged(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        if self.rank == 1:
+            self._said.append(arrays)
+            return dict(arrays)
+        return {**arrays, **self._said.pop(0)}
+
+
+def test_processes_grow_the_circuits_that_one_does() -> None:
+    x, h, _ = clusters(300)
+    settings = resolve(
+        assignments=["clusters.inner=2", "circuit.latents=3", "circuit.epochs=4", "circuit.batch_size=64",
+                     "growing.epochs=4"],
+    )  # fmt: skip
+    members = {cluster: np.arange(cluster, 300, 2) for cluster in (0, 1)}
+    own, shared, said = list[Any](), list[Any](), list[Any]()
+    alone = _Work(settings, Pieces(None, settings), own.append, SILENT)
+    together = replace(alone, record=shared.append)
+    wanted = {c: grown for c, rows in members.items() for grown in _learn_circuits({c: rows}, x, h, alone).values()}
+    with using(OneOfTwo(1, said)), pytest.raises(KeyError):  # what process 0 has learned, nobody tells it
+        _learn_circuits(members, x, h, together)
+    with using(OneOfTwo(0, said)):
+        found = _learn_circuits(members, x, h, together)
+    assert said == []
+    for c, grown in wanted.items():
+        assert found[c].circuit.num_heads == grown.circuit.num_heads == 2
+        np.testing.assert_array_equal(found[c].labels, grown.labels)
+        scores = (each.circuit.log_likelihood(x, head="all") for each in (found[c], grown))
+        np.testing.assert_array_equal(*scores)
+    assert [(entry["cluster"], entry["edges"]) for entry in shared] == [(e["cluster"], e["edges"]) for e in own]

@@ -43,6 +43,13 @@ def settings(*more: str) -> Settings:
     return resolve(method="lvd", assignments=[*SMALL, "offsets.steps=[8]", *more])
 
 
+@pytest.fixture(params=["whole", "in blocks"])
+def whole_or_not(request: pytest.FixtureRequest) -> None:
+    if request.param == "in blocks":
+        request.getfixturevalue("in_blocks")
+
+
+@pytest.mark.usefixtures("whole_or_not")
 def test_offsets_are_the_nearest_and_residuals_put_back() -> None:
     x = np.random.default_rng(0).integers(0, 256, (5, 3, 12), np.uint8)
     patches = Patches.of(x, (8, 256, 32))
@@ -55,6 +62,7 @@ def test_offsets_are_the_nearest_and_residuals_put_back() -> None:
     np.testing.assert_array_equal((patches.residuals.reshape(5, 3, 4, 3) + shift).reshape(x.shape), x)
 
 
+@pytest.mark.usefixtures("whole_or_not")
 def test_what_means_say_is_taken_out_of_features() -> None:
     rng = np.random.default_rng(1)
     patches = Patches.of(rng.integers(0, 256, (50, 3, 12), np.uint8), (8, 8, 8))

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "cli", "", "estimators", "bench", "report", "learn", "evaluate", "models", "codec", "teacher", "data",
-    "distributed", "circuit", "settings", "files", "versions", "julia", "clustering", "checks", "memory", "progress",
-    "seeds", "shares", "units", "errors",
+    "distributed", "circuit", "settings", "files", "versions", "julia", "clustering", "large", "checks", "memory",
+    "progress", "seeds", "shares", "units", "errors",
 )  # fmt: skip
 """From the top; "" is the package itself, which names what users import."""
 

@@ -35,6 +35,7 @@ from pyjuice_lvd.circuit.rows import (
 )
 from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import empty
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.settings.choices import STARTS
 
@@ -121,7 +122,8 @@ def chow_liu_parents(
 ) -> npt.NDArray[np.int64]:
     """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root."""
     reducer = current()
-    job = julia.call("mutual_information_job", X, mask, num_cats, float(pseudocount))
+    columns = empty((X.shape[1], X.shape[0]), np.uint32)
+    job = julia.call("mutual_information_job", X, mask, num_cats, float(pseudocount), columns)
     julia.call("share_out!", job, reducer.rank + 1, reducer.size)
     with progress.stage("mutual information", total=X.shape[1], unit="variables") as stage:
         done = False

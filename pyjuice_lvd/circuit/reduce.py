@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError, LVDJuiceError
+from pyjuice_lvd.large import by_blocks, empty
 
 if TYPE_CHECKING:
     import torch
@@ -158,8 +159,8 @@ class TorchReducer(Reducer):
             collective(*args, **kwargs)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            # Where it happened in PyTorch's sources is of no use to whoever reads the line.
-            reason = reason.rpartition("] ")[2] or reason
+            # Where it happened in PyTorch's sources, and its good wishes, are of no use to whoever reads the line.
+            reason = (reason.rpartition("] ")[2] or reason).partition(". ")[0]
             lost = f"process {self.rank} of {self.size}: another process has ended or cannot be reached ({reason})"
             raise LostProcessError(f"{lost}; what was done is kept, and --resume goes on from it") from error
 
@@ -195,18 +196,23 @@ def alone() -> Any:
     return using(_ALONE)
 
 
-def spread(n: int, score: Callable[[slice], Array], unit: int = 1) -> Array:
+def spread(n: int, score: Callable[[slice], Array], unit: int = 1, row: int = 0) -> Array:
     """Give `score` of n rows: each process does that of its own part, and has the others' from them, in order.
 
-    What is scored together in units of rows, and might round otherwise in other company, stays together.
+    What is scored together in units of rows, and might round otherwise in other company, stays together. Where rows
+    take so many bytes, `row`, while they are scored, that is done in blocks, and what is found may be `large`.
     """
     reducer = current()
-    if reducer.size == 1:
-        return score(slice(0, n))
-    part = reducer.part(n, unit)
-    with alone():
-        mine = score(part) if part.stop > part.start else None
-    return reducer.gather(mine)
+
+    def together(rows: slice) -> Array:
+        if reducer.size == 1:
+            return score(rows)
+        part = reducer.part(rows.stop - rows.start, unit)
+        with alone():
+            mine = score(slice(rows.start + part.start, rows.start + part.stop)) if part.stop > part.start else None
+        return reducer.gather(mine)
+
+    return by_blocks(n, together, row, unit * reducer.size) if row else together(slice(0, n))
 
 
 def on_first(compute: Callable[[], Array]) -> Array:
@@ -220,7 +226,7 @@ def on_first(compute: Callable[[], Array]) -> Array:
             found = np.ascontiguousarray(compute())
         about = json.dumps([found.dtype.str, found.shape]).encode()
     dtype, shape = json.loads(reducer.broadcast_bytes(about))
-    told: Array = np.empty(shape, dtype) if found is None else found
+    told: Array = empty(tuple(shape), dtype) if found is None else found
     reducer.broadcast(told.reshape(-1).view(np.uint8))
     return told
 

@@ -117,7 +117,9 @@ def which_head(head: int | Literal["all"], num_heads: int) -> int:
 
 def as_weights(weights: npt.ArrayLike | None, n: int, name: str = "weights") -> npt.NDArray[np.float32]:
     """Check that `weights` are numbers (n,), each 0 or of a size that single precision adds up; None is 1 for each."""
-    array = _numbers(np.ones(n) if weights is None else weights, n, name)
+    if weights is None:
+        return np.ones(n, np.float32)
+    array = _numbers(weights, n, name)
     with np.errstate(over="ignore"):
         single = array.astype(np.float32)  # in which the limits are above or below themselves, and allowed
     wrong = ~((array == 0) | ((single >= np.float32(_LEAST_WEIGHT)) & (single <= np.float32(_MOST_WEIGHT))))

@@ -15,6 +15,7 @@ import numpy as np
 
 from pyjuice_lvd.data.source import Source, UInt8, not_read, others_in
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import joined
 
 _PIXELS = 3 * 32 * 32
 _COMPANIONS = {"batches.meta", "batches.meta.txt", "readme.html"}  # of the batches, and without images
@@ -39,7 +40,7 @@ def read_cifar_folder(folder: Path) -> Source:
         flat = (_read_binary_batch if binary else _read_python_batch)(folder / match.string)
         images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         batches.setdefault("test" if match["split"] == "test_batch" else "train", []).append(images)
-    parts = {split: np.ascontiguousarray(np.concatenate(images)) for split, images in batches.items()}
+    parts = {split: joined(images) for split, images in batches.items()}
     others = set(others_in(folder, (folder / match.string for match in read))) - _COMPANIONS
     return Source(str(folder), dict(parts), "by CIFAR-10's own batches", notes=not_read(others))
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from pyjuice_lvd.data.decoded import Block, decoded
 from pyjuice_lvd.data.reading import check_unpacked, reading
 from pyjuice_lvd.data.source import Source, UInt8, meant_split, not_read
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import atomic_folder, naming
+from pyjuice_lvd.large import BLOCK
 from pyjuice_lvd.settings.choices import SPLITS
+from pyjuice_lvd.shares import shares
+
+_GREY = ("1", "L", "LA")
+"""Pillow's modes of images without colour."""
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -30,36 +39,58 @@ def read_image_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
     if not names:
         raise InputError(f"{folder}: found no image files, wanted some of {', '.join(IMAGE_SUFFIXES)}")
     split_of = _splits(folder, names)
-    images: list[UInt8] = []
+    shapes: list[tuple[int, int, int]] = []
     packed = unpacked = 0
     for name in names:
         path = folder / name
-        images.append(read_image_file(path, crop))
-        if images[-1].shape[:2] != images[0].shape[:2]:
-            wanted = f"{sides(images[0].shape)} as in {names[0]} (or a crop)"
-            raise InputError(f"{path}: found {sides(images[-1].shape)}, wanted {wanted}")
-        packed, unpacked = packed + path.stat().st_size, unpacked + images[-1].nbytes
+        shapes.append(_shape(path, crop))
+        if shapes[-1][:2] != shapes[0][:2]:
+            wanted = f"{sides(shapes[0])} as in {names[0]} (or a crop)"
+            raise InputError(f"{path}: found {sides(shapes[-1])}, wanted {wanted}")
+        packed, unpacked = packed + path.stat().st_size, unpacked + math.prod(shapes[-1])
         check_unpacked(folder, unpacked, packed)
-    shape = (*images[0].shape[:2], max(image.shape[2] for image in images))
-    parts = {}
+    shape = (*shapes[0][:2], max(channels for *_, channels in shapes))
+    blocks, files = [], [folder / name for name in names]
     for split in ("all", *SPLITS):
-        members = [image for image, name in zip(images, names, strict=True) if split_of[name] == split]
-        if members:
-            parts[split] = np.empty((len(members), *shape), np.uint8)
-            for row, image in zip(parts[split], members, strict=True):
-                row[...] = image  # a grey image among coloured ones gives all three channels its value
+        members = [path for path, name in zip(files, names, strict=True) if split_of[name] == split]
+        for part in shares(len(members), math.prod(shape), BLOCK):
+            blocks.append(Block(split, part.stop - part.start, partial(_read_block, members[part], crop, shape)))
+    parts = decoded(folder, files, blocks, shape)
     how = "" if "all" in parts else f"by its folders {', '.join(parts)}"
     notes = not_read(set(found) - set(names)) + not_read(loops, "link back to a folder above")
     return Source(str(folder), parts, how, notes=notes)
 
 
-def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
-    """Read one image: uint8 (H, W, 1) if it is grey and (H, W, 3) otherwise, as stored; transparency is dropped."""
+def _read_block(paths: list[Path], crop: tuple[int, int] | None, shape: tuple[int, ...]) -> UInt8:
+    """Read images; a grey one among coloured ones gives all three channels its value."""
+    images = np.empty((len(paths), *shape), np.uint8)
+    for row, path in zip(images, paths, strict=True):
+        row[...] = read_image_file(path, crop)
+    return images
+
+
+def _shape(path: Path, crop: tuple[int, int] | None) -> tuple[int, int, int]:
+    """Say what shape `read_image_file` gives an image, from its header."""
+    with _opened(path) as image:
+        height, width, channels = image.height, image.width, 1 if image.mode in _GREY else 3
+    if crop is not None and (height < crop[0] or width < crop[1]):
+        raise InputError(f"{path}: found {height}x{width}, wanted at least the crop's {sides(crop)}")
+    return (height, width, channels) if crop is None else (*crop, channels)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own measure of what is too large, and of odd metadata
         with Image.open(path) as image:
             check_unpacked(path, image.width * image.height * len(image.getbands()), path.stat().st_size)
-            pixels = _pixels(path, image)
+            yield image
+
+
+def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
+    """Read one image: uint8 (H, W, 1) if it is grey and (H, W, 3) otherwise, as stored; transparency is dropped."""
+    with _opened(path) as image:
+        pixels = _pixels(path, image)
     if crop is None:
         return pixels
     if pixels.shape[0] < crop[0] or pixels.shape[1] < crop[1]:
@@ -86,7 +117,7 @@ def _pixels(path: Path, image: ImageFile) -> UInt8:
     raw_modes = [str(tile[3]) for tile in image.tile] if image.format in ("PNG", "TIFF") else []
     if image.mode[0] in "IF" or any(";16" in mode for mode in raw_modes):
         raise InputError(f"{path}: found pixels of more than 8 bits (mode {image.mode}), wanted 8-bit grey or RGB")
-    if image.mode in ("1", "L", "LA"):
+    if image.mode in _GREY:
         return np.asarray(image.convert("L"))[..., None]
     if "transparency" in image.info:  # a palette with transparency loses it by way of RGBA
         return np.asarray(image.convert("RGBA").convert("RGB"))

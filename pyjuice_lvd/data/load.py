@@ -13,6 +13,7 @@ from pyjuice_lvd.data.sources import read_source
 from pyjuice_lvd.data.splits import Splits, TestPart, noun, split_source, test_part
 from pyjuice_lvd.data.table_files import tables_of
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import contiguous, joined
 from pyjuice_lvd.settings.choices import BASELINES
 
 IMAGE_CATEGORIES = 256
@@ -80,7 +81,7 @@ def load_all_data(
     """
     source = _read(data, method, crop, size)
     parts = list(source.parts.values())
-    whole = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    whole = contiguous(parts[0]) if len(parts) == 1 else joined(parts)
     named = "" if len(parts) == 1 else f": {', '.join(f'{len(part)} {split}' for split, part in source.parts.items())}"
     return TestPart(whole, f"all {len(whole)} {noun(whole)} of {source.name}{named}", source.columns, source.notes)
 

@@ -6,11 +6,12 @@ import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pyjuice_lvd import large
 from pyjuice_lvd.data.reading import check_unpacked, reading
 from pyjuice_lvd.errors import InputError
 
@@ -27,7 +28,7 @@ def read_npy(path: Path) -> Array:
         size = path.stat().st_size
         if not size:
             raise InputError(f"{path}: found an empty file, wanted an array")
-        return _array(path, file, size)
+        return _array(path, file, size) if size < large.LARGE else _mapped(path, file, size)
 
 
 class Npz:
@@ -61,6 +62,14 @@ class Npz:
         """Say what shape an array has, from its header alone."""
         with reading(self.path), self._opened(key) as file:
             return _header(self.path, file)[0]
+
+    def about(self, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Say what shape and dtype an array has, which must be all there, from its header and its size."""
+        size = self._members[key].file_size
+        check_unpacked(self.path, size, self.path.stat().st_size)
+        with reading(self.path), self._opened(key) as file:
+            shape, _, dtype = _whole(self.path, file, size)
+        return shape, dtype
 
     def read(self, keys: Mapping[str, str] | Iterable[str]) -> dict[str, Array]:
         """Read some of the arrays, by names (the mapping's) for keys; together they must not unpack to too much."""
@@ -96,15 +105,18 @@ def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtyp
     return shape, fortran, dtype
 
 
+def _mapped(path: Path, file: IO[bytes], size: int) -> Array:
+    """Map the array of a `.npy` file: its pages come and go; what is written to them is ours alone."""
+    shape, fortran, dtype = _whole(path, file, size)
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    return np.asarray(np.memmap(path, dtype, "c", file.tell(), shape, order))
+
+
 def _array(path: Path, file: IO[bytes], size: int) -> Array:
     """Read an array from a file of `size` bytes, unpacked."""
-    shape, fortran, dtype = _header(path, file)
-    wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if wanted != there:
-        raise InputError(
-            f"{path}: cannot be read (damaged: {there:,} bytes of values, where {dtype} {shape} has {wanted:,})"
-        )
-    flat = np.empty(math.prod(shape), dtype)
+    shape, fortran, dtype = _whole(path, file, size)
+    wanted = math.prod(shape) * dtype.itemsize
+    flat = large.empty(math.prod(shape), dtype)
     view, filled = memoryview(flat.view(np.uint8)), 0  # type: ignore[arg-type]
     while filled < wanted:
         part = file.read(min(_CHUNK, wanted - filled))
@@ -114,3 +126,14 @@ def _array(path: Path, file: IO[bytes], size: int) -> Array:
         filled += len(part)
     file.read(1)  # at its end, a zip file's checksum is compared
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+def _whole(path: Path, file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what comes before an array's values in a file of `size` bytes, which must be all there."""
+    shape, fortran, dtype = _header(path, file)
+    wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if wanted != there:
+        raise InputError(
+            f"{path}: cannot be read (damaged: {there:,} bytes of values, where {dtype} {shape} has {wanted:,})"
+        )
+    return shape, fortran, dtype

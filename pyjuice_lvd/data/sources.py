@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pyjuice_lvd.checks import require
 from pyjuice_lvd.data.cifar import is_cifar_folder, read_cifar_folder
-from pyjuice_lvd.data.image_files import read_image_folder, sides
+from pyjuice_lvd.data.decoded import Block, decoded
+from pyjuice_lvd.data.image_files import read_image_folder
 from pyjuice_lvd.data.numpy_files import Npz, read_npy
 from pyjuice_lvd.data.reading import reading
-from pyjuice_lvd.data.source import Array, Source, UInt8, meant_split, not_read, others_in
+from pyjuice_lvd.data.source import Source, UInt8, meant_split, not_read, others_in
 from pyjuice_lvd.data.table_files import is_debd_folder, read_csv, read_debd_folder
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings.choices import PHOTO_SIZES, SPLITS
@@ -120,38 +122,38 @@ def _read_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
 
 def _read_imagenet_folder(folder: Path) -> Source:
     """Read shards of downsampled ImageNet; its validation set is the test set, as everywhere in the literature."""
-    parts: dict[str, Array] = {}
-    read: set[Path] = set()
+    shards: list[tuple[str, Path, int, int]] = []
     for split, pattern in (("train", "train_data*.npz"), ("test", "val_data*.npz")):
         # Shorter names first: train_data_batch_2 comes before train_data_batch_10.
         paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
-        shards = [_read_imagenet_shard(path) for path in paths]
-        read.update(paths)
-        if not shards:
-            continue
-        for path, shard in zip(paths, shards, strict=True):
-            if shard.shape[1:] != shards[0].shape[1:]:
-                found, wanted = (sides(images.shape[1:]) for images in (shard, shards[0]))
-                raise InputError(f"{path}: found images of {found}, wanted {wanted} as in {paths[0].name}")
-        images = np.empty((sum(map(len, shards)), *shards[0].shape[1:]), np.uint8)
-        start = 0
-        while shards:  # each shard is freed once copied: the data are in memory once, not twice
-            shard = shards.pop(0)
-            images[start : start + len(shard)] = shard
-            start += len(shard)
-        parts[split] = images
-    if not parts:
+        shards += [(split, path, *_imagenet_shape(path)) for path in paths]
+    if not shards:
         raise InputError(f"{folder}: found .npz files, but none named train_data_batch_N.npz or val_data.npz")
+    side = shards[0][3]
+    for _, path, _, other in shards:
+        if other != side:
+            raise InputError(f"{path}: found images of {other}x{other}, wanted {side}x{side} as in {shards[0][1].name}")
+    blocks = [Block(split, images, partial(_read_imagenet_shard, path)) for split, path, images, _ in shards]
+    read = [path for _, path, *_ in shards]
+    parts = decoded(folder, read, blocks, (side, side, 3))
     note = " (its validation set is the test set)" if "test" in parts else ""
     return Source(str(folder), parts, f"by ImageNet's own shards{note}", notes=not_read(others_in(folder, read)))
 
 
-def _read_imagenet_shard(path: Path) -> UInt8:
+def _imagenet_shape(path: Path) -> tuple[int, int]:
+    """Say how many images a shard has, and how long their sides are, from its header."""
     with Npz(path) as archive:
         if "data" not in archive.keys:
             raise InputError(f"{path}: found keys {', '.join(archive.keys) or 'none'}, wanted `data`")
+        shape, dtype = archive.about("data")
+    side = math.isqrt(shape[-1] // 3) if len(shape) == 2 else 0
+    if dtype != np.uint8 or len(shape) != 2 or shape[1] != 3 * side * side or side == 0:
+        raise InputError(f"{path}: found `data` of {dtype} {shape}, wanted uint8 (N, 3*S*S), channel first")
+    return shape[0], side
+
+
+def _read_imagenet_shard(path: Path) -> UInt8:
+    with Npz(path) as archive:
         flat = archive.read(["data"])["data"]
-    side = math.isqrt(flat.shape[-1] // 3) if flat.ndim == 2 else 0
-    if flat.dtype != np.uint8 or flat.ndim != 2 or flat.shape[1] != 3 * side * side or side == 0:
-        raise InputError(f"{path}: found `data` of {flat.dtype} {flat.shape}, wanted uint8 (N, 3*S*S), channel first")
+    side = math.isqrt(flat.shape[1] // 3)
     return flat.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)

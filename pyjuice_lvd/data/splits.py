@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.data.source import Array, Source
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import contiguous, digest_of, take
 from pyjuice_lvd.settings.choices import SPLITS
 
 
@@ -65,10 +65,10 @@ def split_source(source: Source, seed: int, valid_fraction: float, test_fraction
     if counts:
         order = np.random.default_rng(seed).permutation(len(pool))
         *taken, train_rows = np.split(order, np.cumsum(list(counts.values())))
-        parts |= {split: pool[rows] for split, rows in zip(counts, taken, strict=True)}
-        parts["train"] = pool[train_rows]
+        parts |= {split: take(pool, rows) for split, rows in zip(counts, taken, strict=True)}
+        parts["train"] = take(pool, train_rows)
         how.append(f"{_listed(counts)} of {len(pool)} {noun(pool)} by seed {seed}, the rest train")
-    train, valid, test = (np.ascontiguousarray(parts[split]) for split in SPLITS)
+    train, valid, test = (contiguous(parts[split]) for split in SPLITS)
     digest = digest_of(pool) if "test" in counts else ""
     return Splits(
         train, valid, test, source.name, "; ".join(how), digest, source.columns, source.notes, len(pool), train_rows
@@ -88,16 +88,9 @@ def test_part(source: Source, digest: str, seed: int, valid_fraction: float, tes
     pool = _pool(source)
     if digest_of(pool) != digest:
         which = f"all {len(pool)} {noun(pool)} of {source.name}"
-        return TestPart(np.ascontiguousarray(pool), which, source.columns, source.notes)
+        return TestPart(contiguous(pool), which, source.columns, source.notes)
     splits = split_source(source, seed, valid_fraction, test_fraction)
     return TestPart(splits.test, splits.how, source.columns, source.notes)
-
-
-def digest_of(data: Array) -> str:
-    """Return the SHA-256 of an array, as hexadecimal digits: by it the data are known again."""
-    digest = hashlib.sha256(repr(data.shape).encode())
-    digest.update(np.ascontiguousarray(data).data)
-    return digest.hexdigest()
 
 
 def noun(data: Array) -> str:

@@ -21,6 +21,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_json, read_toml, write_json, write_toml
 from pyjuice_lvd.files.run import RunDirectory
+from pyjuice_lvd.large import take
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import Settings, kept, resolve, restored
@@ -279,7 +280,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def _set_apart(self, data: Array) -> tuple[Array, Array]:
         """Take, by seed, the validation part out of checked data: (train, valid)."""
         train, valid = self._parts(len(data))
-        return data[train], data[valid]
+        return take(data, train), take(data, valid)
 
     def _parts(self, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Say which of n rows are to learn from and which to stop early by."""

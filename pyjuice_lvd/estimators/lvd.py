@@ -15,6 +15,7 @@ from pyjuice_lvd.circuit.devices import use_device
 from pyjuice_lvd.estimators.base import DensityEstimator, RandomState, model_folder, seed_of
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_table, write_json
+from pyjuice_lvd.large import take
 from pyjuice_lvd.learn.features import about, as_features, of_images
 from pyjuice_lvd.learn.pipeline import distill
 from pyjuice_lvd.models.joint import JointModel
@@ -102,7 +103,7 @@ class LVDPG(DensityEstimator):
         if self.settings_.threads:
             torch.set_num_threads(self.settings_.threads)
         with use_device(self.settings_.device):
-            learned = distill(data[train], data[valid], self.settings_, features=own, progress=self._shown)
+            learned = distill(take(data, train), take(data, valid), self.settings_, features=own, progress=self._shown)
         self.model_: JointModel | ShapeModel = learned.model
         self.teacher_: Teacher | None = learned.teacher
         self.features_: dict[str, Any] | None = None if own is None else about(own)

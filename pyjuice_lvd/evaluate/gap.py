@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,15 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit, Evidence
+from pyjuice_lvd.circuit.reduce import current, spread
+from pyjuice_lvd.clustering import means_of
 from pyjuice_lvd.data.images import mirrored
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 from pyjuice_lvd.evaluate.merit import std_error
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
+from pyjuice_lvd.large import joined
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.shapes import ShapeModel
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.teacher import Teacher
+from pyjuice_lvd.teacher.teacher import BATCH_SIZE
 from pyjuice_lvd.units import bits_per_dimension
 
 Images = npt.NDArray[np.uint8]
@@ -92,13 +96,18 @@ class Bounds:
         """
         centres, mirror_images = None, False
         if outer is not None:
-            h = teacher.features(train)
+            h = _of_images(train, teacher.features)
             if mirror_images := len(outer) == 2 * len(h):
-                h = np.concatenate([h, teacher.features(mirrored(train))])
+                h = joined([h, _of_images(mirrored(train), teacher.features)])
             if outer.shape != h.shape[:2]:
                 raise InputError(f"outer: found labels {outer.shape}, wanted {h.shape[:2]} (images, positions)")
-            centres = _means(h, outer)
-        codes, held_out = (teacher.codes(images).astype(np.int32) for images in (train, valid))
+            clusters = np.arange(int(outer.max()) + 1)
+            centres = means_of(h.reshape(-1, h.shape[2]), outer.reshape(-1), clusters).astype(np.float32)
+
+        def codes_of(images: Images) -> npt.NDArray[np.int32]:
+            return teacher.codes(images).astype(np.int32)
+
+        codes, held_out = (_of_images(images, codes_of) for images in (train, valid))
         circuit = Circuit.hclt(
             codes, num_latents=_LATENTS, num_cats=teacher.settings.codes, seed=seed, progress=progress
         )
@@ -112,7 +121,7 @@ class Bounds:
             "valid_log_likelihood": float(circuit.log_likelihood(held_out).mean()),
         }
         bounds = cls(circuit, centres, about, mirror_images)
-        if folder is not None:
+        if folder is not None and current().rank == 0:
             bounds.save(folder)
             (folder / names.CODE_PRIOR_IN_TRAINING).unlink(missing_ok=True)
         return bounds
@@ -139,12 +148,9 @@ class Bounds:
         return cls(Circuit.load(folder / names.CODE_PRIOR), arrays.get("centres"), about, mirror_images)
 
 
-def _means(h: npt.NDArray[np.float32], outer: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Give the mean feature of each cluster: features (N, P, D), clusters (N, P) to (N1, D)."""
-    members = outer.ravel()
-    sums = np.stack([np.bincount(members, weights=column) for column in h.reshape(-1, h.shape[2]).T], axis=1)
-    means: npt.NDArray[np.float32] = (sums / np.bincount(members)[:, None]).astype(np.float32)
-    return means
+def _of_images(images: Images, compute: Callable[[Images], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Give what the teacher says of images, of which each process asks it about a part."""
+    return spread(len(images), lambda rows: compute(images[rows]), unit=BATCH_SIZE, row=images[:1].nbytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +246,8 @@ def measure_gap(
 ) -> Gap:
     """Measure teacher and circuits on the same images, uint8 (N, H, W, C), and the same pixels of them.
 
-    Labels are those of `assign`, or of `ShapeModel.labels`. Images of probability 0 are left out, and counted.
+    Labels are those of `assign`, or of `ShapeModel.labels`. Images of probability 0 are left out, and counted. Where
+    processes share their work, they share the images out.
 
     Raises
     ------
@@ -257,20 +264,21 @@ def measure_gap(
             "wanted a teacher of the same"
         )
     images = model.checked(images, "images")
-    if isinstance(model, ShapeModel):
-        lvd_objective = model.log_joint(images, model.labels(images, progress=progress), progress=progress)
-        log_likelihood = model.score_samples(images, progress=progress)
-    else:
-        labels = assign(model, teacher, bounds.centres, images, progress=progress)
-        lvd_objective = labels.given.sum(axis=1) + model.prior.log_likelihood(labels.z)
-        log_likelihood = labels.log_likelihood
-    return Gap(
-        reconstruction=teacher.reconstruction_nats(images),
-        codes=bounds.code_prior.log_likelihood(teacher.codes(images).astype(np.int32)),
-        lvd_objective=lvd_objective,
-        log_likelihood=log_likelihood,
-        dims=model.dims,
-    ).possible()
+
+    def measured(rows: slice) -> Nats:
+        own = images[rows]
+        if isinstance(model, ShapeModel):
+            lvd_objective = model.log_joint(own, model.labels(own, progress=progress), progress=progress)
+            log_likelihood = model.score_samples(own, progress=progress)
+        else:
+            labels = assign(model, teacher, bounds.centres, own, progress=progress)
+            lvd_objective = labels.given.sum(axis=1) + model.prior.log_likelihood(labels.z)
+            log_likelihood = labels.log_likelihood
+        codes = bounds.code_prior.log_likelihood(teacher.codes(own).astype(np.int32))
+        return np.stack([teacher.reconstruction_nats(own), codes, lvd_objective, log_likelihood], axis=1)
+
+    reconstruction, codes, lvd_objective, log_likelihood = spread(len(images), measured, unit=BATCH_SIZE).T.copy()
+    return Gap(reconstruction, codes, lvd_objective, log_likelihood, model.dims).possible()
 
 
 class Assigned(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.data.missing import missing_in
+from pyjuice_lvd.large import blocks
 from pyjuice_lvd.units import bits_per_dimension
 
 
@@ -78,12 +79,18 @@ def factorized_bpd(
     """
     tables = [part.reshape(len(part), -1) for part in (train, valid, test)]
     dims = tables[0].shape[1]
-    cells = tables[0].astype(np.intp) + num_cats * np.arange(dims)
-    counts = np.bincount(_seen(cells, tables[0]), minlength=num_cats * dims).reshape(dims, num_cats)
+    counts = np.zeros((dims, num_cats), np.int64)
+    for rows in blocks(len(tables[0]), 8 * dims):
+        cells = tables[0][rows].astype(np.intp) + num_cats * np.arange(dims)
+        counts += np.bincount(_seen(cells, tables[0][rows]), minlength=counts.size).reshape(counts.shape)
 
     def bpd(table: npt.NDArray[Any], pseudocount: float) -> float:
         bits = -np.log2((counts + pseudocount / num_cats) / (counts.sum(axis=1, keepdims=True) + pseudocount))
-        return float(_seen(bits[np.arange(dims), table], table).mean())
+        total, count = 0.0, 0
+        for rows in blocks(len(table), 8 * dims):
+            seen = _seen(bits[np.arange(dims), table[rows]], table[rows])
+            total, count = total + float(seen.sum()), count + seen.size
+        return total / count
 
     best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bpd(tables[1], pseudocount))
     return bpd(tables[2], best)

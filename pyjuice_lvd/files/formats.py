@@ -16,6 +16,16 @@ import tomli_w
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import atomic_write, check_writable
+from pyjuice_lvd.large import contiguous
+
+LARGE_FILE = 2**20
+"""Bytes from which on a file's arrays are mapped, not read."""
+
+_KINDS = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "float16": "F16", "uint32": "U32",
+    "int32": "I32", "float32": "F32", "uint64": "U64", "int64": "I64", "float64": "F64",
+}  # fmt: skip
+"""What safetensors calls numpy's types."""
 
 _TEXTS = "lvd-juice"  # the entry of a safetensors file's metadata that holds all of ours, as JSON
 
@@ -116,21 +126,31 @@ def check_arrays_file(name: str, path: object) -> None:
 def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays of numbers or Booleans, of any shape and memory order, and texts about them as safetensors."""
-    import safetensors.numpy
+    """Write arrays of numbers or Booleans, of any shape and memory order, and texts about them as safetensors.
 
-    # safetensors copies memory as it lies: an array in another order than C's would come back scrambled.
-    tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    One array goes to the file after the other: the library's `save` makes a copy of them all.
+    """
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))  # so that all of them are aligned
+    header: dict[str, Any] = {"__metadata__": {_TEXTS: json.dumps(dict(metadata), sort_keys=True)}} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + arrays[name].nbytes
+        kind = _KINDS[arrays[name].dtype.name]
+        header[name] = {"dtype": kind, "shape": arrays[name].shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as file:
-        # One entry: the library writes several in any order, and equal contents shall give equal bytes.
-        texts = {_TEXTS: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
-        file.write(safetensors.numpy.save(tensors, metadata=texts))
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = contiguous(arrays[name])
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read what `write_arrays` wrote: the arrays (C order, writable) and the metadata.
 
-    Raises InputError when the file is missing, truncated or no safetensors file.
+    Arrays of a large file are maps of it; what is written to them is the process' own. Raises InputError when the file
+    is missing, truncated or no safetensors file.
     """
     import safetensors
 
@@ -138,11 +158,27 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
             names = file.keys()
             texts = json.loads((file.metadata() or {}).get(_TEXTS, "{}"))
-            return {name: file.get_tensor(name) for name in names}, {str(key): str(texts[key]) for key in texts}
+            about = {str(key): str(texts[key]) for key in texts}
+            if Path(path).stat().st_size < LARGE_FILE:
+                return {name: file.get_tensor(name) for name in names}, about
+            return _maps(path), about
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file, wanted a safetensors file") from error
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: damaged ({_one_line(error)}), wanted a safetensors file") from error
+
+
+def _maps(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Map the arrays of a file that the library has found sound."""
+    content = np.asarray(np.memmap(path, np.uint8, "c"))
+    first = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:first].tobytes())
+    dtypes, found = {kind: name for name, kind in _KINDS.items()}, {}
+    for name, about in header.items():
+        if name != "__metadata__":
+            start, end = about["data_offsets"]
+            found[name] = content[first + start : first + end].view(dtypes[about["dtype"]]).reshape(about["shape"])
+    return found
 
 
 def write_npy(path: str | os.PathLike[str], array: npt.NDArray[np.generic]) -> None:

@@ -21,10 +21,10 @@ from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.columns import Column
 from pyjuice_lvd.data.missing import missing_in
-from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.large import by_blocks, digest_of
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.searching import choose, is_open
 from pyjuice_lvd.learn.sizes import check_fit
@@ -150,7 +150,8 @@ def _inputs(own: _Own, num_cats: int, columns: Sequence[Column] | None) -> dict[
 def _rows(data: Array, settings: Settings) -> Table:
     if data.ndim == 2:
         return data
-    return color_transform(settings.data.color, data.shape[3]).forward(data).reshape(len(data), -1)
+    forward = color_transform(settings.data.color, data.shape[3]).forward
+    return by_blocks(len(data), lambda rows: forward(data[rows]), data[0].nbytes).reshape(len(data), -1)
 
 
 def _structure(

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.data.patches import position_grid
-from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import digest_of, take
 from pyjuice_lvd.settings import Settings
 
 Float32 = npt.NDArray[np.float32]
@@ -49,7 +49,7 @@ def as_features(
 def of_images(features: Float32, chosen: npt.NDArray[np.integer], count: int) -> Float32:
     """Give the features of some of `count` images, and of their mirror images where there are such."""
     rows = np.concatenate([chosen + first for first in range(0, len(features), count)])
-    return np.take(features, rows, axis=0)
+    return take(features, rows)
 
 
 def settings_for(features: Float32, images: int, settings: Settings) -> Settings:

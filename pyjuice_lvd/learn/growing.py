@@ -15,6 +15,7 @@ from pyjuice_lvd.circuit.rows import Table, as_table
 from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.large import blocks, by_blocks, contiguous, counts, renumbered, take
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.settings import CircuitSettings, GrowingSettings
@@ -24,6 +25,9 @@ Heads = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float64]
 """log p(x | z) in nats, (n, heads)."""
 
+
+_TOGETHER = 4096
+"""Patches that are scored together: a multiple of what the engine works on at once."""
 
 _WORTH_PRUNING = 0.1
 """Of the edges: where fewer would go, all stay, because blocks that are not dense take longer for each edge."""
@@ -140,7 +144,7 @@ def one_shot(
 
 def _weighed(pc: Circuit, labels: Heads) -> Grown:
     """The heads' prior weights are their shares of the patches."""
-    pc.head_weights = np.bincount(labels, minlength=pc.num_heads)
+    pc.head_weights = counts(labels, pc.num_heads)
     return Grown(pc, labels)
 
 
@@ -150,10 +154,12 @@ def _checked(x: npt.ArrayLike, h: npt.ArrayLike, num_heads: int) -> tuple[Table,
         raise InputError("x: found no patches, wanted at least 1")
     if features.ndim != 2 or features.dtype.kind != "f" or len(features) != len(patches):
         raise InputError(f"h: found {features.dtype} {features.shape}, wanted floats ({len(patches)}, D)")
-    if not np.isfinite(features).all():
+    if not all(np.isfinite(features[rows]).all() for rows in blocks(len(features), 4 * features.shape[1])):
         raise InputError("h: found values that are not finite")
     integer("num_heads", num_heads, least=1)
-    return patches, np.ascontiguousarray(features, np.float32)
+    if features.dtype != np.float32:
+        features = features.astype(np.float32)
+    return patches, contiguous(features)
 
 
 def _first_circuit(
@@ -192,13 +198,13 @@ def _train(
     pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, rounds: GrowingSettings, seed: int
 ) -> tuple[Circuit, Scores, dict[str, Any]]:
     """Step 1: EM on log p(x | z), and pruning; with log p(x | z) of all heads after it, and what was measured."""
-    history, rows = _em(pc, x, labels, em, seed), np.arange(len(labels))
-    before = pc.log_likelihood(x, head="all")[rows, labels]
+    history = _em(pc, x, labels, em, seed)
+    before = _own(_scores(pc, x), labels)
     pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
     if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges:
         pruned = pc
-    scores = pruned.log_likelihood(x, head="all")
-    after = scores[rows, labels]
+    scores = _scores(pruned, x)
+    after = _own(scores, labels)
     measured = {
         **_size(pruned),
         "em": history,
@@ -208,6 +214,16 @@ def _train(
         "pruning_loss": float(before.mean() - after.mean()),
     }
     return pruned, scores, measured
+
+
+def _scores(pc: Circuit, x: Table) -> Scores:
+    """log p(x | z) of all heads."""
+    return by_blocks(len(x), lambda rows: pc.log_likelihood(x[rows], head="all"), 8 * pc.num_heads, unit=_TOGETHER)
+
+
+def _own(scores: Scores, labels: Heads) -> npt.NDArray[np.float64]:
+    """log p(x | z) of each patch's head."""
+    return by_blocks(len(labels), lambda rows: scores[rows][np.arange(len(labels[rows])), labels[rows]], 24)
 
 
 def _means(scores: npt.NDArray[np.float64], labels: Heads, heads: int) -> list[float]:
@@ -233,18 +249,17 @@ def _next(
     before = pc.num_heads
     moved = relabel(scores, labels, rounds.stickiness)
     measured["moved"] = int((moved != labels).sum())
-    used, again = np.unique(moved, return_inverse=True)
-    labels = again.astype(np.int32)
+    used, labels = renumbered(moved)
     message = ""
     if len(used) < before:
         message = f"{before - len(used)} of {before} heads had no patch left, and were dropped"
-        pc, scores = pc.with_heads(used), scores[:, used]
-    own = scores[np.arange(len(labels)), labels]
+        pc, scores = pc.with_heads(used), contiguous(scores[:, used])
+    own = _own(scores, labels)
     measured["relabelled_log_likelihood"] = float(own.mean())
-    picked = pick(np.array(_means(own, labels, pc.num_heads)), np.bincount(labels), rounds.share)
+    picked = pick(np.array(_means(own, labels, pc.num_heads)), counts(labels), rounds.share)
     members = np.flatnonzero(np.isin(labels, picked))
     wanted = min(len(picked) if rounds.new_heads == "double" else 1, num_heads - pc.num_heads)
-    divided, origins = divide(h[members], labels[members], wanted, pc.num_heads, seed)
+    divided, origins = divide(take(h, members), labels[members], wanted, pc.num_heads, seed)
     measured |= {"picked": picked.tolist(), "new_heads": len(origins)}
     if pc.num_heads + len(origins) <= before:
         return None, f"{before} heads in place of {num_heads}: no more clusters can be told apart"
@@ -259,10 +274,13 @@ def relabel(scores: Scores, labels: Heads, stickiness: float = 0.0) -> Heads:
 
     `scores`: log p(x | z), float64 (n, heads). Ties go to the present head, then to the first.
     """
-    rows = np.arange(len(labels))
-    best = scores.argmax(axis=1).astype(np.int32)
-    stays = scores[rows, labels] + stickiness >= scores[rows, best]
-    return np.where(stays, labels, best).astype(np.int32)
+
+    def best(rows: slice) -> Heads:
+        found = scores[rows].argmax(axis=1).astype(np.int32)
+        stays = _own(scores[rows], labels[rows]) + stickiness >= _own(scores[rows], found)
+        return np.where(stays, labels[rows], found).astype(np.int32)
+
+    return by_blocks(len(labels), best, 8 * scores.shape[1])
 
 
 def pick(means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ from pyjuice_lvd.clustering import kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.large import blocks, by_blocks, contiguous, empty
 from pyjuice_lvd.learn.refining import refine
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.settings import Settings
@@ -42,8 +43,12 @@ class Labels:
     def values(self) -> Integers:
         """z, int32 (N, P): heads numbered through all outer clusters, 0..sum(heads) - 1."""
         first = np.concatenate([[0], np.cumsum(self.heads)[:-1]]).astype(np.int32)
-        z: Integers = first[self.outer] + self.head
-        return z
+
+        def numbered(rows: slice) -> Integers:
+            z: Integers = first[self.outer[rows]] + self.head[rows]
+            return z
+
+        return by_blocks(len(self.outer), numbered, 8 * self.outer.shape[1])
 
     def save(self, path: Path) -> None:
         """Write the labels to a safetensors file."""
@@ -58,7 +63,8 @@ class Labels:
         if outer.ndim != 2 or head.shape != outer.shape or heads.ndim != 1:
             raise InputError(f"{path}: damaged, found labels {outer.shape}, {head.shape} and {heads.shape}")
         within = outer.size and outer.min() >= 0 and outer.max() < len(heads)
-        if not within or head.min() < 0 or (head >= heads[outer]).any():
+        parts = blocks(len(outer), 8 * max(1, outer.shape[1]))
+        if not within or head.min() < 0 or any((head[rows] >= heads[outer[rows]]).any() for rows in parts):
             raise InputError(f"{path}: damaged, found labels beyond the clusters and heads that there are")
         return cls(outer, head, heads, arrays.get("candidates"))
 
@@ -88,19 +94,25 @@ def outer_clusters(
     clusters, wanted, first, ranks = settings.clusters, max(candidates, 1), 0, []
     for position in (None,) if clusters.tied else range(h.shape[1]):
         positions = slice(None) if position is None else slice(position, position + 1)
-        features = h[:, positions].reshape(-1, h.shape[2])
+        features = contiguous(h[:, positions]).reshape(-1, h.shape[2])
         own = on_first(partial(kmeans, features, clusters.outer, settings.seed))[:, None]
         if settings.refining.rounds:
             own = refine(
-                np.ascontiguousarray(x[:, positions]).reshape(-1, x.shape[2]), own[:, 0], settings.refining,
+                contiguous(x[:, positions]).reshape(-1, x.shape[2]), own[:, 0], settings.refining,
                 candidates=wanted, seed=settings.seed, record=_at_position(record, position), progress=progress,
                 name="outer clusters" if position is None else f"outer clusters of position {position}",
             )  # fmt: skip
-        ranks.append(first + own.reshape(len(h), -1, own.shape[1]))
-        first += int(own.max()) + 1
+        own += np.int32(first)
+        ranks.append(own.reshape(len(h), -1, own.shape[1]))
+        first = int(own.max()) + 1
+    if len(ranks) == 1:
+        return ranks[0]
     widest = max(own.shape[2] for own in ranks)  # positions with fewer clusters name their last candidate again
-    ranks = [np.pad(own, ((0, 0), (0, 0), (0, widest - own.shape[2])), mode="edge") for own in ranks]
-    return np.concatenate(ranks, axis=1)
+    found = empty((len(h), len(ranks), widest), np.int32)
+    for position, own in enumerate(ranks):
+        found[:, position, : own.shape[2]] = own[:, 0]
+        found[:, position, own.shape[2] :] = own[:, 0, -1:]
+    return found
 
 
 def _at_position(record: Record, position: int | None) -> Record:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import ASIDE, make_folder
 from pyjuice_lvd.files.formats import flat, read_table, write_json
+from pyjuice_lvd.large import OwnFolder
 from pyjuice_lvd.settings import Settings, kept, restored
 
 
@@ -49,8 +49,8 @@ class Pieces:
             every = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
             found = [str(path.relative_to(self.folder)) for path in every if not path.name.startswith(ASIDE)]
         else:
-            self._copies = tempfile.TemporaryDirectory(prefix="lvd-juice-")
-            self._there = Path(self._copies.name)
+            self._copies = OwnFolder()
+            self._there = self._copies.path
         for name in json.loads(reducer.broadcast_bytes(json.dumps(found).encode())):
             content = reducer.broadcast_bytes(b"" if self.folder is None else (self.folder / name).read_bytes())
             if self.folder is None and self._there is not None:

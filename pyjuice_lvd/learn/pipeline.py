@@ -19,11 +19,11 @@ from pyjuice_lvd.circuit.reduce import alone, current, spread
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.data.images import mirrored
 from pyjuice_lvd.data.patches import to_patches
-from pyjuice_lvd.data.splits import digest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import json_text, read_arrays, write_arrays, write_json
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.large import by_blocks, contiguous, counts, digest_of, empty, joined, places, take
 from pyjuice_lvd.learn.features import about, as_features, settings_for
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
@@ -97,7 +97,7 @@ def distill(
     if given is not None and (path := work.pieces.path(names.FEATURES)) is not None:
         write_json(path, about(given))
     if settings.data.flip:
-        train = np.concatenate([train, mirrored(train)])
+        train = joined([train, mirrored(train)])
     if settings.offsets.steps:
         return Distilled(teacher, _with_offsets(teacher, train, valid, work))
     circuits, labels = _patch_circuits(teacher, train, work)
@@ -142,7 +142,16 @@ def _features(
     if teacher is None:
         assert work.given is not None
         return work.given
-    return spread(len(images), lambda rows: teacher.features(images[rows], quantized=quantized), unit=128)
+    return spread(
+        len(images), lambda rows: teacher.features(images[rows], quantized=quantized), unit=128, row=images[0].nbytes
+    )
+
+
+def _patches(images: Images, settings: Settings) -> npt.NDArray[np.uint8]:
+    """Cut images into patches of what is modelled: uint8 (N, P, V)."""
+    forward = color_transform(settings.data.color, images.shape[3]).forward
+    cut = settings.teacher.patch
+    return by_blocks(len(images), lambda rows: to_patches(forward(images[rows]), cut), images[0].nbytes)
 
 
 def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tuple[list[Circuit], Labels]:
@@ -152,15 +161,15 @@ def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tupl
     if done is not None:
         labels = Labels.load(done)
         return [Circuit.load(done.with_name(names.circuit_of(index))) for index in range(len(labels.heads))], labels
-    x = to_patches(color_transform(settings.data.color, train.shape[3]).forward(train), settings.teacher.patch)
+    x = _patches(train, settings)
     h = _features(teacher, train, work)
     candidates = _outer_clusters(x, h, settings.finetuning.candidates, work)
-    outer = np.ascontiguousarray(candidates[:, :, 0])
+    outer = contiguous(candidates[:, :, 0])
     if settings.growing.quantized and settings.method == "lvd-pg":
         h = _features(teacher, train, work, quantized=True)
     x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
-    sizes, grown = np.bincount(outer.ravel()), {}
-    head = np.zeros(outer.size, np.int32)
+    sizes, grown = counts(outer), {}
+    head = empty(outer.size, np.int32)
     for cluster in range(len(sizes)):
         if (found := _kept_circuit(cluster, pieces)) is not None:
             grown[cluster] = found
@@ -168,11 +177,11 @@ def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tupl
         if grown:
             stage.advance(float(sizes[list(grown)].sum()))
         for clusters in _at_once([cluster for cluster in range(len(sizes)) if cluster not in grown], sizes):
-            grown |= _learn_circuits({cluster: np.flatnonzero(outer == cluster) for cluster in clusters}, x, h, work)
+            grown |= _learn_circuits({cluster: places(outer, cluster) for cluster in clusters}, x, h, work)
             heads = grown[clusters[-1]].circuit.num_heads
             stage.advance(float(sizes[clusters].sum()), cluster=f"{len(grown)}/{len(sizes)}", heads=heads)
     for cluster, own in grown.items():
-        head[outer.ravel() == cluster] = own.labels
+        head[places(outer, cluster)] = own.labels
     circuits = [grown[cluster].circuit for cluster in range(len(sizes))]
     num_heads = np.array([pc.num_heads for pc in circuits], np.int32)
     labels = Labels(outer, head.reshape(outer.shape), num_heads, candidates if settings.finetuning.candidates else None)
@@ -213,7 +222,7 @@ def _learn_circuits(
     reducer = current()
     if reducer.size == 1:
         ((cluster, rows),) = members.items()
-        own = {cluster: _patch_circuit(x[rows], h[rows], cluster, work)}
+        own = {cluster: _patch_circuit(take(x, rows), take(h, rows), cluster, work)}
         _keep_circuit(cluster, own[cluster], work.pieces)
         return own
     records: list[Mapping[str, Any]] = []
@@ -221,7 +230,7 @@ def _learn_circuits(
     for cluster in mine:
         rows = members[cluster]
         with alone():
-            learned = _patch_circuit(x[rows], h[rows], cluster, replace(work, record=records.append))
+            learned = _patch_circuit(take(x, rows), take(h, rows), cluster, replace(work, record=records.append))
         made[cluster], told[f"{cluster}"] = learned.circuit, learned.labels
         told[f"{cluster}/records"] = np.frombuffer(json_text(records).encode(), np.uint8)
     circuits, told = exchanged(made), reducer.merged(told)
@@ -315,8 +324,7 @@ def _with_offsets(teacher: Teacher | None, train: Images, valid: Images, work: _
     if done is not None:
         return _below_offsets(done.parent)
     shape = train.shape[1], train.shape[2], train.shape[3]
-    x = to_patches(color_transform(settings.data.color, shape[2]).forward(train), settings.teacher.patch)
-    patches = Patches.of(x, own.of_channels(shape[2])[0])
+    patches = Patches.of(_patches(train, settings), own.of_channels(shape[2])[0])
     h = patches.less_means(_features(teacher, train, work))
     candidates = _outer_clusters(patches.residuals, h, own.candidates, work)
     start, path = pieces.finished(names.START), pieces.path(names.START)
@@ -324,7 +332,7 @@ def _with_offsets(teacher: Teacher | None, train: Images, valid: Images, work: _
         model = _below_offsets(start)
     else:
         started = time.monotonic()
-        model = starting_model(patches, candidates[:, :, 0], settings, shape, progress=work.progress)
+        model = starting_model(patches, contiguous(candidates[:, :, 0]), settings, shape, progress=work.progress)
         work.record({"stage": "shapes", "params": model.num_params, "seconds": time.monotonic() - started})
         if path is not None:
             model.save(path)

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.exchange import exchanged, take_over
-from pyjuice_lvd.circuit.reduce import alone, current, owners
+from pyjuice_lvd.circuit.reduce import alone, current, owners, spread
 from pyjuice_lvd.circuit.rows import Table, some_rows
 from pyjuice_lvd.files.run import Record
+from pyjuice_lvd.large import contiguous, renumbered
+from pyjuice_lvd.large import counts as counts_of
 from pyjuice_lvd.progress import SILENT, Progress, Stage
 from pyjuice_lvd.settings import RefiningSettings
-from pyjuice_lvd.shares import shares
 
 _RANKED_BYTES = 32
 """What a patch and a cluster take while patches are ranked: the score, its exponential, its rank and a copy."""
@@ -105,8 +106,7 @@ def refine(
             take_over(circuits, owner)
             ranked, log_likelihood = _ranked(rows, circuits, np.bincount(own), 1, stage)
             moved = int((ranked[:, 0] != own).sum())
-            used, again = np.unique(ranked[:, 0], return_inverse=True)
-            own = again.astype(np.int32)
+            used, own = renumbered(contiguous(ranked[:, 0]))
             circuits = [circuits[cluster] for cluster in used]
             record(
                 {
@@ -123,7 +123,7 @@ def refine(
             stage.advance(0, rounds=rounds, log_likelihood=log_likelihood, moved=share)
         counts = np.bincount(own)
         ranked, _ = _ranked(x, circuits, counts, candidates, stage)
-        used = np.unique(ranked[:, 0])
+        used = np.flatnonzero(counts_of(contiguous(ranked[:, 0])))
         if len(used) < len(circuits):  # what is dropped must not be named as a candidate either
             stage.update(completed=(1 + settings.rounds) * len(rows))
             ranked, _ = _ranked(x, [circuits[cluster] for cluster in used], counts[used], candidates, stage)
@@ -139,13 +139,15 @@ def _ranked(
 
     Its weights are in proportion to the counts, int64 (circuits,).
     """
-    share, reducer = np.log(counts / counts.sum()), current()
-    n, x = len(x), x[reducer.part(len(x))]
-    ranked, total = np.empty((len(x), min(candidates, len(circuits))), np.int32), np.zeros(1)
-    for part in shares(len(x), _RANKED_BYTES * len(circuits)):
+    share, total, most = np.log(counts / counts.sum()), np.zeros(1), min(candidates, len(circuits))
+    processes = current().size
+
+    def rank(part: slice) -> npt.NDArray[np.int32]:
         scores = np.stack([circuit.log_likelihood(x[part]) for circuit in circuits], axis=1) + share
-        total += np.logaddexp.reduce(scores, axis=1).sum()
-        ranked[part] = np.argsort(-scores, axis=1, kind="stable")[:, : ranked.shape[1]]
-        stage.advance((part.stop - part.start) * n / len(x))
-    reducer.all_reduce(total)
-    return reducer.gather(ranked if len(x) else None), float(total[0]) / n
+        total[0] += np.logaddexp.reduce(scores, axis=1).sum()
+        stage.advance((part.stop - part.start) * processes)
+        return np.argsort(-scores, axis=1, kind="stable")[:, :most].astype(np.int32)
+
+    ranked = spread(len(x), rank, row=_RANKED_BYTES * len(circuits))
+    current().all_reduce(total)
+    return ranked, float(total[0]) / len(x)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from pyjuice_lvd import large
 from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
@@ -123,8 +124,11 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
 
 
 def _pairs(rows: int, num_vars: int) -> int:
-    """Count the bytes of the mutual information of all pairs of variables, and of the columns that it is found from."""
-    return 8 * num_vars**2 + 4 * rows * num_vars
+    """Count the bytes of the mutual information of all pairs of variables, and of the columns that it is found from.
+
+    Columns that are large lie in a file; two numbers for each row do not.
+    """
+    return 8 * num_vars**2 + min(4 * rows * num_vars, large.LARGE) + 16 * rows
 
 
 def _patches(shape: tuple[int, ...], settings: Settings) -> tuple[int, int]:

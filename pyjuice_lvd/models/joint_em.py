@@ -17,6 +17,7 @@ from pyjuice_lvd.circuit.history import History, Validation
 from pyjuice_lvd.circuit.reduce import current, spread
 from pyjuice_lvd.circuit.steps import Steps
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import by_blocks
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.patch import PatchModel, Schedule
 from pyjuice_lvd.progress import SILENT, Progress
@@ -238,4 +239,4 @@ def _checked(candidates: npt.NDArray[np.integer[Any]], shape: tuple[int, ...], c
     most = min(circuits, 2**16)  # the engine keeps them in 16 bits
     if array.size and not (array.min() >= 0 and array.max() < most):
         raise InputError(f"candidates: found {array.min()}..{array.max()}, wanted 0..{most - 1}")
-    return np.ascontiguousarray(array, np.uint16)
+    return by_blocks(len(array), lambda rows: np.ascontiguousarray(array[rows], np.uint16), max(1, array[:1].nbytes))

@@ -15,6 +15,7 @@ from pyjuice_lvd.data.color import ColorTransform
 from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.large import by_blocks
 from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.models.base import DensityModel, ImageShape
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
@@ -142,7 +143,8 @@ class PatchModel(DensityModel):
 
     def patches(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Cut images, uint8 (N, H, W[, C]), into what the patch circuits model: uint8 (N, P, V), colour transformed."""
-        return to_patches(self.modelled(self.checked(images, "images")), self.patch)
+        own = self.checked(images, "images")
+        return by_blocks(len(own), lambda rows: to_patches(self.modelled(own[rows]), self.patch), self.dims)
 
     def _checked(
         self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None

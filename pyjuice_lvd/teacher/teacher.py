@@ -18,6 +18,7 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import check_arrays_file
+from pyjuice_lvd.large import by_blocks, contiguous
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.settings import DEVICES, TeacherSettings, restored
 from pyjuice_lvd.teacher.quantizer import perplexity
@@ -193,8 +194,11 @@ class Teacher:
         if channels is not None and images.shape[3] != channels:
             raise InputError(f"{name}: found {images.shape[3]} channels, wanted {channels} as in training")
         transform = color_transform(self.color, images.shape[3])
-        seen = images if transform.lossless else transform.forward(images)
-        return np.require(seen, requirements=["C", "W"])  # PyTorch shares memory with writable arrays only
+        seen = images
+        if not transform.lossless:
+            seen = by_blocks(len(images), lambda rows: transform.forward(images[rows]), images[:1].nbytes)
+        seen = contiguous(seen)
+        return np.require(seen, requirements=["W"])  # PyTorch shares memory with writable arrays only
 
     def _over(self, images: UInt8, function: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:
         batch_size = integer("batch_size", batch_size, least=1)

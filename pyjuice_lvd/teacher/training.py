@@ -6,7 +6,6 @@ with what else a step needs of it, in one transfer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -24,11 +23,12 @@ from torch import Tensor
 
 from pyjuice_lvd.circuit.reduce import current, spread
 from pyjuice_lvd.errors import InputError, LVDJuiceError
+from pyjuice_lvd.large import blocks, digest_of
 from pyjuice_lvd.progress import Progress, Stage
 from pyjuice_lvd.seeds import derived_seed
 from pyjuice_lvd.settings import TeacherSettings, restored
 from pyjuice_lvd.teacher import mixture
-from pyjuice_lvd.teacher.quantizer import Quantized, counts_of, perplexity, perplexity_of
+from pyjuice_lvd.teacher.quantizer import Quantized, counts_of, perplexity_of
 from pyjuice_lvd.teacher.storage import read_tensors, write_tensors
 from pyjuice_lvd.teacher.vqvae import VQVAE
 from pyjuice_lvd.units import bits_per_dimension
@@ -44,7 +44,9 @@ _CODEBOOK_SAMPLE = 16384  # features from which the first codes are drawn, where
 
 def new_network(settings: TeacherSettings, images: UInt8, seed: int) -> VQVAE:
     """Make an untrained network for images uint8 (N, H, W, C), on the CPU."""
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[3])])
+    counts = np.zeros((images.shape[3], 256), np.int64)
+    for rows in blocks(len(images), 8 * images[0].size):
+        counts += [np.bincount(images[rows, ..., c].ravel(), minlength=256) for c in range(images.shape[3])]
     frequencies = counts / counts[0].sum()
     levels = np.arange(256) / 127.5 - 1
     mean = frequencies @ levels
@@ -204,9 +206,8 @@ class _Run:
     @cached_property
     def _identity(self) -> Record:
         """What must be the same in a resumed run."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.numpy().data)
-        return {"settings": asdict(self.settings), "seed": self.seed, "training images": digest.hexdigest()}
+        digest = digest_of(self.images.numpy())
+        return {"settings": asdict(self.settings), "seed": self.seed, "training images": digest}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the state: the network's, Adam's moments of each parameter, and the history."""
@@ -236,6 +237,9 @@ class _Run:
 def evaluate(network: VQVAE, images: UInt8) -> tuple[float, float]:
     """Compute -log p(x | z(x)) in bits per dimension, and the perplexity of the codes, on images (N, H, W, C)."""
     nats = spread(len(images), lambda rows: network.over(images[rows], network.log_likelihood).numpy(), unit=128)
-    codes = spread(len(images), lambda rows: network.over(images[rows], network.codes).numpy(), unit=128)
-    used = perplexity(torch.from_numpy(codes), len(network.quantizer.codebook))
-    return bits_per_dimension(float(nats.mean()), images[0].size), used
+    counts, part = np.zeros(len(network.quantizer.codebook)), current().part(len(images), unit=128)
+    for rows in blocks(part.stop - part.start, images[0].nbytes, unit=128):
+        own = images[part][rows]
+        counts += counts_of(network.over(own, network.codes), len(counts)).numpy()
+    current().all_reduce(counts)
+    return bits_per_dimension(float(nats.mean()), images[0].size), perplexity_of(torch.from_numpy(counts))

@@ -1,14 +1,14 @@
 # Chow-Liu trees: pairwise mutual information in bounded memory, its maximum spanning tree, and the tree's centre.
 
 """
-    MutualInformationJob(X; categories, pseudocount = 0.1, mask = nothing)
+    MutualInformationJob(X; categories, pseudocount = 0.1, mask = nothing, columns = nothing)
 
 Pairwise mutual information of the rows of `X`, integers 0..categories-1, `(variables, samples)`. `advance!` works through
 the variables; the matrix, `(V, V)` in nats, is in `.mi` when it is done.
 
 With pseudocount a: P_ij = (N_ij + a / C^2) / (N + a) and P_i = (N_i + a / C) / (N + a). Where `mask`, Bool of X's size, is true, a value
-is missing: then all counts of a pair are of the samples in which both are seen (pairwise complete). Memory is one column-wise copy of X
-and, for each thread, one table of C^2 counts (for C > $(2^12) a sorted list of the pairs instead); time is linear
+is missing: then all counts of a pair are of the samples in which both are seen (pairwise complete). Memory is one column-wise copy of X,
+for which `columns`, UInt32 `(samples, variables)`, may be lent, and, for each thread, one table of C^2 counts (for C > $(2^12) a sorted list of the pairs instead); time is linear
 in the samples for each pair, whatever C: cells without a count are never visited.
 """
 mutable struct MutualInformationJob
@@ -29,9 +29,11 @@ const LARGEST_TABLE = 2^24  # cells of a thread's joint table: 64 MB
 const MISSING_VALUE = typemax(UInt32)
 
 function MutualInformationJob(X::AbstractMatrix{<:Integer}; categories::Integer, pseudocount::Real=0.1,
-                              mask::Union{Nothing,Matrix{Bool}}=nothing)
+                              mask::Union{Nothing,Matrix{Bool}}=nothing, columns::Union{Nothing,Matrix{UInt32}}=nothing)
     V, N = size(X)
     N >= 1 || throw(ArgumentError("X has no samples"))
+    columns === nothing || size(columns) == (N, V) ||
+        throw(ArgumentError("columns: found $(reverse(size(columns))), wanted $((V, N))"))
     incomplete = mask !== nothing
     incomplete && size(mask) != (V, N) && throw(ArgumentError("mask: found $(reverse(size(mask))), wanted X's $((N, V))"))
     1 <= categories <= typemax(Int32) || throw(ArgumentError("num_cats = $categories: want 1..$(typemax(Int32))"))
@@ -39,21 +41,22 @@ function MutualInformationJob(X::AbstractMatrix{<:Integer}; categories::Integer,
     cells, threads = Float64(categories)^2, Threads.nthreads()
     table_size = cells <= LARGEST_TABLE ? Int(cells) : N
     check_memory("X, (samples, variables) = ($N, $V), num_cats = $categories", "mutual information",
-                 4.0 * N * V + 8.0 * V * V + threads * (4 * table_size + 8.0 * categories + 8.0 * incomplete * N) + 16.0 * N)
+                 (columns === nothing) * 4.0 * N * V + 8.0 * V * V + threads * (4 * table_size + 8.0 * categories + 8.0 * incomplete * N) + 16.0 * N)
     check_data(X, fill(Int32(categories), V), mask)
-    columns, entropy, terms = Matrix{UInt32}(undef, N, V), zeros(incomplete ? 0 : V), incomplete ? undivided_terms : shares_terms
+    copied = columns === nothing ? Matrix{UInt32}(undef, N, V) : columns
+    entropy, terms = zeros(incomplete ? 0 : V), incomplete ? undivided_terms : shares_terms
     marginal_terms, counts = terms(N, categories, pseudocount), [zeros(Int, categories) for _ in 1:threads]
     in_pieces(1:V; steps=10 * N, threads=threads) do variables
         Threads.@threads for t in 1:threads
             for i in first(variables) + t - 1:threads:last(variables)
-                copy_column!(columns, X, mask, i)
-                incomplete || (entropy[i] = own_entropy(view(columns, :, i), counts[t], marginal_terms))
+                copy_column!(copied, X, mask, i)
+                incomplete || (entropy[i] = own_entropy(view(copied, :, i), counts[t], marginal_terms))
             end
         end
     end
     tables = [zeros(UInt32, table_size) for _ in 1:threads]
     seen = [(zeros(UInt32, incomplete ? N : 0), zeros(UInt32, incomplete ? N : 0)) for _ in 1:threads]
-    return MutualInformationJob(columns, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount), marginal_terms,
+    return MutualInformationJob(copied, categories, pseudocount, zeros(V, V), entropy, terms(N, cells, pseudocount), marginal_terms,
                                 tables, seen, 1, ALL)
 end
 
