@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.data.load import load_all_data, load_test_data
@@ -80,6 +81,10 @@ class Run:
             raise InputError(f"--test: the run crops images to {self.settings.data.crop}, which cannot be undone")
         else:
             part = self.test_data(data, progress)
+        if part.data.ndim == 2 and (part.data < 0).any():
+            row, column = np.argwhere(part.data < 0)[0]
+            where = f"row {row}, {column_name(part.columns, column)}"
+            raise InputError(f"{data}: found a missing value in {where}, wanted complete rows to compress")
         return part.data, part.how
 
     def check_codec(self) -> None:

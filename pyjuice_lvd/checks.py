@@ -140,6 +140,8 @@ def plain_array(name: str, value: npt.ArrayLike | None) -> npt.NDArray[Any]:
 
     numpy itself would give what lies beneath the mask.
     """
+    if hasattr(value, "toarray"):  # scipy's
+        raise InputError(f"{name}: found a sparse {type(value).__name__}, wanted a dense array (.toarray())")
     parts = value if isinstance(value, list | tuple) else (value,)
     hidden = sum(int(np.ma.getmaskarray(part).sum()) for part in parts if isinstance(part, np.ma.MaskedArray))
     if hidden:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 
 from pyjuice_lvd import HCLT
@@ -96,7 +97,11 @@ def test_one_column_of_a_type(values: Any, wanted: tuple[str, int, Any]) -> None
 def test_integers_alone_are_as_ever() -> None:
     X = np.random.default_rng(0).integers(0, 3, (80, 4))
     by_frame, by_array = (HCLT(num_latents=2, epochs=2).fit(x) for x in (pandas.DataFrame(X, columns=list("abcd")), X))
-    assert by_frame.columns_ is None
+    assert by_frame.columns_ is not None
+    assert [column[:3] for column in by_frame.columns_] == [(name, "categorical", 3) for name in "abcd"]
+    assert by_array.columns_ is None
+    assert list(by_frame.sample(2).columns) == list("abcd")
+    assert isinstance(by_array.sample(2), np.ndarray)
     np.testing.assert_array_equal(
         by_frame.score_samples(pandas.DataFrame(X, columns=list("abcd"))), by_array.score_samples(X)
     )
@@ -217,11 +222,81 @@ def test_levels_beside_other_kinds_go_into_bins() -> None:
         ({"v": [0, 1, 2, 3]}, {"leaves": ["normal"]}, "leaves: found 'normal', wanted one of auto, categorical"),
         ({"v": [0, 9, 2, 3]}, {"leaves": ["logistic"], "num_cats": 5}, r"found 9 in column 1 \(v\), wanted 0\.\.4"),
         ({"v": [0, 1, 2, 10**9]}, {"leaves": ["categorical"]}, r"found 1e\+09 in column 1 \(v\), in 4 rows"),
+        ({"v": [0, 1, 2, -1]}, {}, r"found -1 in column 1 \(v\), wanted categories from 0 \(missing=-1"),
+        (
+            {"v": [0, 1e13, 2, -1]},
+            {},
+            r"found 1e\+13 in row 1, column 1 \(v\), wanted finite numbers of at most 1e\+12",
+        ),
+        ({"v": [0.1 + 10**7, 10**7, 10**7 + 1, 10**7]}, {}, r"X: column 1 \(v\): found a mean of 1e\+07"),
     ],
 )
 def test_columns_that_are_none_are_refused_by_name(columns: Any, given: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         HCLT(num_latents=2, **given).fit(pandas.DataFrame(columns))
+
+
+def test_what_is_no_setting_is_saved_too(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).integers(0, 3, (90, 3))
+    X[:, 1] = X[:, 0]
+    for data, given in (
+        (X, {"missing": 0}),
+        (pandas.DataFrame(X, columns=list("abc")), {"missing": 0, "leaves": {"b": "gaussian"}}),
+        (np.where(X == 0, -1, X), {"missing": -1}),
+        (X + 0.5, {"leaves": ["gaussian"] * 3}),
+        (X * 0.5, {"leaves": "gaussian"}),
+    ):
+        model = HCLT(num_latents=2, epochs=2, **given).fit(data)
+        model.save(tmp_path / "model")
+        again = HCLT.load(tmp_path / "model")
+        np.testing.assert_array_equal(again.score_samples(data), model.score_samples(data))
+        assert {name: again.get_params()[name] for name in given} == given
+        assert again.columns_ == model.columns_
+
+
+@pytest.mark.parametrize("kind", ["Int64", "boolean", "string", "category"])
+def test_an_integer_for_missing_values_beside_those_of_pandas(kind: str) -> None:
+    values = {"Int64": [0, 1, 7], "boolean": [True, False], "string": ["x", "y"], "category": [0, 1, 7]}[kind]
+    column = pandas.Series([values[i % len(values)] for i in range(60)], dtype="object")
+    seven = np.array([value == 7 for value in column])
+    column[::5] = None
+    X = pandas.DataFrame({"v": column.astype(kind), "h": np.arange(60) / 7})
+    columns = columns_of(X, None, missing=7)
+    assert columns is not None
+    assert columns[0].num_cats == 2
+    hidden = np.isnan(in_numbers(X, columns, missing=7)[:, 0])
+    np.testing.assert_array_equal(hidden, seven | column.isna())
+
+
+def test_rows_that_cannot_be_compressed_are_refused_first() -> None:
+    X = frame(60)
+    for names, said in (
+        (["city", "visits"], "compress: found a model of counts without end"),
+        (["city", "height"], "compress: found a model of real numbers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            HCLT(num_latents=2, epochs=1, leaves={"visits": "poisson"} if "visits" in names else None).fit(
+                X[names]
+            ).compress(X[names])
+    holes = X[["city", "rooms"]].astype({"city": object})
+    holes.loc[3, "city"] = None
+    with pytest.raises(InputError, match="X: found a missing value in row 3, column 1, wanted complete rows"):
+        HCLT(num_latents=2, epochs=1).fit(holes).compress(holes)
+
+
+def test_frames_that_do_not_fit_are_refused_by_name(fitted: HCLT) -> None:
+    X = frame(5)
+    mask = pandas.DataFrame(False, index=X.index, columns=X.columns[::-1])
+    with pytest.raises(InputError, match=r"mask: found columns visits, height, .* wanted those of X, city, size"):
+        fitted.score_samples(X, mask=mask)
+    with pytest.raises(InputError, match="X: found two columns named 'a'"):
+        HCLT().fit(pandas.DataFrame([[0, 1], [1, 0]], columns=["a", "a"]))
+    with pytest.raises(InputError, match="X: found a sparse csr_matrix, wanted a dense array"):
+        HCLT().fit(csr_matrix(np.eye(4)))
+    with pytest.raises(InputError, match="X: found no rows"):
+        HCLT().fit(X[:0])
+    with pytest.raises(InputError, match=r"X: found '161.5' in row 0, column 6 \(height\), wanted numbers"):
+        fitted.score_samples(X.assign(height="161.5"))
 
 
 def test_too_many_texts_are_no_categories() -> None:

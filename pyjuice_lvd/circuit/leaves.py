@@ -19,6 +19,9 @@ _MOST_BINS = 32
 _MOST_DEVIATIONS = 1e4
 """So far from 0 may real values lie: the inputs' parameters are of single precision."""
 
+MOST = 1e12
+"""The largest real number that variables may have (`MOST_NUMBER` in circuits/numbers.jl)."""
+
 _MOST_CATEGORIES = 2**31
 """No circuit has more: whoever makes it says so, by the number that was given."""
 
@@ -107,10 +110,15 @@ def check_values(
         if wrong.any():
             row = int(wrong.argmax())
             raise InputError(f"X: row {row}, variable {variable}: found {column[row]}, wanted {wanted} ({kind})")
-        seen = _seen(column, hidden, variable)
-        if kind == "gaussian" and len(seen) and abs(seen.mean()) > _MOST_DEVIATIONS * seen.std() > 0:
-            found = f"a mean of {seen.mean():.6g} with a deviation of {seen.std():.3g}"
-            raise InputError(f"X: variable {variable}: found {found}, wanted values nearer to 0: subtract the mean")
+        if kind == "gaussian":
+            check_spread(_seen(column, hidden, variable), f"X: variable {variable}")
+
+
+def check_spread(seen: Table, name: str) -> None:
+    """Raise InputError, whose line begins with `name`, where real numbers are far from 0 for how they vary."""
+    if len(seen) and abs(seen.mean()) > _MOST_DEVIATIONS * seen.std() > 0:
+        found = f"a mean of {seen.mean():.6g} with a deviation of {seen.std():.3g}"
+        raise InputError(f"{name}: found {found}, wanted values nearer to 0: subtract the mean")
 
 
 def _seen(column: Table, hidden: Mask | None, variable: int) -> Table:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer, one_of, typed
+from pyjuice_lvd.circuit.leaves import MOST, check_spread
 from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES, Mask, Table
 from pyjuice_lvd.data.missing import MISSING, is_missing
 from pyjuice_lvd.data.source import column_name
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.settings.choices import LEAVES
+from pyjuice_lvd.settings.choices import LEAVES, LEAVES_OF_LEVELS
 
 AUTO = "auto"
 """In the place of a kind of leaves: the column's type chooses it."""
@@ -27,7 +28,7 @@ _TEXTS = 256
 
 _WANTED = {
     "categorical": "categories", "binomial": "levels", "logistic": "levels",
-    "poisson": "counts from 0", "gaussian": "finite numbers",
+    "poisson": "counts from 0", "gaussian": f"finite numbers of at most {MOST:g}",
 }  # fmt: skip
 
 Choice = str | Sequence[str] | Mapping[str, str] | None
@@ -91,7 +92,7 @@ def columns_of(
     Returns
     -------
     tuple of Column, or None
-        None: they need not be told apart, as of integers that are all categories.
+        None: an array whose columns are all of one kind, a setting's.
 
     Raises
     ------
@@ -102,16 +103,23 @@ def columns_of(
     frame = is_frame(X)
     if leaves is None and frame:
         leaves = AUTO
-    if leaves is None or (isinstance(leaves, str) and leaves != AUTO):
+    if leaves is None or (not frame and isinstance(leaves, str) and leaves in LEAVES_OF_LEVELS):
         return None
+    if not len(X):
+        raise InputError("X: found no rows, wanted at least 1")
     cells = list(_cells(X, missing))
     names = [str(name) for name in X.columns] if frame else [str(number) for number in range(len(cells))]
-    found = tuple(
+    return tuple(
         _column(column, name, kind, num_cats)
         for column, name, kind in zip(cells, names, _kinds(leaves, names), strict=True)
     )
-    alike = leaves == AUTO and all((column.leaves, column.values) == (LEAVES[0], None) for column in found)
-    return None if alike else found
+
+
+def differ(columns: Sequence[Column]) -> bool:
+    """Say whether columns are more than integers of one kind, whose inputs are alike."""
+    return len({column.leaves for column in columns}) > 1 or any(
+        column.values is not None or column.num_cats == 0 for column in columns
+    )
 
 
 def in_numbers(X: Any, columns: Sequence[Column], *, missing: int | None = None) -> Table:
@@ -198,6 +206,7 @@ def restored_columns(described: Any, path: object) -> tuple[Column, ...]:
 def _kinds(leaves: Choice, names: Sequence[str]) -> list[str]:
     """Give the kind of each column, or "auto"."""
     if isinstance(leaves, Mapping):
+        leaves = {str(name): kind for name, kind in leaves.items()}
         if unknown := [name for name in leaves if name not in names]:
             raise InputError(f"leaves: found {unknown[0]!r}, wanted columns of X: {_some(names)}")
         kinds = [leaves.get(name, AUTO) for name in names]
@@ -229,9 +238,11 @@ def _cells(X: Any, missing: int | None) -> Iterator[_Cells]:
         absent = values < 0 if categories is not None else is_missing(values)
         if hidden is not None:
             absent = absent | hidden[:, number]
-        if stands_for is not None and categories is None and values.dtype.kind in "iufO":
-            absent = absent | np.asarray(values == stands_for, bool)
-        yield _Cells(where, values, absent, categories)
+        found = _Cells(where, values, absent, categories)
+        if stands_for is not None:
+            known = np.flatnonzero(~absent).tolist()
+            absent[[row for row in known if _is_number(found.value(row)) and found.value(row) == stands_for]] = True
+        yield found
 
 
 def _column(cells: _Cells, name: str, kind: str, num_cats: int | None) -> Column:
@@ -247,9 +258,15 @@ def _column(cells: _Cells, name: str, kind: str, num_cats: int | None) -> Column
     numbers = _numbers(cells)
     known = numbers[~cells.missing]
     if kind == AUTO:
+        if known.min() == -1 and (known == np.floor(known)).all() and known.max() < _LEVELS:
+            raise InputError(
+                f"X: found -1 in {cells.where}, wanted categories from 0 (missing=-1, if it stands for a missing "
+                f"value; leaves={{{name!r}: 'gaussian'}}, if it is a number)"
+            )
         levels = bool((known == np.floor(known)).all()) and 0 <= known.min() <= known.max() < _LEVELS
         kind = "gaussian" if not levels else "logistic" if known.max() >= _CATEGORIES else "categorical"
     if kind in ("poisson", "gaussian"):
+        check_spread(known[np.isfinite(known)], f"X: {cells.where}")
         return Column(name, kind, 0)
     wrong = _wrong(known, kind, 2**62)
     if wrong.any():
@@ -272,18 +289,17 @@ def _column(cells: _Cells, name: str, kind: str, num_cats: int | None) -> Column
 def _names(cells: _Cells, seen: npt.NDArray[Any]) -> tuple[Any, ...] | None:
     """Give what a column's values are called, where they are no numbers."""
     if cells.categories is not None:
+        seen_codes = set(seen.tolist())
         if not all(isinstance(value, str | bool | Real) for value in cells.categories):
             found = type(cells.categories[0]).__name__
             raise InputError(f"X: found categories of {found} in {cells.where}, wanted texts, truth values or numbers")
-        return cells.categories
+        gone = {cells.categories[code] for code in set(cells.values.tolist()) - seen_codes if code >= 0}
+        return tuple(value for value in cells.categories if value not in gone)  # without what stands for a missing one
     if cells.values.dtype.kind == "b" or (
         cells.values.dtype == object and all(isinstance(value, bool | np.bool_) for value in seen)
     ):
         return (False, True)
-    if cells.values.dtype.kind in "iuf" or (
-        cells.values.dtype == object
-        and all(isinstance(value, Real) and not isinstance(value, bool | np.bool_) for value in seen)
-    ):
+    if cells.values.dtype.kind in "iuf" or (cells.values.dtype == object and all(map(_is_number, seen))):
         return None
     if not all(isinstance(value, str) for value in seen):
         kinds = sorted({type(value).__name__ for value in seen})
@@ -301,17 +317,24 @@ def _names(cells: _Cells, seen: npt.NDArray[Any]) -> tuple[Any, ...] | None:
 
 def _numbers(cells: _Cells) -> npt.NDArray[np.float64]:
     """Give a column's values as numbers, NaN where one is missing."""
-    try:
-        return np.where(cells.missing, np.nan, np.where(cells.missing, 0, cells.values).astype(np.float64))
-    except (TypeError, ValueError):
-        other = next(v for v in cells.values[~cells.missing] if not isinstance(v, Real))
-        raise InputError(f"X: found {_shown(other)} in {cells.where}, wanted numbers") from None
+    if cells.categories is not None or cells.values.dtype.kind not in "iuf":
+        for row in np.flatnonzero(~cells.missing).tolist():
+            if not _is_number(value := cells.value(row)):
+                raise InputError(f"X: found {_shown(value)} in row {row}, {cells.where}, wanted numbers")
+    found = np.full(len(cells.values), np.nan)
+    known = np.flatnonzero(~cells.missing)
+    found[known] = [cells.value(row) for row in known.tolist()] if cells.categories is not None else cells.values[known]
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
 def _wrong(numbers: npt.NDArray[np.float64], kind: str, num_cats: int) -> Mask:
     """Say which numbers are none that such a column can have; what is missing is well."""
     if kind == "gaussian":
-        return np.isinf(numbers)
+        return np.asarray(np.abs(numbers) > MOST)  # NaN is not
     with np.errstate(invalid="ignore"):
         wrong = (numbers < 0) | (numbers != np.floor(numbers)) | (numbers >= (num_cats or 2**62))
     return np.asarray(wrong & ~np.isnan(numbers))

@@ -45,6 +45,10 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     return RunDirectory.open_existing(path) / names.MODEL
 
 
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, list(names)[:5])) + (", ..." if len(names) > 5 else "")
+
+
 class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type hints
     """A density model behind scikit-learn's interface; a subclass names its method and fits `model_` by `settings_`."""
 
@@ -256,6 +260,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
     def _checked(self, X: Array, *, fitting: bool = False) -> Array:
         """Check X, the names of its columns as scikit-learn does, and crop it: images, uint8 (N, H, W, C)."""
+        if hasattr(X, "columns") and len(names := list(X.columns)) > len(set(names)):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"X: found two columns named {twice!r}, wanted names that differ")
         validate_data(self, X, reset=fitting, skip_check_array=True, ensure_2d=False)
         return self._as_data(X)
 
@@ -266,6 +273,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def _question(self, X: Array, mask: npt.ArrayLike | None) -> tuple[Array, Any]:
         """Check X, and crop both it and its mask."""
         self._check_fitted()
+        names, own = (getattr(table, "columns", None) for table in (X, mask))
+        if names is not None and own is not None and list(names) != list(own):
+            raise InputError(f"mask: found columns {_listed(own)}, wanted those of X, {_listed(names)}")
         data, hidden = self._checked(X), None if mask is None else plain_array("mask", mask)
         crop = parse_crop(self.settings_.data.crop or None)
         if crop is not None and hidden is not None and data.ndim == 4:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer, plain_array
 from pyjuice_lvd.data.columns import (
-    AUTO,
     Choice,
     Column,
     as_frame,
     columns_of,
+    differ,
     in_numbers,
     in_words,
     is_frame,
@@ -32,6 +32,7 @@ from pyjuice_lvd.learn.sizes import check_categories, check_fit
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.settings import resolve
+from pyjuice_lvd.settings.choices import LEAVES_OF_LEVELS
 
 
 class _Baseline(DensityEstimator):
@@ -43,6 +44,7 @@ class _Baseline(DensityEstimator):
 
     num_cats: int | None
     missing: int | None
+    leaves: Choice
     _framed = False
     columns_: tuple[Column, ...] | None = None
 
@@ -60,16 +62,40 @@ class _Baseline(DensityEstimator):
         self.settings_ = resolve(base=base, config=self._given_sections())
         data = self._checked(X, fitting=True)
         cats = IMAGE_CATEGORIES if data.ndim == 4 else self._num_cats(data)
+        columns = self.columns_
+        if columns is not None and not differ(columns):
+            self.columns_, columns = tuple(column._replace(num_cats=cats) for column in columns), None
         train, valid = self._set_apart(data)
         self.n_features_in_ = int(np.prod(data.shape[1:]))
         self.model_: CircuitModel = learn_circuit(
-            train, valid, self.settings_, num_cats=cats, columns=self.columns_, progress=self._shown
+            train, valid, self.settings_, num_cats=cats, columns=columns, progress=self._shown
         )
         return self
 
     def _columns(self, X: Array) -> tuple[Column, ...] | None:
-        """Say what each column is, where they differ: here they must not."""
+        """Say what each column is, where they may differ: here they must not."""
         return None
+
+    def _described_columns(self) -> Any:
+        found = super()._described_columns()
+        if self.columns_ is None and self.missing is None:
+            return found
+        columns = None if self.columns_ is None else [column._asdict() for column in self.columns_]
+        leaves = self.leaves if isinstance(self.leaves, str | Mapping | None) else list(self.leaves)
+        return {"names": found, "frame": self._framed, "columns": columns, "leaves": leaves, "missing": self.missing}
+
+    def _restore_columns(self, columns: Any, path: Path) -> None:
+        if not isinstance(columns, dict):
+            super()._restore_columns(columns, path)
+            return
+        if columns.get("names"):
+            super()._restore_columns(columns["names"], path)
+        if columns.get("columns"):
+            self.columns_ = restored_columns(columns["columns"], path)
+            self.leaves = columns.get("leaves")
+        if columns.get("missing") is not None:
+            self.missing = integer(f"{path}: missing", columns["missing"])
+        self._framed = columns.get("frame") is True
 
     def _given_sections(self) -> dict[str, dict[str, Any]]:
         """Name the settings that are set, section by section."""
@@ -101,7 +127,7 @@ class _Baseline(DensityEstimator):
     def _num_cats(self, table: Array) -> int:
         if table.size == 0:
             raise InputError(f"X: found shape {table.shape}, wanted at least one row and one variable")
-        if self.columns_ is not None:
+        if self.columns_ is not None and differ(self.columns_):
             most = max(self.columns_, key=lambda column: column.num_cats)
             largest = f"X: found {most.num_cats} categories in {most.name!r}"
             check_fit(table.shape, self.settings_, max(1, most.num_cats), largest=largest)
@@ -224,29 +250,15 @@ class HCLT(_Baseline):
     def _columns(self, X: Array) -> tuple[Column, ...] | None:
         self._framed = is_frame(X)
         if not self._framed:
-            if self.leaves is None or (isinstance(self.leaves, str) and self.leaves != AUTO):
+            if self.leaves is None or (isinstance(self.leaves, str) and self.leaves in LEAVES_OF_LEVELS):
                 return None
             X = X if isinstance(X, np.ma.MaskedArray) else plain_array("X", X)
             if X.ndim != 2:
                 return None
         columns = columns_of(X, self.leaves, missing=self.missing, num_cats=self.num_cats)
-        if columns is not None:
+        if columns is not None and differ(columns):
             self._shown.log(f"columns: {', '.join(map(str, columns))}")
         return columns
-
-    def _described_columns(self) -> Any:
-        if self.columns_ is None:
-            return super()._described_columns()
-        return {"frame": self._framed, "columns": [column._asdict() for column in self.columns_]}
-
-    def _restore_columns(self, columns: Any, path: Path) -> None:
-        if not isinstance(columns, dict):
-            super()._restore_columns(columns, path)
-            return
-        self.columns_ = restored_columns(columns.get("columns"), path)
-        self._framed = columns.get("frame") is True
-        if self._framed:
-            self.feature_names_in_ = np.array([column.name for column in self.columns_], dtype=object)
 
     def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Any:
         """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table.
@@ -286,8 +298,10 @@ class HCLT(_Baseline):
 
     def _given(self) -> dict[str, Any]:
         given = super()._given()
-        if not isinstance(self.leaves, str) or self.leaves == AUTO:
+        if self.columns_ is not None:
             given.pop("leaves", None)  # of each column, and no setting
+            if not differ(self.columns_):
+                given["leaves"] = self.columns_[0].leaves
         if self.start is None and any(column.num_cats == 0 for column in self.columns_ or ()):
             given["start"] = "clusters"
         if not given.keys().isdisjoint(("latents", "trees", "pseudocount")):

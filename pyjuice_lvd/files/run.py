@@ -126,6 +126,8 @@ class RunDirectory:
             raise InputError(f"{path}: does not exist, wanted a run directory")
         if not (run / names.SETTINGS).is_file():
             raise InputError(f"{path}: is no run directory (it has no {names.SETTINGS})")
+        if not (run / names.DATA).exists() and (run / names.DESCRIPTION).exists():
+            raise InputError(f"{path}: is a model that `save` wrote, wanted the directory of a run of lvd-juice fit")
         if finished and not run.finished:
             raise InputError(f"{path}: this run is unfinished; finish it with `lvd-juice fit DATA -o {path} --resume`")
         return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,16 @@ class CircuitModel(DensityModel):
         X = self.checked(X)
         hidden = self._missing(X) if mask is None else self._hidden_rows(mask, X)
         return self.circuit.log_likelihood(self._rows(X), mask=hidden, progress=progress)
+
+    def compress_to(self, file: BinaryIO, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> None:
+        """Write what `compress` gives; InputError where there are real numbers, counts without end, or holes."""
+        for has, what in zip(self.circuit.has_numbers, ("counts without end", "real numbers"), strict=True):
+            if has:
+                raise InputError(f"compress: found a model of {what}, wanted categories or levels in all columns")
+        if self.image_shape is None and (hidden := self._missing(self.checked(X))) is not None:
+            row, column = np.argwhere(hidden)[0]
+            raise InputError(f"X: found a missing value in row {row}, column {column + 1}, wanted complete rows")
+        super().compress_to(file, X, progress=progress)
 
     def bpd(self, X: Array, /) -> float:
         """Bits per dimension (`DensityModel.bpd`); InputError where some are real numbers: a density has no bits."""
