@@ -89,7 +89,7 @@ def test_marginals_and_means(known: Known) -> None:
 
 
 def test_what_is_hidden_is_drawn_given_the_rest(known: Known) -> None:
-    n, (images, hidden) = 2000, asked(known, 4, 2)
+    n, (images, hidden) = 2000, asked(known, 6, 2)
     drawn = known.field_model.inpaint(images, hidden, n_samples=n, seed=3, exact=True)
     for row, (image, mask) in enumerate(zip(images, hidden, strict=True)):
         np.testing.assert_array_equal(drawn[:, row][:, ~mask], np.tile(image[~mask], (n, 1)))
