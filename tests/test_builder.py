@@ -136,6 +136,8 @@ def test_categories_are_those_of_all_that_look_at_a_variable() -> None:
         (lambda b: b.categorical(1, [0.5, 0.5]), "of variable 1, of which an indicator has 2"),
         (lambda b: b.binomial(0, 1, 1.5), "unit 2 (binomial): success: found 1.5, wanted 0 to 1"),
         (lambda b: b.product([0, 5]), "unit 2 (product): child 1: found unit 5, wanted one of the 2 so far"),
+        (lambda b: b.product(0), "unit 2 (product): children: found 0, wanted a list of units"),
+        (lambda b: b.build(0), "heads: found 0, wanted a list of units"),
         (lambda b: b.product([]), "unit 2 (product): found no children, wanted at least 1"),
         (lambda b: b.product([0, 0]), "unit 2 (product): its children 0 and 0 both look at variable 0"),
         (

@@ -128,6 +128,8 @@ class CircuitBuilder:
         `Circuit.save` writes. `head_weights`: prior weights of the heads (`Circuit.head_weights`); default: equal. The
         builder can go on, and build others. Raises InputError where the heads are no units, or have several scopes.
         """
+        if not isinstance(heads, Iterable):
+            raise InputError(f"heads: found {heads!r}, wanted a list of units")
         if not len(heads):
             raise InputError("heads: found none, wanted at least 1")
         tops = [self._known("heads", head) for head in heads]
@@ -163,6 +165,8 @@ class CircuitBuilder:
         self._cats.setdefault(variable, (cats, f"unit {len(self)}"))
 
     def _children(self, kind: str, children: Iterable[int]) -> tuple[int, ...]:
+        if not isinstance(children, Iterable):
+            raise self._wrong(kind, f"children: found {children!r}, wanted a list of units")
         own = tuple(self._known(f"unit {len(self)} ({kind}): child {n}", child) for n, child in enumerate(children))
         if not own:
             raise self._wrong(kind, "found no children, wanted at least 1")
