@@ -234,7 +234,7 @@ def run_julia(code: str, folder: Path) -> str:
     script = folder / "example.jl"
     script.write_text(code)
     ran = subprocess.run(
-        [find.choose().julia.executable, "--startup-file=no", f"--project={ROOT / 'julia'}", script],
+        [find.choose().julia.executable, "--startup-file=no", "-O1", f"--project={ROOT / 'julia'}", script],
         env={**os.environ, "JULIA_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
