@@ -112,7 +112,7 @@ class _Work:
     pieces: Pieces
     record: Record
     progress: Progress
-    given: npt.NDArray[np.float32] | None
+    given: npt.NDArray[np.float32] | None = None
     """Features that are not the teacher's."""
 
 
