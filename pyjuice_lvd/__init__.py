@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyjuice_lvd.circuit import Circuit, CircuitBuilder
     from pyjuice_lvd.circuit.devices import use_device
-    from pyjuice_lvd.estimators.baselines import EINET, HCLT, RATSPN, SparseHCLT
+    from pyjuice_lvd.estimators.baselines import EINET, RATSPN
     from pyjuice_lvd.estimators.classifier import CircuitClassifier
+    from pyjuice_lvd.estimators.hclt import HCLT, SparseHCLT
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
 
 __all__ = [
@@ -32,11 +33,11 @@ _HOMES = {
     "CircuitBuilder": "pyjuice_lvd.circuit",
     "CircuitClassifier": "pyjuice_lvd.estimators.classifier",
     "EINET": "pyjuice_lvd.estimators.baselines",
-    "HCLT": "pyjuice_lvd.estimators.baselines",
+    "HCLT": "pyjuice_lvd.estimators.hclt",
     "LVD": "pyjuice_lvd.estimators.lvd",
     "LVDPG": "pyjuice_lvd.estimators.lvd",
     "RATSPN": "pyjuice_lvd.estimators.baselines",
-    "SparseHCLT": "pyjuice_lvd.estimators.baselines",
+    "SparseHCLT": "pyjuice_lvd.estimators.hclt",
     "use_device": "pyjuice_lvd.circuit.devices",
 }
 

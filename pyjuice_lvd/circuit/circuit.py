@@ -73,9 +73,14 @@ class Circuit:
         return not self.engine.probabilities
 
     @property
-    def has_numbers(self) -> tuple[bool, bool]:
-        """Whether variables have counts without end (Poisson inputs), and whether they have real numbers (Gaussian)."""
-        return self.engine.has_numbers
+    def has_counts(self) -> bool:
+        """Whether variables have counts without end: Poisson inputs."""
+        return self.engine.has_counts
+
+    @property
+    def has_reals(self) -> bool:
+        """Whether variables have real numbers: Gaussian inputs."""
+        return self.engine.has_reals
 
     @property
     def is_deterministic(self) -> bool:

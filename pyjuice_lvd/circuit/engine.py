@@ -156,10 +156,14 @@ class Engine:
         return max(1, int(self._fields["categories"].max()))
 
     @cached_property
-    def has_numbers(self) -> tuple[bool, bool]:
-        """Whether variables have counts, and whether they have real numbers."""
-        counts, reals = julia.call("has_numbers", self.circuit)
-        return bool(counts), bool(reals)
+    def has_counts(self) -> bool:
+        """Whether variables have counts without end: Poisson inputs."""
+        return bool((self._fields["kind"] == KINDS["poisson"]).any())
+
+    @property
+    def has_reals(self) -> bool:
+        """Whether variables have real numbers: Gaussian inputs."""
+        return bool(self.real_variables.any())
 
     @cached_property
     def real_variables(self) -> npt.NDArray[np.bool_]:
@@ -170,10 +174,9 @@ class Engine:
     @property
     def value_type(self) -> type[np.uint8] | type[np.int32] | type[np.float64]:
         """The type of the values that queries find."""
-        counts, reals = self.has_numbers
-        if reals:
+        if self.has_reals:
             return np.float64
-        return np.uint8 if self.categories <= 256 and not counts else np.int32
+        return np.uint8 if self.categories <= 256 and not self.has_counts else np.int32
 
     def rows(
         self,
@@ -190,7 +193,7 @@ class Engine:
                 found = "found together with Evidence, which hides all variables itself"
                 raise InputError(f"{mask_name}: {found}; wanted None")
             return X, None
-        table = as_numbers(X, self.num_vars, name) if self.has_numbers[1] else as_table(X, self.num_vars, name)
+        table = as_numbers(X, self.num_vars, name) if self.has_reals else as_table(X, self.num_vars, name)
         hidden = as_mask(mask, table.shape, mask_name) if hides or mask is not None else None
         try:
             julia.call("check_table", self.circuit, table, hidden)

@@ -239,7 +239,9 @@ def _cells(X: Any, missing: int | None) -> Iterator[_Cells]:
         if hidden is not None:
             absent = absent | hidden[:, number]
         found = _Cells(where, values, absent, categories)
-        if stands_for is not None:
+        if stands_for is not None and categories is None and values.dtype.kind in "iuf":
+            absent |= values == stands_for
+        elif stands_for is not None:
             known = np.flatnonzero(~absent).tolist()
             absent[[row for row in known if _is_number(found.value(row)) and found.value(row) == stands_for]] = True
         yield found

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -84,18 +85,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _array(folder: Path, split: str, shape: tuple[int, ...], mode: str = "c") -> Array:
-    return np.asarray(np.memmap(folder / f"{split}.npy", np.uint8, mode, _header(shape), shape))  # type: ignore[call-overload]
+def _array(folder: Path, split: str, shape: tuple[int, ...], mode: Literal["c", "r+"] = "c") -> Array:
+    return np.asarray(np.memmap(folder / f"{split}.npy", np.uint8, mode, len(_header(shape)), shape))
 
 
-def _header(shape: tuple[int, ...]) -> int:
-    """Count the bytes of the header of an `.npy` file of such images."""
-    return len(_header_bytes(shape))
-
-
-def _header_bytes(shape: tuple[int, ...]) -> bytes:
-    import io
-
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Give the header of an `.npy` file of such images."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -121,8 +116,8 @@ def _make(folder: Path, of: Mapping[str, Any], blocks: Sequence[Block], shapes: 
         (folder / _ABOUT).unlink(missing_ok=True)
         for split, own in shapes.items():
             with (folder / f"{split}.npy").open("wb") as file:
-                reserve(file.fileno(), _header(own) + math.prod(own))
-                file.write(_header_bytes(own))
+                reserve(file.fileno(), len(_header(own)) + math.prod(own))
+                file.write(_header(own))
             parts[split] = _array(folder, split, own, "r+")
     try:
         for number, (block, rows) in enumerate(_rows(blocks)):

@@ -90,15 +90,15 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         found: float = self.model_.bpd(data)
         return found
 
-    def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Array:
-        """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table.
+    def sample(self, n: int = 1, *, random_state: RandomState = 0, exact: bool = False) -> Any:
+        """Draw samples: uint8 (n, H, W, C), or integers (n, V) of a table, or a data frame where `HCLT` had one.
 
         Of the colour transform `ycocg`, a colour outside the RGB cube goes to the nearest one inside; not so with
         `exact`: the same draws, samples of the model as they are.
         """
         self._check_fitted()
-        drawn: Array = self.model_.sample(n, seed=seed_of(random_state), exact=exact, progress=self._shown)
-        return drawn
+        drawn = self.model_.sample(n, seed=seed_of(random_state), exact=exact, progress=self._shown)
+        return self._given_back(drawn)
 
     def inpaint(
         self,
@@ -108,7 +108,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         n_samples: int = 8,
         random_state: RandomState = 0,
         exact: bool = False,
-    ) -> Array:
+    ) -> Any:
         """Draw samples of what is hidden, given the rest.
 
         Parameters
@@ -128,7 +128,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         Returns
         -------
         uint8 (n_samples, N, H, W, C), or integers (n_samples, N, V)
-            What is known is as in X.
+            What is known is as in X. Of a table whose columns differ (`HCLT`): numbers, or objects where it has texts.
 
         Raises
         ------
@@ -137,10 +137,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
         """
         data, hidden = self._question(X, mask)
-        drawn: Array = self.model_.inpaint(
+        drawn = self.model_.inpaint(
             data, hidden, n_samples=n_samples, seed=seed_of(random_state), exact=exact, progress=self._shown
         )
-        return drawn
+        return self._given_back(drawn)
 
     def marginals(self, X: Array, mask: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
         """Give each hidden value's exact distribution, given all that is known: float64 (N, H, W, C, 256).
@@ -179,18 +179,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         they do not fit, or the model cannot code: its colours lose information, or it is a field.
         """
         self._check_fitted()
-        coded: bytes = self.model_.compress(X, progress=self._shown)
+        coded: bytes = self.model_.compress(self._to_code(X), progress=self._shown)
         return coded
 
-    def decompress(self, data: bytes) -> Array:
-        """Give back what `compress` coded with this very model: uint8 (N, H, W, C), or integers (N, V).
+    def decompress(self, data: bytes) -> Any:
+        """Give back what `compress` coded with this very model: uint8 (N, H, W, C), or a table as `sample` gives them.
 
         Raises InputError where the data are of no such file, of another model, or damaged; `model_.decompress` can
         leave damaged blocks out, and decode some images alone.
         """
         self._check_fitted()
-        found: Array = self.model_.decompress(data, progress=self._shown)
-        return found
+        return self._given_back(self.model_.decompress(data, progress=self._shown))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files."""
@@ -228,6 +227,14 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         if columns:
             estimator._restore_columns(columns, folder / names.COLUMNS)
         return estimator
+
+    def _given_back(self, values: Array) -> Any:
+        """Give images, or tables (..., V), as the user has them."""
+        return values
+
+    def _to_code(self, X: Array) -> Array:
+        """Give what is to be compressed as the model has it."""
+        return X
 
     def _described_columns(self) -> Any:
         """Give what `columns.json` holds of a table's columns, or None: their names."""

@@ -80,11 +80,10 @@ class CircuitModel(DensityModel):
         """Check X, as the base class does; of a table the categories too."""
         if self.image_shape is not None:
             return super().checked(X, name)
-        counts, reals = self.circuit.has_numbers
-        table = as_numbers(X, name=name) if reals else as_table(X, name=name)
+        table = as_numbers(X, name=name) if self.circuit.has_reals else as_table(X, name=name)
         if table.shape[1] != self.dims:
             raise InputError(f"{name}: found {table.shape[1]} variables, wanted the model's {self.dims}")
-        if counts or reals:
+        if self.circuit.has_counts or self.circuit.has_reals:
             return table  # which the circuit itself checks, column by column
         if table.size and (table.min() < MISSING or table.max() >= self.num_cats):
             row, variable = np.argwhere((table < MISSING) | (table >= self.num_cats))[0]
@@ -104,9 +103,9 @@ class CircuitModel(DensityModel):
 
     def compress_to(self, file: BinaryIO, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> None:
         """Write what `compress` gives; InputError where there are real numbers, counts without end, or holes."""
-        for has, what in zip(self.circuit.has_numbers, ("counts without end", "real numbers"), strict=True):
-            if has:
-                raise InputError(f"compress: found a model of {what}, wanted categories or levels in all columns")
+        if self.circuit.has_counts or self.circuit.has_reals:
+            what = "real numbers" if self.circuit.has_reals else "counts without end"
+            raise InputError(f"compress: found a model of {what}, wanted categories or levels in all columns")
         if self.image_shape is None and (hidden := self._missing(self.checked(X))) is not None:
             row, column = np.argwhere(hidden)[0]
             raise InputError(f"X: found a missing value in row {row}, column {column + 1}, wanted complete rows")
@@ -114,7 +113,7 @@ class CircuitModel(DensityModel):
 
     def bpd(self, X: Array, /) -> float:
         """Bits per dimension (`DensityModel.bpd`); InputError where some are real numbers: a density has no bits."""
-        if self.circuit.has_numbers[1]:
+        if self.circuit.has_reals:
             raise InputError("bpd: found a model with real numbers, wanted categories, levels or counts: score_samples")
         return super().bpd(X)
 

@@ -53,9 +53,6 @@ circuit_size(c::Circuit) = (c.num_vars, num_heads(c), num_units(c), num_edges(c)
 
 has_only_probabilities(c::Circuit) = !any(in((LOGISTIC, POISSON, GAUSSIAN)), c.kind)
 
-"Whether variables have counts, and whether they have real numbers."
-has_numbers(c::Circuit) = (POISSON in c.kind, GAUSSIAN in c.kind)
-
 plan_of(c::Circuit, soft) = Plan(c; soft=soft)
 
 "What evaluates a circuit on the backend of that name; a plan does on the CPU."
