@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer, integers, number, one_of
-from pyjuice_lvd.circuit import answers, distances, juice
-from pyjuice_lvd.circuit.answers import Moments
-from pyjuice_lvd.circuit.distances import Divergence
+from pyjuice_lvd.circuit import juice
+from pyjuice_lvd.circuit.answers import Answers, Moments
+from pyjuice_lvd.circuit.distances import Comparisons, Divergence
 from pyjuice_lvd.circuit.einet import einet
 from pyjuice_lvd.circuit.em import HeldOut, train
 from pyjuice_lvd.circuit.engine import Engine, Evidence
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Circuit", "Divergence", "Evidence", "Flows", "History", "Moments", "Statistics"]
 
 
-class Circuit:
+class Circuit(Answers, Comparisons):
     """A smooth, decomposable circuit with one or more heads, over categories, counts and real numbers.
 
     Made by `Circuit.hclt`, `rat_spn`, `einet`, `fully_factorized`, `from_tree`, `mixture`, `side_by_side` or `load`,
@@ -720,130 +720,6 @@ class Circuit:
         self.engine.run("completion_job", rows, hidden, heads, out, stage="completion", total=n, progress=progress)
         return (out, self.is_deterministic) if return_exact else out
 
-    def posterior_moments(
-        self,
-        X: npt.ArrayLike | Evidence,
-        mask: npt.ArrayLike | None = None,
-        *,
-        head: int | npt.ArrayLike = 0,
-        progress: Progress = SILENT,
-    ) -> Moments:
-        """Give each hidden variable's exact mean and variance, given what is known of its row.
-
-        Of inputs of all kinds; categories count as the numbers 0, 1, ....
-
-        X, mask, head, progress: as for `posterior_marginals`. Returns Moments: `.mean` and `.variance`, float64
-        (N, num_vars); an observed variable has its value and 0. Raises InputError where the data are out of range, and
-        where the evidence of a row has probability 0.
-        """
-        return answers.posterior_moments(self.engine, X, mask, head, progress)
-
-    def posterior_flows(
-        self,
-        X: npt.ArrayLike | Evidence,
-        mask: npt.ArrayLike | None = None,
-        *,
-        head: int | npt.ArrayLike = 0,
-        progress: Progress = SILENT,
-    ) -> npt.NDArray[np.float64]:
-        """Give the flow of each unit for each row: the probability that it is taken, given what is known of the row.
-
-        `flows` adds them up over rows. X, mask, head, progress: as for `latent_entropy`. Returns float64
-        (N, num_nodes), in Float64 throughout. Raises InputError where the data are out of range, and where the evidence
-        of a row has probability 0.
-        """
-        return answers.posterior_flows(self.engine, X, mask, head, progress)
-
-    def latent_entropy(
-        self,
-        X: npt.ArrayLike | Evidence,
-        mask: npt.ArrayLike | None = None,
-        *,
-        head: int | npt.ArrayLike = 0,
-        progress: Progress = SILENT,
-    ) -> npt.NDArray[np.float64]:
-        """Give the entropy of the latents given what is known of each row: H(Z | x), exact, in nats.
-
-        Z is which child each sum takes, from the head down: an induced tree. Of an HCLT that is the hidden state of
-        every variable. p(z | x) is the product of the posterior weights w p_child(x) / p_sum(x) of its edges, and what
-        is taken below the children of a product is independent, given what is taken above. So the entropy is the sum
-        over all sums of the flow into it times the entropy of its posterior weights.
-
-        Parameters
-        ----------
-        X : integers (N, num_vars), or Evidence
-            What is known.
-        mask : bool (N, num_vars) or (num_vars,), optional
-            True where the value is hidden. With everything hidden, the answer is H(Z).
-        head : int or integers (N,)
-            Which head, from 0; of every row its own.
-        progress : Progress
-            Where the work is shown.
-
-        Returns
-        -------
-        float64 (N,)
-            In nats.
-
-        Raises
-        ------
-        InputError
-            Where the data are out of range, and where the evidence of a row has probability 0.
-
-        """
-        return answers.latent_entropy(self.engine, X, mask, head, progress)
-
-    def gradient(
-        self,
-        X: npt.ArrayLike,
-        mask: npt.ArrayLike | None = None,
-        *,
-        head: int | npt.ArrayLike = 0,
-        progress: Progress = SILENT,
-    ) -> npt.NDArray[np.float64]:
-        """Give the derivative of log p(x) in each variable with Gaussian inputs: float64 (N, num_vars).
-
-        It is the sum over the variable's inputs of flow times (mean - x) / deviation^2. A hidden variable has 0; one
-        that has categories, levels or counts has NaN: there is no derivative.
-
-        X : numbers (N, num_vars). mask, head, progress: as for `latent_entropy`. Raises InputError for a circuit
-        without Gaussian inputs, where the data are out of range, and where the evidence of a row has probability 0.
-        """
-        return answers.gradient(self.engine, X, mask, head, progress)
-
-    def kl_divergence(self, other: Circuit, *, head: int = 0, other_head: int | None = None) -> Divergence:
-        """Give KL(p || q) of this circuit, p, and another one of the same units and edges, q, such as after more EM.
-
-        It is that of the distributions over the variables and the choices of the sums together (`latent_entropy`), an
-        upper bound of KL(p(x) || q(x)); and that itself, which `.exact` says, where the choices follow from the values:
-        where both are deterministic in the same way (`is_deterministic`, of what is possible in either).
-
-        `other_head`: default: the same as `head`. Returns Divergence: `.nats`, infinite where p has what q excludes,
-        and `.exact`. Raises InputError, which names the first unit that differs, for a circuit of another structure.
-        """
-        return distances.kl_divergence(self.engine, _engine_of(other), head, other_head)
-
-    def log_inner_product(self, other: Circuit, *, head: int = 0, other_head: int | None = None) -> float:
-        """Give the logarithm of the integral, or sum, over all x of p(x) q(x), exact; -inf where that is 0.
-
-        For any two circuits that decompose alike: where products over the same variables meet, the factors of the one
-        are unions of those of the other, as of HCLTs over one tree, of whatever sizes. Inputs of all kinds, in closed
-        form or finite sums; those of a variable over categories may be of any kinds in both.
-
-        `other_head`: default: the same as `head`. Raises InputError, which names units and variables, for circuits that
-        do not decompose alike, this one with itself included, or have other kinds of values.
-        """
-        return distances.log_inner_product(self.engine, _engine_of(other), head, other_head)
-
-    def l2_distance(self, other: Circuit, *, head: int = 0, other_head: int | None = None) -> float:
-        """Give the L2 distance to another circuit: the root of the integral, or sum, over all x of (p(x) - q(x))^2.
-
-        Exact, from three inner products: parameters and errors are those of `log_inner_product`. Distances below about
-        1e-8 of the larger norm are lost to rounding; those of many variables may be below any number, where the three
-        logarithms still tell.
-        """
-        return distances.l2_distance(self.engine, _engine_of(other), head, other_head)
-
     def save(self, path: str | os.PathLike[str], *, about: str = "", progress: Progress = SILENT) -> None:
         """Write the circuit to a `.safetensors`, `.jpc` or `.jpc.gz` file, aside and renamed.
 
@@ -906,9 +782,3 @@ class Circuit:
         """
         weight, leaf, _ = self.engine.learned()
         return weight, leaf
-
-
-def _engine_of(other: Circuit) -> Engine:
-    if not isinstance(other, Circuit):
-        raise InputError(f"other: found {type(other).__name__}, wanted a Circuit")
-    return other.engine
