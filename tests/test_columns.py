@@ -58,7 +58,9 @@ def test_types_choose(fitted: HCLT) -> None:
 def test_what_was_chosen_is_said() -> None:
     said: list[str] = []
 
-    class Listener(type(SILENT)):  # type: ignore[misc]
+    class Listener:
+        stage = SILENT.stage
+
         def log(self, message: str) -> None:
             said.append(message)
 

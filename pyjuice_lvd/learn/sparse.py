@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.exchange import exchanged
 from pyjuice_lvd.circuit.history import History
+from pyjuice_lvd.circuit.reduce import current
 from pyjuice_lvd.circuit.rows import Mask, Table
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
@@ -73,12 +73,11 @@ def prune_and_grow(
         if (kept := pieces.finished(grown_name)) is not None:
             grown = Circuit.load(kept)
         else:
-            pruned = circuit.prune(rows, mask=missing, keep=own.keep, progress=progress)
-            one = None if missing is None else missing[:1]
-            both = pruned.grow(
-                rows[:1], mask=one, heads=np.zeros(1, int), select=[0], threshold=0, noise=own.noise, seed=seed + number
-            )
-            grown = both.with_heads([0])
+            made = {}
+            if current().rank == 0:
+                pruned = circuit.prune(rows, mask=missing, keep=own.keep, progress=progress)
+                made[0] = _grown(pruned, rows, missing, own.noise, seed + number)
+            grown = exchanged(made)[0]
             if (path := pieces.path(grown_name)) is not None:
                 grown.save(path)
 
@@ -102,6 +101,13 @@ def prune_and_grow(
             circuit.save(path)
         pieces.drop(names.round_of(number - 1), grown_name, em_name)
     return circuit
+
+
+def _grown(circuit: Circuit, rows: Table, missing: Mask | None, noise: float, seed: int) -> Circuit:
+    """Give every unit a copy; the head, whose own copy nobody needs, is a sum over both of what was below it."""
+    hidden = None if missing is None else missing[:1]  # at threshold 0 the flows, and so the rows, do not matter
+    both = circuit.grow(rows[:1], mask=hidden, heads=[0], select=[0], threshold=0, noise=noise, seed=seed)
+    return both.with_heads([0])
 
 
 def unfinished(rounds: int) -> list[str]:

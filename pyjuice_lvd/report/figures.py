@@ -100,10 +100,11 @@ def plot_growth(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot_em(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the metrics of a run that is EM on one circuit."""
+    """Draw the metrics of a run that is EM on one circuit, or on one after another: their epochs follow each other."""
     figure = _figure(5, 3.2)
     axes = figure.subplots()
-    records = [record for record in metrics if record["stage"] == "EM"]
+    of_em = [record for record in metrics if record["stage"] == "EM"]
+    records = [{**record, "epoch": number} for number, record in enumerate(of_em, 1)]
     _line(axes, records, "epoch", {"train": "train", "validation": "valid"})
     axes.set(title="EM", xlabel="epoch", ylabel="mean log p(x), nats")
     _write(figure, path)
