@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.circuit.reduce import Reducer, TorchReducer, current, using
+from pyjuice_lvd.circuit.reduce import LostProcessError, Reducer, TorchReducer, current, using
 from pyjuice_lvd.errors import InputError, LVDJuiceError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ SILENCE = 20.0
 """Seconds without one, after which a process counts as lost, unless LVD_SILENCE says otherwise."""
 _LONGEST_WAIT = datetime.timedelta(days=30)
 """A process may wait for a slow one as long as that is alive, which the signs of life tell."""
+_MEETING = datetime.timedelta(minutes=10)
+"""So long may the start of the slowest process take, from that of the first on."""
 
 
 class EndedError(LVDJuiceError):
@@ -87,7 +89,7 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
     if torch.cuda.is_available():  # the processes of a machine share its GPUs out
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+        _meet(rank, size)
         with using(TorchReducer()) as reducer:
             names = [name.decode() for name in reducer.gather_bytes(socket.gethostname().encode())]
             _watch = _Watch(rank, names)
@@ -103,6 +105,33 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends this process, too: it has yet to say why it ends
         raise
     signal.signal(signal.SIGTERM, before)
+
+
+def _store() -> Store:
+    """Connect to torchrun's store, in which this start of the processes has names of its own.
+
+    torchrun keeps one store through all restarts. Where a process has written how it can be reached, others would read
+    what one of the start before wrote under the same name, and wait for that.
+    """
+    import torch.distributed as dist
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=_MEETING)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"lvd-juice/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+
+
+def _meet(rank: int, size: int) -> None:
+    """Make the default process group; raises LostProcessError where the others do not come."""
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group("gloo", store=_store(), rank=rank, world_size=size, timeout=_LONGEST_WAIT)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise LostProcessError(
+            f"process {rank} of {size}: cannot meet the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} ({reason})"
+        ) from error
 
 
 def start_together(threads: int | None = None) -> julia.Info:
@@ -153,10 +182,8 @@ class _Watch:
 
         self._rank, self._hosts = rank, hosts
         self._meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._silence = _silence()
-        self._store: Store = dist.PrefixStore(f"lvd-juice/alive/{attempt}", store)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore("alive", _store())  # type: ignore[attr-defined]
         self._done = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._ask, self._look)]
 

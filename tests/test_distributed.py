@@ -33,16 +33,17 @@ DISTILLED: dict[str, Any] = {
 }
 
 
-def torchrun(processes: int, *args: str | Path) -> subprocess.Popen[str]:
+def torchrun(processes: int, *args: str | Path, restarts: int = 0) -> subprocess.Popen[str]:
     """Start a program, or `-m MODULE`, in some processes; what they print comes through one pipe."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command.append(f"--max-restarts={restarts}")
     return subprocess.Popen(
         [*command, *map(str, args)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def fit(processes: int, data: Path, run: Path, *args: str) -> subprocess.Popen[str]:
-    return torchrun(processes, "-m", "pyjuice_lvd.cli", "fit", data, "-o", run, *HCLT, *args)
+def fit(processes: int, data: Path, run: Path, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
+    return torchrun(processes, "-m", "pyjuice_lvd.cli", "fit", data, "-o", run, *HCLT, *args, restarts=restarts)
 
 
 def ends(started: subprocess.Popen[str], seconds: float = 500) -> str:
@@ -58,7 +59,10 @@ def ranks(started: subprocess.Popen[str]) -> dict[int, int]:
     children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
     found = {}
     for child in children.read_text().split() if children.exists() else ():
-        environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        try:
+            environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        except OSError:  # it has just ended
+            continue
         found |= {int(entry[5:]): int(child) for entry in environment if entry.startswith("RANK=")}
     return found
 
@@ -222,13 +226,19 @@ def interrupted(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_other_numbers_of_processes_finish_a_run(table: Path, interrupted: Path, whole: dict[str, Any]) -> None:
-    """It goes on with three, of which the first is killed, and ends with one: nothing that was done is lost."""
-    started = fit(3, table, interrupted, "--resume")
+    """It goes on with three, of which the first is killed twice, and ends with one: nothing that was done is lost."""
+    started = fit(3, table, interrupted, "--resume", restarts=1)
     wait_for_epoch(started, interrupted, epochs_of(interrupted) + 3)
-    os.kill(ranks(started)[0], signal.SIGKILL)
+    killed = ranks(started)
+    os.kill(killed[0], signal.SIGKILL)
+    while set(killed.values()) & set((again := ranks(started)).values()) or len(again) < 3:
+        assert started.poll() is None, started.communicate()[0]
+        time.sleep(0.05)  # until torchrun has started all of them again
+    wait_for_epoch(started, interrupted, epochs_of(interrupted) + 3)
+    os.kill(again[0], signal.SIGKILL)
     said = ends(started, 120)
     lines = [line for line in said.splitlines() if line.startswith("lvd-juice: error: ")]
-    assert sorted(line.split(": ")[2] for line in lines) == ["process 1 of 3", "process 2 of 3"], said
+    assert sorted(line.split(": ")[2] for line in lines) == 2 * ["process 1 of 3"] + 2 * ["process 2 of 3"], said
     result = json.loads(lvd_juice("fit", table, "-o", interrupted, "--resume", "--quiet", *HCLT).stdout)
     assert result["bpd"] == pytest.approx(whole["bpd"], abs=1e-5)
 
