@@ -107,8 +107,8 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
     signal.signal(signal.SIGTERM, before)
 
 
-def _store() -> Store:
-    """Connect to torchrun's store, in which this start of the processes has names of its own.
+def _store(*, host: bool = False) -> Store:
+    """Connect to the store that all meet at, or host it, in which this start of the processes has names of its own.
 
     torchrun keeps one store through all restarts. Where a process has written how it can be reached, others would read
     what one of the start before wrote under the same name, and wait for that.
@@ -116,7 +116,7 @@ def _store() -> Store:
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=_MEETING)  # type: ignore[attr-defined]
+    store = dist.TCPStore(address, port, is_master=host, timeout=_MEETING, wait_for_workers=False)  # type: ignore[attr-defined]
     return dist.PrefixStore(f"lvd-juice/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
 
 
@@ -124,8 +124,11 @@ def _meet(rank: int, size: int) -> None:
     """Make the default process group; raises LostProcessError where the others do not come."""
     import torch.distributed as dist
 
+    # torchrun hosts the store, unless told not to; where something else started the processes, the first one does.
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        dist.init_process_group("gloo", store=_store(), rank=rank, world_size=size, timeout=_LONGEST_WAIT)
+        store = _store(host=rank == 0 and not hosted)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONGEST_WAIT)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[0].split())
         raise LostProcessError(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -40,6 +41,22 @@ def torchrun(processes: int, *args: str | Path, restarts: int = 0) -> subprocess
     return subprocess.Popen(
         [*command, *map(str, args)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def by_hand(processes: int, *args: str | Path) -> subprocess.Popen[str]:
+    """Start a program in some processes without torchrun, as a cluster's own launcher may; gives the first of them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "WORLD_SIZE": str(processes)},
+            stdout=None if rank else subprocess.PIPE,
+            text=True,
+        )
+        for rank in reversed(range(processes))
+    ][-1]
 
 
 def fit(processes: int, data: Path, run: Path, *args: str, restarts: int = 0) -> subprocess.Popen[str]:
@@ -191,7 +208,8 @@ def test_processes_learn_what_one_does(processes: int, table: Path, tmp_path: Pa
     own = {"offsets": {**offsets, "trees": "combs"}}
     # Three learn a circuit alone: of whole models, the jobs' parts are compared in Julia's own tests (test_shared.jl).
     models = {"LVD": {**DISTILLED, "config": {**DISTILLED["config"], **own}}} if processes == 2 else {}
-    said = ends(torchrun(processes, program, data, json.dumps(models), tmp_path / "em.safetensors"))
+    start = torchrun if processes == 2 else by_hand
+    said = ends(start(processes, program, data, json.dumps(models), tmp_path / "em.safetensors"))
     (line,) = [line for line in said.splitlines() if line.startswith("FOUND")] or [said]
     history, valid, bpds = json.loads(line.removeprefix("FOUND"))
     pc = Circuit.hclt(rows, num_latents=3, heads=2, seed=1)

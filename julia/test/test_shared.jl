@@ -1,6 +1,17 @@
 # EM shared by processes, each a job of its own here: the steps of one job that has all of each batch.
 
-using LVDJuice: circuit, expect_batch!, flat_values, learning, maximise_batch!, mutual_information, share_out!
+using LVDJuice: circuit, expect_part!, flat_values, learning, maximise_batch!, mutual_information, share_out!
+
+"The E-step of a job's share of a batch; what a part has counted, no later one changes."
+function expect_batch!(flat, job)
+    floats, finished = 0, false
+    while !finished
+        before, (after, finished) = flat[1:floats], expect_part!(flat, job)
+        @test after >= floats && flat[1:floats] == before
+        floats = after
+    end
+    @test floats == flat_values(job)
+end
 
 "Runs jobs, copies of one another, as processes that share each batch would; returns what the first `maximise_batch!` says of each epoch."
 function run_shared!(jobs)
@@ -53,7 +64,7 @@ learned(job) = vcat([[circuit(e).weight; circuit(e).leaf] for e in learning(job)
     @test_throws ArgumentError share_out!(makers[1][2](), 3, 2)
     job = makers[1][2]()
     share_out!(job, 1, 2)
-    @test_throws ArgumentError expect_batch!(zeros(3), job)
+    @test_throws ArgumentError expect_part!(zeros(3), job)
 end
 
 @testset "processes that have nothing of a batch" begin

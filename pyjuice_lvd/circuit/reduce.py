@@ -41,6 +41,11 @@ class Reducer:
     def all_reduce(self, *arrays: Array) -> None:
         """Replace arrays of numbers, each C-contiguous, by their sums over all processes: the same bits in all."""
 
+    def start_all_reduce(self, array: Array) -> Callable[[], None]:
+        """Begin to replace an array as `all_reduce` does; gives what waits for the end, before which it is in use."""
+        self.all_reduce(array)
+        return lambda: None
+
     def broadcast(self, *arrays: Array) -> None:
         """Replace arrays of numbers, each C-contiguous, by those of process 0."""
 
@@ -92,6 +97,15 @@ class TorchReducer(Reducer):
         for array in arrays:
             if array.size:
                 self._do(self._dist.all_reduce, _tensor(array), group=self._group)
+
+    def start_all_reduce(self, array: Array) -> Callable[[], None]:
+        """Begin to add an array up."""
+        started = self._do(self._dist.all_reduce, _tensor(array), group=self._group, async_op=True)
+
+        def wait() -> None:
+            self._do(started.wait)
+
+        return wait
 
     def broadcast(self, *arrays: Array) -> None:
         """Take process 0's arrays."""
@@ -154,9 +168,9 @@ class TorchReducer(Reducer):
                     what = name.replace("_", " ")
                     raise InputError(f"{what}: found others in process {rank} than in process 0, wanted the same")
 
-    def _do(self, collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _do(self, collective: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            collective(*args, **kwargs)
+            return collective(*args, **kwargs)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             # Where it happened in PyTorch's sources, and its good wishes, are of no use to whoever reads the line.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,12 +11,15 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.reduce import current
 
+_LEAST = 2**19
+"""Floats that are worth a transfer of their own: 4 MiB take some milliseconds."""
+
 
 class Steps:
     """Goes on with a job, `job`, made of the same data and parameters in each process.
 
-    What all processes count of a batch is added up in Float64, in one transfer, beside the seconds that each of them
-    took: `shown` is what the progress line says of the slowest.
+    What all processes count of a batch is added up in Float64, beside the seconds that each of them took: `shown` is
+    what the progress line says of the slowest. The counts of one circuit travel while those of the next are made.
     """
 
     def __init__(self, job: julia.Handle) -> None:
@@ -45,11 +49,20 @@ class Steps:
                 return found
 
     def _batch(self) -> tuple[int, int, float]:
-        julia.call("expect_batch!", self._flat, self.job)
-        own = self._flat[-self._reducer.size :]
-        own[:] = 0
-        own[self._reducer.rank] = time.monotonic() - self._began
-        self._reducer.all_reduce(self._flat)
+        sums: list[Callable[[], None]] = []
+        sent, finished = 0, False
+        while not finished:
+            counted, finished = julia.call("expect_part!", self._flat, self.job)
+            if finished:
+                own = self._flat[-self._reducer.size :]
+                own[:] = 0
+                own[self._reducer.rank] = time.monotonic() - self._began
+                counted = len(self._flat)
+            if finished or counted - sent >= _LEAST:
+                sums.append(self._reducer.start_all_reduce(self._flat[sent:counted]))
+                sent = counted
+        for wait in sums:
+            wait()
         self._began = time.monotonic()
         self._seconds += own
         slowest = int(self._seconds.argmax())

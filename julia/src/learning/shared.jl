@@ -7,7 +7,7 @@
     share_out!(job, number, of)
 
 Leaves to a job, before its first step, what part `number` (from 1) of `of` parts of each batch is. Its steps are then
-[`expect_batch!`](@ref) and [`maximise_batch!`](@ref), not [`advance!`](@ref).
+[`expect_part!`](@ref) and [`maximise_batch!`](@ref), not [`advance!`](@ref).
 """
 function share_out!(job::Union{EMJob,PatchJob,MutualInformationJob}, number::Integer, of::Integer)
     job.share = Share(number, of)
@@ -42,7 +42,7 @@ arrays(counts::FieldCounts) = Array{Float64}[[counts.first]; counts.first_offset
 
 circuit_values(job) = sum(e -> length(circuit(e).weight) + length(circuit(e).leaf), learning(job))
 
-"How many floats [`expect_batch!`](@ref) fills."
+"How many floats [`expect_part!`](@ref) fills."
 flat_values(job) = circuit_values(job) + table_values(job) + length(learning(job)) + 2
 
 "The place in `flat` from which on it says which circuits have counts, and of the log-likelihood and the weight at its end."
@@ -65,64 +65,74 @@ function circuit_counts(flat::Vector{Float64}, job)
 end
 
 """
-    expect_batch!(flat, job)
+    expect_part!(flat, job) -> (floats, finished)
 
-The E-step of the job's share of the batch under way. `flat`, Float64, gets what it counts; beyond the [`flat_values`](@ref) it stays.
+Goes on with the E-step of the job's share of the batch under way, by one circuit, or those of one shape. `flat`, Float64, gets what it
+counts: the first `floats` of it are done, so that they may be sent while other parts are counted. At the end, `finished`, these are the
+[`flat_values`](@ref); beyond them it stays.
 """
-function expect_batch!(flat::Vector{Float64}, job::Union{EMJob,PatchJob})
-    flags = check_flat(flat, job)
-    fill!(view(flat, 1:flat_values(job)), 0.0)
+function expect_part!(flat::Vector{Float64}, job::Union{EMJob,PatchJob})
+    flags, floats, finished = check_flat(flat, job), 0, true
     GC.@preserve flat begin
         counted = circuit_counts(flat, job)
-        expect_parts!(job) do first, last, has_counts
-            for i in first:last
-                counts!(counted[i][2], counted[i][1], scale(job))
+        finished = count_part!(job) do first, last, has_counts
+            floats = 0
+            for (i, (e, counts)) in enumerate(counted)
+                i > last && break
+                floats += length(counts.weight) + length(counts.leaf)
+                i < first && continue
+                fill!(counts.weight, 0.0)
+                fill!(counts.leaf, 0.0)
+                counts!(counts, e, scale(job))
                 flat[flags + i - 1] = has_counts
             end
         end
     end
+    finished || return floats, false
     at = flags - table_values(job)
     for table in tables(job)
         copyto!(flat, at, table, 1, length(table))
         at += length(table)
     end
     flat[flags + length(counted):flags + length(counted) + 1] .= found(job)
-    return nothing
+    return flat_values(job), true
 end
 
-# `done(first, last, has_counts)`: the E-step of these circuits is done, and what the engines hold is to be taken.
+# `count_part!(done, job)` goes on by a part. `done(first, last, has_counts)`: the E-step of these circuits is done, and what the engines
+# hold is to be taken. Returns whether that of the whole batch is.
 
-function expect_parts!(done, job::EMJob)
+function count_part!(done, job::EMJob)
     before = job.position == 0 ? (0.0, 0.0) : (job.total, job.weight)
     job.total = job.weight = 0.0
     expect!(job)
     job.found, (job.total, job.weight) = (job.total, job.weight), before
     done(1, 1, true)
+    return true
 end
 
-function expect_parts!(done, job::JointEMJob)
-    for i in 0:length(job.circuits)
-        expect!(job)
-        done(i + 1, i + 1, job.batch.counted)
-        i == 0 || release!(part(job))
-        job.batch.part += 1
-    end
-end
-
-function expect_parts!(done, job::OffsetEMJob)
+function count_part!(done, job::JointEMJob)
     expect!(job)
-    done(1, 1, true)
-    last = 1
-    for shape in job.emissions.shapes
-        job.batch.part += 1
-        expect!(job)
-        done(last + 1, last + length(shape), job.batch.counted)
-        foreach(release!, shape)
-        last += length(shape)
-    end
+    i = job.batch.part
+    done(i + 1, i + 1, job.batch.counted)
+    i == 0 || release!(part(job))
+    job.batch.part += 1
+    return i == length(job.circuits)
 end
 
-function expect_parts!(done, job::FieldEMJob)
+function count_part!(done, job::OffsetEMJob)
+    expect!(job)
+    k, channels, shapes = job.batch.part, num_channels(job.emissions), job.emissions.shapes
+    if k == 0
+        done(1, 1, true)
+    else
+        done((k - 1) * channels + 2, k * channels + 1, job.batch.counted)
+        foreach(release!, shapes[k])
+    end
+    job.batch.part += 1
+    return k == length(shapes)
+end
+
+function count_part!(done, job::FieldEMJob)
     expect!(job)
     last = 0
     for (k, shape) in enumerate(job.emissions.shapes)
@@ -130,6 +140,7 @@ function expect_parts!(done, job::FieldEMJob)
         foreach(release!, shape)
         last += length(shape)
     end
+    return true
 end
 
 "The scale of the weights behind the counts."
@@ -143,7 +154,7 @@ found(job::PatchJob) = job.batch.total, length(job.batch.places)
 """
     maximise_batch!(job, flat) -> as `advance!`
 
-The M-step of the batch under way, from what [`expect_batch!`](@ref) of all shares filled `flat` with, added up. The next batch begins.
+The M-step of the batch under way, from what [`expect_part!`](@ref) of all shares filled `flat` with, added up. The next batch begins.
 """
 function maximise_batch!(job::Union{EMJob,PatchJob}, flat::Vector{Float64})
     flags = check_flat(flat, job)
