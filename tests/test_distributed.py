@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,60 @@ def test_a_process_that_hangs_ends_the_others(table: Path, tmp_path: Path) -> No
     assert len(lines) == 1, said
     assert "process 0 of 2: no sign of life of process 1 (" in lines[0]
     assert not Path(f"/proc/{at[1]}").exists()
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[list[str]]]:
+    """Two hosts joined by a cable, network namespaces of this machine: on each, what starts a program there."""
+    names = [f"lvd-{os.getpid()}-{number}" for number in (1, 2)]
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+        subprocess.run(
+            ["ip", "link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "eth0", "netns", names[1]],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespaces of one's own here: {error}")
+    try:
+        for number, name in enumerate(names, 1):
+            for what in (["link", "set", "lo", "up"], ["link", "set", "eth0", "up"]):
+                subprocess.run(["ip", "-n", name, *what], check=True)
+            subprocess.run(["ip", "-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "eth0"], check=True)
+        yield [["ip", "netns", "exec", name] for name in names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def test_two_hosts(table: Path, whole: dict[str, Any], hosts: list[list[str]], tmp_path: Path) -> None:
+    """The example of docs/distributed.md: a cable that is cut ends both hosts' processes, and they resume."""
+
+    def fits(*args: str) -> list[subprocess.Popen[str]]:
+        return [
+            subprocess.Popen(
+                [
+                    *host, sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
+                    "--nproc-per-node=1", "--master-addr=10.77.0.1", "--master-port=29400", "-m", "pyjuice_lvd.cli",
+                    "fit", str(table), "-o", str(tmp_path / f"host-{rank}"), *HCLT, *args,
+                ],
+                env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "eth0"},
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank, host in enumerate(hosts)
+        ]  # fmt: skip
+
+    started = fits()
+    wait_for_epoch(started[0], tmp_path / "host-0", 3)
+    cable = [*hosts[0], "ip", "link", "set", "eth0"]
+    subprocess.run([*cable, "down"], check=True)
+    cut = time.monotonic()
+    for rank, host in enumerate(started):
+        lines = [line for line in ends(host, 120).splitlines() if line.startswith("lvd-juice: error: ")]
+        assert [line.split(": ")[2] for line in lines] == [f"process {rank} of 2"]
+    assert time.monotonic() - cut < 60
+    assert not (tmp_path / "host-1").exists()
+    subprocess.run([*cable, "up"], check=True)
+    said, _ = [ends(host) for host in fits("--resume")]
+    (result,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")] or [said]
+    assert result["bpd"] == pytest.approx(whole["bpd"], abs=1e-5)
