@@ -69,6 +69,7 @@ def fit_prior(
                     )
                     total += mean * len(evidence)
                     stage.advance(len(evidence), log_likelihood=mean)
+                    del evidence  # before the next is made
                 history.append(total / len(train))
                 watch.look(history)
                 stage.advance(0, valid=history.valid[-1])
@@ -83,10 +84,12 @@ class _Shares:
     def __init__(self, model: JointModel, images: Images, room: int) -> None:
         self.model, self.images, self.room = model, images, room
         fits = model.evidence_bytes(len(images)) <= room
-        self.kept = Evidence(self._scores(images)) if fits else None
+        self.kept = self._evidence(np.arange(len(images))) if fits else None
 
-    def _scores(self, images: Images) -> npt.NDArray[np.float32]:
-        return spread(len(images), lambda rows: self.model.patch_scores(images[rows]))
+    def _evidence(self, numbers: npt.NDArray[np.int64]) -> Evidence:
+        size = 4 * self.images[:1].nbytes + self.model.evidence_bytes(1)  # with the images' patches, and masks of both
+        scores = spread(len(numbers), lambda rows: self.model.patch_scores(self.images[numbers[rows]]), row=size)
+        return Evidence(scores)
 
     def shuffled(self, seed: int) -> Iterator[Evidence]:
         """Give the shares of all images, in an order of the seed's."""
@@ -95,7 +98,7 @@ class _Shares:
             return
         order = np.random.default_rng(seed).permutation(len(self.images))
         for rows in self.model.chunks(len(order), self.room):
-            yield Evidence(self._scores(self.images[order[rows]]))
+            yield self._evidence(order[rows])
 
     def mean_score(self) -> float:
         """Mean log p(x), nats."""

@@ -130,8 +130,15 @@ class VQVAE(nn.Module):
     def over(self, images: UInt8, function: Callable[[Tensor], Tensor], batch_size: int = 128) -> Tensor:
         """Apply one of these functions to uint8 (N, H, W, C), C order and writable, in batches; return a CPU tensor."""
         with torch.inference_mode():
-            batches = torch.split(torch.from_numpy(images), batch_size)
-            return torch.cat([function(self.put(batch)).cpu() for batch in batches])
+            out, first = None, 0
+            for batch in torch.split(torch.from_numpy(images), batch_size):
+                found = function(self.put(batch))
+                if out is None:  # no list of parts: between what comes and goes, these would leave memory in pieces
+                    out = torch.empty((len(images), *found.shape[1:]), dtype=found.dtype)
+                out[first : first + len(batch)] = found
+                first += len(batch)
+            assert out is not None
+            return out
 
 
 class ResidualBlock(nn.Module):
