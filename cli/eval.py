@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pyjuice_lvd.circuit.devices import CPU, use_device
-from pyjuice_lvd.circuit.reduce import spread
+from pyjuice_lvd.circuit.reduce import all_or_none, spread
 from pyjuice_lvd.data.splits import noun
 from pyjuice_lvd.distributed import processes
 from pyjuice_lvd.evaluate.merit import figures_of_merit
@@ -32,9 +32,10 @@ def evaluate(run: Path, data: str, threads: int | None, device: str | None, as_j
     """
     started = time.monotonic()
     with processes(start=False) as reducer:
-        opened = Run.open(run)
         progress = make_progress(quiet or reducer.rank > 0)
-        test = opened.test_data(data, progress)
+        with all_or_none():
+            opened = Run.open(run)
+            test = opened.test_data(data, progress)
         start_julia(opened.settings, threads)
         with use_device(device or CPU):
             model = opened.load()

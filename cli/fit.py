@@ -16,18 +16,18 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.devices import usable, use_device
-from pyjuice_lvd.circuit.reduce import Reducer, spread
+from pyjuice_lvd.circuit.reduce import Reducer, all_or_none, spread
 from pyjuice_lvd.data.features import read_features
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
 from pyjuice_lvd.data.source import Array
 from pyjuice_lvd.data.splits import Splits
-from pyjuice_lvd.distributed import processes, restarted, start_together
+from pyjuice_lvd.distributed import note, noted, processes, restarted, start_together
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import json_text, write_json
 from pyjuice_lvd.files.run import RunDirectory
-from pyjuice_lvd.large import by_blocks, digest_of
+from pyjuice_lvd.large import by_blocks, cache_folder, digest_of
 from pyjuice_lvd.learn.features import about as about_features
 from pyjuice_lvd.learn.features import as_features, of_images
 from pyjuice_lvd.learn.sizes import check_categories, check_fit
@@ -90,42 +90,50 @@ def fit(
     sparse-hclt, rat-spn and einet, a table of integers: .csv, .npy, .npz or a DEBD folder (docs/data.md).
     """
     started = time.monotonic()
-    with processes(start=False) as reducer, ExitStack() as on_device:
+    with processes(start=False) as reducer, ExitStack() as context:
         # All that can be wrong with what was typed is found first: Julia and PyTorch take seconds to start.
         first, earlier, settings = reducer.rank == 0, None, Settings()
-        if first:  # of torchrun's processes: the others need not see the run, nor what it was resumed from
-            resume = resume or (restarted() and (run / names.SETTINGS).exists())
-            RunDirectory.check(run, resume=resume)
-            earlier = RunDirectory.open_existing(run, finished=False) if resume else None
-            base = restored(earlier.settings, f"{run / names.SETTINGS}: ") if earlier else None
-            settings = resolve(
-                preset, config, assignments, base=base,
-                method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
-            )  # fmt: skip
-            if earlier:
-                earlier.check_settings(kept(settings), _completed)
+        with all_or_none():
+            if first:  # of torchrun's processes: the others need not see the run, nor what it was resumed from
+                ours = f"began {run.absolute()}"
+                resume = resume or (restarted() and (run / names.SETTINGS).exists() and noted(ours))
+                RunDirectory.check(run, resume=resume)
+                note(ours)
+                earlier = RunDirectory.open_existing(run, finished=False) if resume else None
+                base = restored(earlier.settings, f"{run / names.SETTINGS}: ") if earlier else None
+                settings = resolve(
+                    preset, config, assignments, base=base,
+                    method=method, color=color, crop=crop, seed=seed, threads=threads, device=device,
+                )  # fmt: skip
+                if earlier:
+                    earlier.check_settings(kept(settings), _completed)
         if reducer.size > 1:
             settings = restored(json.loads(reducer.broadcast_bytes(json_text(kept(settings)).encode())))
         progress = make_progress(quiet or not first)
-        if features_file is not None and settings.method in BASELINES:
-            raise InputError(f"--features: found method {settings.method}, wanted lvd-pg or lvd, which learn from them")
-        splits = load_data(data, **settings.loading)
-        _check_data(splits, settings)
-        about = _about(splits)
-        features = None
-        if features_file is not None:
-            features = _features(features_file, splits, settings)
-            about["features"] = {"file": str(features_file), **about_features(features)}
+        with all_or_none():
+            if features_file is not None and settings.method in BASELINES:
+                raise InputError(
+                    f"--features: found method {settings.method}, wanted lvd-pg or lvd, which learn from them"
+                )
+            if reducer.size > 1:
+                cache_folder()  # which is needed at some time
+            splits = load_data(data, **settings.loading)
+            _check_data(splits, settings)
+            about = _about(splits)
+            features = None
+            if features_file is not None:
+                features = _features(features_file, splits, settings)
+                about["features"] = {"file": str(features_file), **about_features(features)}
+            if earlier:
+                _check_same_source(earlier, about)
         learn = _learn_baseline if settings.method in BASELINES else partial(_distill, features=features)
         reducer.check_same(
             DATA=json_text([about[f"{part}digest"] for part in ("", "train_", "valid_", "test_")]),
             features=json_text(about.get("features", {}).get("digest")),
         )
-        if earlier:
-            _check_same_source(earlier, about)
         if not _finished(earlier, reducer):
             prepare(settings)
-            on_device.enter_context(use_device(settings.device))
+            context.enter_context(use_device(settings.device))
             for line in (splits.how, *splits.notes):
                 progress.log(f"{splits.source}: {line}")
             for text in without_use(assignments, settings):
@@ -133,38 +141,42 @@ def fit(
                 progress.log(f"--set {text}: method {settings.method}{offsets} has no use for it")
             if splits.train.ndim == 2 and (color or crop):
                 progress.log(f"{'--color' if color else '--crop'}: {splits.source} is a table, which has no use for it")
-        if not first:
+        directory = None
+        with all_or_none():
+            if first:
+                directory = context.enter_context(
+                    RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed)
+                )
+                _check_same_source(directory, about)
+        if directory is None:
             if not _finished(None, reducer):
                 _result(learn(splits, settings, None, progress)[0], splits, settings, progress)
             return
-        with RunDirectory.create(run, settings=kept(settings), resume=resume, completed=_completed) as directory:
-            _check_same_source(directory, about)
-            if not (directory / names.DATA).exists():
-                write_json(directory / names.DATA, about)
-            if not _finished(directory, reducer):
-                model, more = learn(splits, settings, directory, progress)
-                directory.finish(
-                    {
-                        **_result(model, splits, settings, progress),
-                        "seconds": time.monotonic() - started,
-                        "seed": settings.seed,
-                        "threads": julia.start().threads,
-                        **({"processes": reducer.size} if reducer.size > 1 else {}),
-                        "run": str(directory.path),
-                        "data": {
-                            "source": splits.source,
-                            "split": splits.how,
-                            "train": len(splits.train),
-                            "valid": len(splits.valid),
-                            **({"notes": splits.notes} if splits.notes else {}),
-                            **({"features": about["features"]} if "features" in about else {}),
-                        },
-                        **more,
-                        "versions": versions(),
-                    }
-                )
-            result = directory.result
-        emit(result, as_json)
+        if not (directory / names.DATA).exists():
+            write_json(directory / names.DATA, about)
+        if not _finished(directory, reducer):
+            model, more = learn(splits, settings, directory, progress)
+            directory.finish(
+                {
+                    **_result(model, splits, settings, progress),
+                    "seconds": time.monotonic() - started,
+                    "seed": settings.seed,
+                    "threads": julia.start().threads,
+                    **({"processes": reducer.size} if reducer.size > 1 else {}),
+                    "run": str(directory.path),
+                    "data": {
+                        "source": splits.source,
+                        "split": splits.how,
+                        "train": len(splits.train),
+                        "valid": len(splits.valid),
+                        **({"notes": splits.notes} if splits.notes else {}),
+                        **({"features": about["features"]} if "features" in about else {}),
+                    },
+                    **more,
+                    "versions": versions(),
+                }
+            )
+        emit(directory.result, as_json)
 
 
 def _finished(directory: RunDirectory | None, reducer: Reducer) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyjuice_lvd.circuit.devices import use_device
-from pyjuice_lvd.circuit.reduce import current
+from pyjuice_lvd.circuit.reduce import all_or_none, current
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.distributed import processes
 from pyjuice_lvd.errors import InputError
@@ -64,20 +64,23 @@ def _measured(
 ) -> dict[str, Any]:
     """Measure, and keep figures and picture, which the first of the processes that share the work does."""
     started, first = time.monotonic(), current().rank == 0
-    opened = Run.open(run)
-    directory, settings = opened.directory, opened.settings
-    picture = directory / names.GAP_PICTURE if output is None else output
-    kind = opened.kind
-    if not issubclass(kind, JointModel | ShapeModel):
-        raise InputError(f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd")
-    if (directory / names.MODEL / names.FEATURES).exists():
-        raise InputError(
-            f"{run}: learned from features of another encoder, so it has no teacher, whose ELBO is the first of the "
-            "three; wanted a run without --features"
-        )
-    for file in (picture, directory / names.GAP) if first else ():
-        check_writable(file)
-    test = opened.test_data(data, progress)
+    with all_or_none():
+        opened = Run.open(run)
+        directory, settings = opened.directory, opened.settings
+        picture = directory / names.GAP_PICTURE if output is None else output
+        kind = opened.kind
+        if not issubclass(kind, JointModel | ShapeModel):
+            raise InputError(
+                f"{run}: a run of method {opened.method}, which has no teacher; wanted one of lvd-pg or lvd"
+            )
+        if (directory / names.MODEL / names.FEATURES).exists():
+            raise InputError(
+                f"{run}: learned from features of another encoder, so it has no teacher, whose ELBO is the first of "
+                "the three; wanted a run without --features"
+            )
+        for file in (picture, directory / names.GAP) if first else ():
+            check_writable(file)
+        test = opened.test_data(data, progress)
     images = test.data
     prepare(settings, threads=threads, device=device)
 

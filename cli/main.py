@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import click
 
-from pyjuice_lvd.errors import LVDJuiceError
+from pyjuice_lvd.errors import LVDJuiceError, RefusedError
 
 PROGRAM = "lvd-juice"
 
@@ -102,13 +102,18 @@ def main(args: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return 1
     except Exception as error:
-        return _report(error, session.debug)
+        status = _report(error, session.debug)
+        if "RANK" in os.environ:  # threads of a process group whose others are gone would abort Python's own exit
+            os._exit(status)
+        return status
     return status if isinstance(status, int) else 0
 
 
 def _report(error: Exception, debug: bool) -> int:
     """Say on stderr, in one line, what went wrong; returns the exit status."""
     status = 1
+    if isinstance(error, RefusedError):  # it was said
+        return error.exit_status
     if isinstance(error, click.Abort):  # click's form of KeyboardInterrupt
         notes = getattr(error.__cause__, "__notes__", ["no file was left half written"])
         line, status = f"interrupted: {'; '.join(notes)}", 130

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -31,8 +31,10 @@ SILENCE = 20.0
 """Seconds without one, after which a process counts as lost, unless LVD_SILENCE says otherwise."""
 _LONGEST_WAIT = datetime.timedelta(days=30)
 """A process may wait for a slow one as long as that is alive, which the signs of life tell."""
-_MEETING = datetime.timedelta(minutes=10)
-"""So long may the start of the slowest process take, from that of the first on."""
+_MEETING = 600.0
+"""Seconds that the start of the slowest process may take, from that of the first on."""
+_PATIENCE = 20.0
+"""Seconds after which a process that waits for others says so."""
 
 
 class EndedError(LVDJuiceError):
@@ -40,13 +42,45 @@ class EndedError(LVDJuiceError):
 
 
 def joined_by_torchrun() -> bool:
-    """Whether torchrun started this process beside others."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun, or another launcher, started this process beside others.
+
+    Raises InputError where what a launcher says of its processes, in `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and
+    `MASTER_PORT`, is not complete.
+    """
+    if "RANK" not in os.environ:
+        return False
+    size = _number("WORLD_SIZE", 1, 2**31, "1")
+    _number("RANK", 0, size)
+    if size == 1:
+        return False
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError(f"MASTER_ADDR: found nothing beside WORLD_SIZE={size}, wanted where the processes meet")
+    _number("MASTER_PORT", 1, 2**16)
+    return True
+
+
+def _number(name: str, least: int, end: int, default: str = "") -> int:
+    """Read an environment variable, an integer from `least` to less than `end`."""
+    found = os.environ.get(name, default)
+    if not found.isdecimal() or not least <= int(found) < end:
+        raise InputError(f"{name}: found {found!r}, wanted an integer from {least} to {end - 1}")
+    return int(found)
 
 
 def restarted() -> bool:
     """Whether torchrun started the processes again, because some had failed (`--max-restarts`)."""
     return joined_by_torchrun() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def note(what: str) -> None:
+    """Keep in mind, through all restarts, that these processes have done something."""
+    if joined_by_torchrun():
+        _store(restart=None).set(what, "1")
+
+
+def noted(what: str) -> bool:
+    """Whether these processes have done something, before a restart or since."""
+    return joined_by_torchrun() and bool(_store(restart=None).check([what]))
 
 
 _watch: _Watch | None = None
@@ -107,34 +141,75 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
     signal.signal(signal.SIGTERM, before)
 
 
-def _store(*, host: bool = False) -> Store:
+def _store(*, host: bool = False, restart: str | None = "") -> Store:
     """Connect to the store that all meet at, or host it, in which this start of the processes has names of its own.
 
     torchrun keeps one store through all restarts. Where a process has written how it can be reached, others would read
-    what one of the start before wrote under the same name, and wait for that.
+    what one of the start before wrote under the same name, and wait for that. None: the names that all starts share.
     """
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=host, timeout=_MEETING, wait_for_workers=False)  # type: ignore[attr-defined]
-    return dist.PrefixStore(f"lvd-juice/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    connecting = datetime.timedelta(minutes=1)
+    store = dist.TCPStore(address, port, is_master=host, timeout=connecting, wait_for_workers=False)  # type: ignore[attr-defined]
+    start = "all" if restart is None else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"lvd-juice/{start}", store)  # type: ignore[attr-defined]
 
 
 def _meet(rank: int, size: int) -> None:
-    """Make the default process group; raises LostProcessError where the others do not come."""
+    """Make the default process group; raises LostProcessError where the others do not come in time."""
     import torch.distributed as dist
 
     # torchrun hosts the store, unless told not to; where something else started the processes, the first one does.
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    waiting = _Waiting(rank, size)
     try:
-        store = _store(host=rank == 0 and not hosted)
+        if not host:
+            waiting.until(_reachable)
+        store = _store(host=host)
+        store.set(f"here/{rank}", "1")
+        waiting.until(lambda: None if store.check([f"here/{r}" for r in range(size)]) else _absent(store, size))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_LONGEST_WAIT)
     except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise LostProcessError(
-            f"process {rank} of {size}: cannot meet the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} ({reason})"
-        ) from error
+        raise waiting.error(" ".join(str(error).split("\n")[0].split())) from error
+
+
+def _reachable() -> str | None:
+    """Say what is wrong with the meeting point, if anything is."""
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _absent(store: Store, size: int) -> str:
+    absent = [str(rank) for rank in range(size) if not store.check([f"here/{rank}"])]
+    return f"without process {', '.join(absent[:8])}{', ...' if len(absent) > 8 else ''}"
+
+
+class _Waiting:
+    """Waits for the meeting of the processes, with a line on stderr when that takes long, and an end."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._who = f"process {rank} of {size}"
+        self._where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        self._started, self._told = time.monotonic(), False
+
+    def until(self, wrong: Callable[[], str | None]) -> None:
+        """Wait until `wrong` finds nothing."""
+        while (found := wrong()) is not None:
+            waited = time.monotonic() - self._started
+            if waited > _MEETING:
+                raise self.error(f"{found}, for {_MEETING:g} s")
+            if waited > _PATIENCE and not self._told:
+                print(f"lvd-juice: {self._who}: waiting for the others at {self._where} ({found})", file=sys.stderr)
+                self._told = True
+            time.sleep(0.2)
+
+    def error(self, reason: str) -> LostProcessError:
+        """Say that there was no meeting."""
+        return LostProcessError(f"{self._who}: cannot meet the others at {self._where} ({reason})")
 
 
 def start_together(threads: int | None = None) -> julia.Info:

@@ -15,6 +15,10 @@ class InputError(LVDJuiceError, ValueError):
     exit_status = 2
 
 
+class RefusedError(InputError):
+    """Bad input that another process has found, and says."""
+
+
 class JuliaError(LVDJuiceError, RuntimeError):
     """An exception raised in Julia, with Julia's message."""
 

@@ -16,8 +16,18 @@ import numpy as np
 import pytest
 from commands import lvd_juice
 
-from pyjuice_lvd import LVD, Circuit
-from pyjuice_lvd.circuit.reduce import Reducer, current, on_first, owners, spread
+from pyjuice_lvd import LVD, Circuit, distributed
+from pyjuice_lvd.circuit.reduce import (
+    LostProcessError,
+    Reducer,
+    all_or_none,
+    current,
+    on_first,
+    owners,
+    spread,
+    using,
+)
+from pyjuice_lvd.errors import InputError, RefusedError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LVD_THREADS": "1", "LVD_SILENCE": "6"}
 HCLT = [
@@ -275,6 +285,76 @@ def test_a_process_that_hangs_ends_the_others(table: Path, tmp_path: Path) -> No
     assert len(lines) == 1, said
     assert "process 0 of 2: no sign of life of process 1 (" in lines[0]
     assert not Path(f"/proc/{at[1]}").exists()
+
+
+def test_bad_input_is_said_once_and_changes_nothing(table: Path, tmp_path: Path) -> None:
+    """Neither does a restart take a run for its own that it was refused."""
+    run = tmp_path / "run"
+    lvd_juice("fit", table, "-o", run, "--quiet", *HCLT, "--set", "hclt.epochs=1")
+    (run / "result.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    started = fit(2, table, run, "--seed", "0", restarts=1)
+    said = ends(started, 120)
+    lines = [line for line in said.splitlines() if line.startswith("lvd-juice: ")]
+    assert len(lines) == 2, said  # of two starts
+    assert all("holds a run already" in line for line in lines)
+    assert started.returncode
+    assert "exitcode  : 2 " in said
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"RANK": "one"}, "RANK: found 'one', wanted an integer from 0 to 1"),
+        ({"RANK": "2"}, "RANK: found '2', wanted an integer from 0 to 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: found 'two', wanted an integer"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR: found nothing"),
+        ({"MASTER_PORT": "no"}, "MASTER_PORT: found 'no', wanted an integer from 1"),
+    ],
+)
+def test_what_a_launcher_says_is_checked(given: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", **given}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=found), distributed.processes():
+        pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nobody_is_waited_for_without_end(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        told = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", **told}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_MEETING", 1.0)
+    absent = "without process 1" if rank == 0 else "refused"
+    before = signal.getsignal(signal.SIGTERM)  # a process of torchrun's that ends is not to be told so once more
+    lost = pytest.raises(LostProcessError, match=f"process {rank} of 2: cannot meet the others.*{absent}")
+    with lost, distributed.processes():
+        pass
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_bad_input_of_any_process_is_all_ones() -> None:
+    class Other(Reducer):
+        size = 2
+
+        def gather_bytes(self, content: bytes) -> list[bytes]:
+            return [content, b"theirs"] if self.rank == 0 else [b"theirs", content]
+
+    with using(Other()), pytest.raises(RefusedError, match="theirs"), all_or_none():
+        pass
+    with using(Other()), pytest.raises(InputError, match="mine") as raised, all_or_none():
+        raise InputError("mine")
+    assert type(raised.value) is InputError
+    later = Other()
+    later.rank = 1
+    with using(later), pytest.raises(RefusedError, match="theirs"), all_or_none():
+        raise InputError("mine")
+    with pytest.raises(InputError, match="mine"), all_or_none():
+        raise InputError("mine")
 
 
 @pytest.fixture

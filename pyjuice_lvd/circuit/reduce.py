@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.errors import InputError, LVDJuiceError
+from pyjuice_lvd.errors import InputError, LVDJuiceError, RefusedError
 from pyjuice_lvd.large import by_blocks, empty
 
 if TYPE_CHECKING:
@@ -208,6 +208,24 @@ def using(reducer: Reducer) -> Iterator[Reducer]:
 def alone() -> Any:
     """Share nothing in this block: its work is this process' own, whatever the others do."""
     return using(_ALONE)
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Where bad input is found in this block by any process, all leave it with an error once all are done with it.
+
+    The first that found some raises its InputError, the others RefusedError. There is no other sharing in the block.
+    """
+    refused = None
+    try:
+        yield
+    except InputError as error:
+        refused = error
+    found = current().gather_bytes(str(refused or "").encode())
+    if refused is not None and not any(found[: current().rank]):
+        raise refused
+    if any(found):
+        raise RefusedError(next(text for text in found if text).decode())
 
 
 def spread(n: int, score: Callable[[slice], Array], unit: int = 1, row: int = 0) -> Array:
