@@ -56,7 +56,7 @@ COMMON = {
     "einet": ["einet.epochs=10", "einet.steps=[8,4,2,1]", "einet.pseudocount=0.3"],
     "lvd": [*_DISTILLED, "circuit.epochs=8", "prior.soft_epochs=2", "finetuning.epochs=0"],
     "lvd-pg": [
-        *_DISTILLED, "circuit.epochs=6", "growing.epochs=3", "growing.threshold=0.07", "growing.min_flow=1e-5",
+        *_DISTILLED, "circuit.epochs=6", "growing.epochs=3", "growing.threshold=0.15", "growing.min_flow=1e-5",
         "refining.rounds=6", "refining.patches=5000", "refining.latents=8",
         "prior.soft_epochs=0", "finetuning.epochs=2", "finetuning.candidates=4", "finetuning.batch_size=2048",
         "finetuning.step_size=[0.15,0.02]", "finetuning.pseudocount=0.03",
@@ -75,8 +75,8 @@ SIZES: dict[str, dict[str, dict[str, list[str]]]] = {
             "1M": ["clusters.outer=8", "circuit.latents=10"],
         },
         "lvd-pg": {
-            "4M": ["clusters.outer=16", "circuit.latents=11"],
-            "1M": ["clusters.outer=8", "circuit.latents=6"],
+            "4M": ["clusters.outer=16", "circuit.latents=13"],
+            "1M": ["clusters.outer=8", "circuit.latents=7"],
         },
     },
     "lossless": {

@@ -1,12 +1,12 @@
 """The paper's Fig. 1: what is clustered, and by whom, at equal numbers of heads and about equal size.
 
-    python benchmarks/designs.py DATA -o benchmarks/designs.json [--picture docs/pictures/designs.png] [--preset tiny]
-        [--images 10000] [--set section.key=value]... [--growing section.key=value]... [--refined section.key=value]...
+    python benchmarks/designs.py DATA -o benchmarks/designs.json --images 5000 [--picture docs/pictures/designs.png]
+        [--set section.key=value]... [--growing section.key=value]... [--refined section.key=value]...
 
 DATA is what `lvd-juice fit` takes. For each seed, one-shot `lvd` learns from K-means clusters of raw patches, of the
 features of a convolutional teacher, and of those of a teacher that decodes each patch on its own; from the last of
 these also growing (`lvd-pg`), one-shot with outer clusters that circuits refined, and both. `--growing` has settings of
-`lvd-pg` alone, `--refined` those of refining.
+`lvd-pg` alone, `--refined` those of refining; all come after the settings below.
 """
 
 from __future__ import annotations
@@ -28,6 +28,22 @@ from pyjuice_lvd.settings import Settings
 
 RAW, CONVOLUTIONAL, ONE_SHOT = "raw patches", "convolutional teacher", "independent decoder"
 GROWN, REFINED, BOTH = "grown", "refined", "refined and grown"
+
+# For 16x16 pixels and about three million parameters: grown circuits start smaller.
+EVERY = [
+    "offsets.steps=[]", "data.flip=false", "data.crop=16x16", "teacher.flip=false", "teacher.epochs=6",
+    "teacher.decoder=independent", "clusters.outer=16", "refining.rounds=0", "circuit.latents=15", "circuit.epochs=8",
+    "circuit.pseudocount=0.1", "prior.epochs=15", "prior.soft_epochs=0", "finetuning.epochs=0",
+]  # fmt: skip
+GROWING = [
+    "circuit.latents=10",
+    "growing.epochs=3",
+    "growing.threshold=0.15",
+    "growing.noise=0.2",
+    "growing.min_flow=1e-5",
+]
+REFINING = ["refining.rounds=6", "refining.latents=8"]
+
 DESIGNS = (RAW, CONVOLUTIONAL, ONE_SHOT, GROWN, REFINED, BOTH)
 
 
@@ -38,17 +54,17 @@ def pixels(images: npt.NDArray[np.uint8], settings: Settings) -> npt.NDArray[np.
 
 def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Learn in all ways from the same images; returns the figures of each."""
-    own = ["teacher.decoder=independent", "refining.rounds=0", *options.set]
-    growing, refined = [*own, *options.growing], [*own, *options.refined]
+    own = [*EVERY, *options.set]
+    growing, refined = [*GROWING, *options.growing], [*REFINING, *options.refined]
     groups: list[tuple[dict[str, tuple[str, list[str]]], dict[str, Any]]] = [
         ({RAW: ("lvd", own)}, {"features": pixels}),
         ({CONVOLUTIONAL: ("lvd", [*own, "teacher.decoder=convolutional"])}, {}),
         (
             {
                 ONE_SHOT: ("lvd", own),
-                GROWN: ("lvd-pg", growing),
-                REFINED: ("lvd", refined),
-                BOTH: ("lvd-pg", [*growing, *options.refined]),
+                GROWN: ("lvd-pg", [*own, *growing]),
+                REFINED: ("lvd", [*own, *refined]),
+                BOTH: ("lvd-pg", [*own, *growing, *refined]),
             },
             {},
         ),
