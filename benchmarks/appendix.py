@@ -57,7 +57,7 @@ COMMON = {
     "einet": ["einet.epochs=10", "einet.steps=[8,4,2,1]", "einet.pseudocount=0.3"],
     "lvd": [*_DISTILLED, "circuit.epochs=8", "prior.soft_epochs=2", "finetuning.epochs=0"],
     "lvd-pg": [
-        *_DISTILLED, "circuit.epochs=6", "growing.epochs=3", "growing.threshold=0.15", "growing.min_flow=1e-5",
+        *_DISTILLED, "circuit.epochs=6", "growing.epochs=3", "growing.threshold=0.07", "growing.min_flow=1e-5",
         "refining.rounds=6", "refining.patches=5000", "refining.latents=8",
         "prior.soft_epochs=0", "finetuning.epochs=2", "finetuning.candidates=4", "finetuning.batch_size=2048",
         "finetuning.step_size=[0.15,0.02]", "finetuning.pseudocount=0.03",
@@ -76,9 +76,9 @@ SIZES: dict[str, dict[str, list[str]]] = {
         "16M": ["clusters.outer=32", "circuit.latents=37"],
     },
     "lvd-pg": {
-        "4M": ["clusters.outer=16", "circuit.latents=13"],
-        "1M": ["clusters.outer=8", "circuit.latents=7"],
-        "16M": ["clusters.outer=32", "circuit.latents=25"],
+        "4M": ["clusters.outer=16", "circuit.latents=8"],
+        "1M": ["clusters.outer=8", "circuit.latents=3"],
+        "16M": ["clusters.outer=32", "circuit.latents=16"],
     },
 }
 RUNS = {"paper": ("4M", "1M", "16M"), "lossless": ("4M",)}
@@ -151,19 +151,21 @@ def teachers() -> Callable[[Splits, Settings], Float32]:
 
 
 def draw(path: Path, runs: dict[str, Any]) -> None:
-    """Draw bpd against size, one picture for each protocol, and the paper's figures as dashed lines."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained", dpi=120)
-    for axes, protocol in zip(figure.subplots(1, 2), PROTOCOLS, strict=True):
+    """Draw bpd against size, one picture for each protocol that was run, and the paper's figures as dashed lines."""
+    drawn = [protocol for protocol in PROTOCOLS if any(name.startswith(f"{protocol}, ") for name in runs)]
+    figure = Figure(figsize=(2 + 4.5 * len(drawn), 3.8), layout="constrained", dpi=120)
+    every = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for axes, protocol in zip(every, drawn, strict=True):
         for number, (method, published) in enumerate(PUBLISHED.items()):
             found = [run for name, run in runs.items() if name.startswith(f"{protocol}, {method}, ")]
-            points = sorted((run["params"], run["bpd"]) for run in found)
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=method)
+            points = sorted((run["params"] / 1e6, run["bpd"]) for run in found)
+            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", color=f"C{number}", label=method)
             if protocol == "paper":
                 axes.axhline(published, color=f"C{number}", linestyle="--", linewidth=0.8)
-        axes.set(xscale="log", xlabel="parameters", ylabel="test bpd", title=TITLES[protocol])
-        if axes.lines:
-            axes.legend(frameon=False)
+        axes.set(xscale="log", xticks=[1, 2, 4, 8, 16], xticklabels=["1", "2", "4", "8", "16"])
+        axes.set(xlabel="million parameters", ylabel="test bpd", title=TITLES[protocol])
+        axes.minorticks_off()
+    figure.legend(*every[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
