@@ -42,10 +42,6 @@ PUBLISHED = {"hclt": 4.61, "einet": 5.81, "rat-spn": 6.95, "lvd": 4.37, "lvd-pg"
 
 Float32 = npt.NDArray[np.float32]
 
-TITLES = {
-    "paper": "CIFAR-10, ycc709, top-left 16x16, lossy",
-    "lossless": "CIFAR-10, ycocg, top-left 16x16, lossless",
-}
 PROTOCOLS = {"paper": {"color": "ycc709", "crop": "16x16"}, "lossless": {"color": "ycocg", "crop": "16x16"}}
 
 # What all sizes of a method have, and what makes a size, in millions of parameters. Teachers are shared.
@@ -151,21 +147,18 @@ def teachers() -> Callable[[Splits, Settings], Float32]:
 
 
 def draw(path: Path, runs: dict[str, Any]) -> None:
-    """Draw bpd against size, one picture for each protocol that was run, and the paper's figures as dashed lines."""
-    drawn = [protocol for protocol in PROTOCOLS if any(name.startswith(f"{protocol}, ") for name in runs)]
-    figure = Figure(figsize=(2 + 4.5 * len(drawn), 3.8), layout="constrained", dpi=120)
-    every = figure.subplots(1, len(drawn), squeeze=False)[0]
-    for axes, protocol in zip(every, drawn, strict=True):
-        for number, (method, published) in enumerate(PUBLISHED.items()):
-            found = [run for name, run in runs.items() if name.startswith(f"{protocol}, {method}, ")]
-            points = sorted((run["params"] / 1e6, run["bpd"]) for run in found)
-            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", color=f"C{number}", label=method)
-            if protocol == "paper":
-                axes.axhline(published, color=f"C{number}", linestyle="--", linewidth=0.8)
-        axes.set(xscale="log", xticks=[1, 2, 4, 8, 16], xticklabels=["1", "2", "4", "8", "16"])
-        axes.set(xlabel="million parameters", ylabel="test bpd", title=TITLES[protocol])
-        axes.minorticks_off()
-    figure.legend(*every[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    """Draw bpd against size in the paper's protocol, and the paper's figures as dashed lines."""
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    for number, (method, published) in enumerate(PUBLISHED.items()):
+        found = [run for name, run in runs.items() if name.startswith(f"paper, {method}, ")]
+        points = sorted((run["params"] / 1e6, run["bpd"]) for run in found)
+        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", color=f"C{number}", label=method)
+        axes.axhline(published, color=f"C{number}", linestyle="--", linewidth=0.8)
+    axes.set(xscale="log", xticks=[1, 2, 4, 8, 16], xticklabels=["1", "2", "4", "8", "16"])
+    axes.set(xlabel="million parameters", ylabel="test bpd", title="CIFAR-10, ycc709, top-left 16x16, lossy")
+    axes.minorticks_off()
+    figure.legend(loc="outside right upper", frameon=False)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
