@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.data.load import load_data
@@ -20,7 +21,7 @@ from pyjuice_lvd.evaluate.merit import factorized_bpd, figures_of_merit
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.learn.pipeline import distill
-from pyjuice_lvd.settings import resolve
+from pyjuice_lvd.settings import Settings, resolve
 
 
 def machine() -> dict[str, float | int | None]:
@@ -39,12 +40,18 @@ def start(threads: int) -> int:
 
 
 def measure_variants(
-    data: str, preset: str, ways: Mapping[str, tuple[str, Sequence[str]]], *, images: int | None, seed: int
+    data: str,
+    preset: str,
+    ways: Mapping[str, tuple[str, Sequence[str]]],
+    *,
+    images: int | None,
+    seed: int,
+    features: Callable[[npt.NDArray[np.uint8], Settings], npt.NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """Learn from one teacher in several ways, each a method and settings, `section.key=value`; returns their figures.
 
     All learn from the same images, `images` of the training split that the seed chooses, or all. Seconds are those of
-    learning, without the teacher's.
+    learning, without the teacher's. With `features`, which finds those of training images, no teacher is trained.
     """
     found: dict[str, Any] = {"seed": seed}
     with TemporaryDirectory() as folder:
@@ -57,10 +64,11 @@ def measure_variants(
             place = Path(folder) / str(number)
             stages: list[Mapping[str, Any]] = []
             place.mkdir()
-            if number:
+            given = None if features is None else features(train, settings)
+            if number and given is None:
                 (Path(folder) / str(number - 1) / names.TEACHER).rename(place / names.TEACHER)
             started = time.monotonic()
-            model = distill(train, splits.valid, settings, folder=place, record=stages.append).model
+            model = distill(train, splits.valid, settings, features=given, folder=place, record=stages.append).model
             seconds = time.monotonic() - started
             seconds -= sum(s["seconds"] for s in stages if s["stage"] == "teacher" and "epoch" not in s)
             scores = model.score_samples(splits.test)

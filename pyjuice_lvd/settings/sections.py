@@ -323,7 +323,7 @@ class EinetSettings(Section, table="einet"):
     regions: Annotated[str, among(*REGIONS)] = REGIONS[0]
     """A `random` graph, of `depth` and `replicas`; a `grid` over the pixels of images, cut at `steps`; `auto`: a grid
     for images, else a random one."""
-    steps: Cuts = (8, 4)
+    steps: Cuts = (8, 4, 2, 1)
     """Of a grid: rectangles are cut at the multiples of the first step that has any within, in pixels."""
     depth: Count = 6
     replicas: Count = 8
