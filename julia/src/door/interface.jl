@@ -159,7 +159,7 @@ function joint_coder(prior, tied, circuits...)
     for c in circuits
         push!(own, c)
         sum(num_heads(c) for c in own) == states || continue
-        push!(positions, [CodingChannel(own, categories, ones(Float32, states, 1))])
+        push!(positions, CodingChannel[CodingChannel(own, categories, ones(Float32, states, 1))])
         own = Circuit[]
     end
     return Coder(prior, positions, nothing)
@@ -169,7 +169,7 @@ end
 function offset_coder(prior, steps, join, parts...)
     C = length(steps)
     circuits = parts[C + 1:end]
-    return Coder(prior, [[CodingChannel(collect(Circuit, circuits[c:C:end]), steps[c], parts[c]) for c in 1:C]], join)
+    return Coder(prior, [CodingChannel[CodingChannel(collect(Circuit, circuits[c:C:end]), steps[c], parts[c]) for c in 1:C]], join)
 end
 
 "Values of an image, entries of the largest table, and about how many bytes coding an image takes."
