@@ -60,8 +60,6 @@ class DensityModel(ABC):
     """What can be exported: p(x), and what it is made of."""
     latents: ClassVar[bool] = False
     """Whether it is made of latents, one for each patch of an image."""
-    codes: ClassVar[bool] = True
-    """Whether it can compress."""
     _kept: ClassVar[Mapping[str, Any]]
     """What `model.json` holds beside the format, and the types."""
     _optional: ClassVar[frozenset[str]] = frozenset()
@@ -234,8 +232,7 @@ class DensityModel(ABC):
         Raises
         ------
         InputError
-            Where X does not fit the model, or the model cannot code: its colour transform loses information, or it is a
-            field (docs/offsets.md).
+            Where X does not fit the model, or the model cannot code: its colour transform loses information.
 
         """
         file = io.BytesIO()
@@ -303,8 +300,6 @@ class DensityModel(ABC):
     @classmethod
     def check_codec(cls, color: str | None) -> None:
         """Raise InputError where models of this kind, and of this colour transform, cannot compress."""
-        if not cls.codes:
-            raise InputError(f"compress: found a model of format {cls.format!r}, wanted one with trees of states")
         if color in COLORS and not COLORS[color].lossless:
             raise InputError(f"compress: found colours {color}, which lose information; wanted ycocg or rgb")
 

@@ -98,28 +98,42 @@ function first_distribution(p::CodingPlan{T}) where {T}
     return out
 end
 
+"What is left out of a patch at a time, of rows and of joins."
+const LeftOut = NamedTuple{(:rows, :joins),Tuple{Float64,Float64}}
+
+const LITTLE = LeftOut((2.0^-10, 2.0^-11))
+
 """
     Coder(prior, channels, join)
 
-`channels[i]`: those of position i, or one entry for all positions. `prior`: the circuit of p(h), none where there is but one position, with one
-state. `join`: p(j | h), Float32 (states, joins); none where j is h.
+`channels[i]`: those of position i, or one entry for all positions. `prior`: the circuit of p(h), or its field, whose offsets take the place of
+p_c(d | h); none where there is but one position, with one state. `join`: p(j | h), Float32 (states, joins); none where j is h.
 """
 struct Coder
-    prior::Union{Nothing,CodingPlan{Float64}}
+    prior::Union{Nothing,CodingPlan{Float64},CodingField}
     channels::Vector{Vector{CodingChannel}}
     join::Union{Nothing,Matrix{Float64}}
     by_join::Union{Nothing,Matrix{Float64}} # (joins, states)
     positions::Vector{Int}          # in the order in which they are coded
+    left_out::LeftOut
 end
 
 function Coder(prior::Union{Nothing,Circuit}, channels::Vector{Vector{CodingChannel}}, join::Union{Nothing,Matrix{Float32}})
     tables = join === nothing ? nothing : plain.(join)
     by_join = join === nothing ? nothing : permutedims(tables)
-    prior === nothing && return Coder(nothing, channels, tables, by_join, [1])
+    prior === nothing && return Coder(nothing, channels, tables, by_join, [1], LITTLE)
     layout = Layout(prior)
     order = best_order([prior], [layout], 0)
-    return Coder(CodingPlan(prior, layout, order, Int(maximum(category_limits(prior))), Float64), channels, tables, by_join, order)
+    return Coder(CodingPlan(prior, layout, order, Int(maximum(category_limits(prior))), Float64), channels, tables, by_join, order, LITTLE)
 end
+
+function Coder(prior::Field, channels::Vector{Vector{CodingChannel}}, join::Matrix{Float32})
+    tables = plain.(join)
+    return Coder(CodingField(prior), channels, tables, permutedims(tables), collect(1:num_positions(prior)), LITTLE)
+end
+
+"The coder that leaves out what has next to no share alone."
+exact_coder(c::Coder) = Coder(c.prior, c.channels, c.join, c.by_join, c.positions, LeftOut((0.0, 0.0)))
 
 channels(c::Coder, i) = c.channels[length(c.channels) == 1 ? 1 : i]
 num_states(c::Coder) = size(channels(c, 1)[1].by_state, 1)
@@ -132,10 +146,11 @@ widest_table(c::Coder) = maximum(max(channel.group, num_groups(channel)) for own
 
 "About how many bytes coding an image takes, of those that are coded at once."
 function image_bytes(c::Coder)
-    prior = c.prior === nothing ? 0 : tile_bytes(c.prior)
+    prior = c.prior isa CodingPlan ? tile_bytes(c.prior) : 0
+    field = c.prior isa CodingField ? image_bytes(c.prior) : 0
     tiles = maximum(sum(channel_bytes, own) for own in c.channels)
     sums = num_joins(channels(c, 1)[1]) * (num_states(c) + maximum(num_offsets(channel) for channel in channels(c, 1)))
-    return (prior + tiles) ÷ LANES + 16 * sums
+    return (prior + tiles) ÷ LANES + 16 * sums + field
 end
 
 "Of 16 images, and of rows as many as are usual."

@@ -3,9 +3,9 @@
 # A table has integers of 24 bits, of at least 1.
 const TABLE_TOTAL = 2^24
 
-# Joins, rows, and joins in one state, that have less than this of a patch are left out of it, those of which it turns out later too: a value
-# that only they explain still codes, at the floor of the tables. What is left out of a patch is what it costs: docs/compression.md has figures.
-const LEAST_JOIN, LEAST_ROW, LEAST_STATE = 2.0^-18, 2.0^-16, 2.0^-18
+# Rows, and joins, that have least of a patch are left out of it, those of which it turns out later too: together `left_out` of the coder at a time,
+# and those with less than this anyhow. A value that only they explain still codes, at the floor of the tables. docs/compression.md has what that costs.
+const LEAST_SHARE = 2.0^-18
 
 # An image has so many rows at most: the others have the least shares.
 const MOST_ROWS = 256
@@ -36,11 +36,12 @@ rows_of_tile(r::CodingRows, t) = (t - 1) * LANES + 1:min(t * LANES, length(r.ima
 
 """
 What is known of a patch of one image: the `joins` that have a share of it, ascending; `said[h, i]`, p(j | h) of the i-th of them times what the coded
-channels say (of a joint model states are joins, and there is one row); `weight[d, i]`, of the channel's offsets and these joins given all that is coded.
+channels say (of a joint model states are joins, and there is one row; of a field h is a
+state and the offsets left of the coded channels); `weight[d, i]`, of the channel's offsets and these joins given all that is coded.
 `likelihood[d, i]` is what the channel's rows say of these in the end. There is room for all joins. `shares[d, k]`: of offsets and circuits, when
 rows begin.
 """
-struct CodingPatch
+mutable struct CodingPatch
     joins::Vector{Int}
     said::Matrix{Float64}
     weight::Matrix{Float64}
@@ -65,6 +66,7 @@ mutable struct Coding
     X::Matrix{Int32}
     decode::Bool
     prior::Vector{CodingTile{Float64}} # of 16 images each
+    fields::Vector{CodingFieldImage}
     state::Matrix{Float64}          # p(h_i | coded patches), (states, images)
     patch::Vector{CodingPatch}      # of each image
     rows::Vector{Vector}            # for each channel of each kind of position, of each circuit
@@ -80,9 +82,10 @@ end
 function Coding(c::Coder, X::Matrix{Int32}, decode::Bool)
     N, P = size(X, 2), length(c.positions)
     size(X, 1) == P * patch_size(c) || throw(DimensionMismatch("X: found $(size(X, 1)) values of an image, wanted $(P * patch_size(c))"))
-    prior = c.prior === nothing ? CodingTile{Float64}[] : [CodingTile(c.prior) for _ in 1:cld(N, LANES)]
+    prior = CodingTile{Float64}[CodingTile(c.prior) for _ in 1:(c.prior isa CodingPlan ? cld(N, LANES) : 0)]
+    fields = CodingFieldImage[CodingFieldImage(c.prior) for _ in 1:(c.prior isa CodingField ? N : 0)]
     rows = Vector[no_rows(channel) for own in c.channels for channel in own]
-    return Coding(c, X, decode, prior, ones(num_states(c), N), [CodingPatch(c) for _ in 1:N], rows, 0, 0, 0, false,
+    return Coding(c, X, decode, prior, fields, ones(num_states(c), N), [CodingPatch(c) for _ in 1:N], rows, 0, 0, 0, false,
                   zeros(Int, N), zeros(Int, N), zeros(widest_table(c), N))
 end
 
@@ -219,19 +222,34 @@ end
 function begin_patch!(job::Coding)
     job.position += 1
     hasended(job) && return
-    coder, plan = job.coder, job.coder.prior
-    if plan !== nothing
-        one = HeadWeights{Float64}(ones(LANES, 1), zeros(Int32, LANES))
-        on_tiles(length(job.prior)) do t
-            follow!(job.prior[t], plan, plan.steps[job.position], one)
-            for n in images_of_tile(job, t)
-                all_weights!(view(job.state, :, n), job.prior[t], plan, here(job), n - (t - 1) * LANES)
-                normalise_weights!(view(job.state, :, n))
-            end
+    fill_state!(job, job.coder.prior)
+    on_tiles(n -> begin_joins!(job.patch[n], job.coder, job.state[:, n]), num_images(job))
+    begin_channel!(job, 1)
+end
+
+"p(h_i | coded patches): into `job.state`."
+fill_state!(job::Coding, ::Nothing) = nothing
+
+function fill_state!(job::Coding, plan::CodingPlan{Float64})
+    one = HeadWeights{Float64}(ones(LANES, 1), zeros(Int32, LANES))
+    on_tiles(length(job.prior)) do t
+        follow!(job.prior[t], plan, plan.steps[job.position], one)
+        for n in images_of_tile(job, t)
+            all_weights!(view(job.state, :, n), job.prior[t], plan, here(job), n - (t - 1) * LANES)
+            normalise_weights!(view(job.state, :, n))
         end
     end
-    on_tiles(n -> begin_joins!(job.patch[n], coder, job.state[:, n]), num_images(job))
-    begin_channel!(job, 1)
+end
+
+function fill_state!(job::Coding, f::CodingField)
+    on_tiles(num_images(job)) do n
+        job.fields[n].places[here(job)] = Vector{Int}[]
+        predict!(f, job.fields[n], here(job), 1)
+        for h in axes(job.state, 1)
+            job.state[h, n] = sum_in_order(view(job.fields[n].next, :, h))
+        end
+        normalise_weights!(view(job.state, :, n))
+    end
 end
 
 images_of_tile(job, t) = (t - 1) * LANES + 1:min(t * LANES, num_images(job))
@@ -264,12 +282,14 @@ function begin_joins!(patch::CodingPatch, coder::Coder, state::Vector{Float64})
     end
     share = zeros(size(coder.by_join, 1))
     for h in eachindex(state)
-        state[h] < LEAST_STATE || add_column!(share, 1, coder.by_join, h, state[h])
+        state[h] < LEAST_SHARE || add_column!(share, 1, coder.by_join, h, state[h])
     end
+    least = least_share(share, sum_in_order(share), coder.left_out.joins, length(share))
     empty!(patch.joins)
     for (j, own) in enumerate(share)
-        own < LEAST_JOIN || push!(patch.joins, j)
+        own >= least && push!(patch.joins, j)
     end
+    size(patch.said, 1) == num_states(coder) || (patch.said = zeros(num_states(coder), size(patch.weight, 2)))
     forget!(patch, coder)
 end
 
@@ -297,26 +317,41 @@ end
 function begin_channel!(job::Coding, c::Int)
     job.channel, job.variable, job.fine = c, 1, false
     own = channel(job)
-    on_tiles(n -> weigh!(job.patch[n], own, job.state[:, n], job.coder.join === nothing), num_images(job))
+    on_tiles(n -> weigh!(job, n, own, job.coder.prior), num_images(job))
     isanchored(own) || begin_rows!(job, own, rows(job), fill(false, num_images(job)))
 end
 
-function weigh!(patch::CodingPatch, own::CodingChannel, state::Vector{Float64}, joined::Bool)
-    if joined
-        copyto!(patch.weight, state)
-        return
+function weigh!(job::Coding, n, own::CodingChannel, prior)
+    patch, state = job.patch[n], job.state[:, n]
+    job.coder.join === nothing ? copyto!(patch.weight, state) : weigh!(patch, own.shift, state, job.coder.left_out.joins)
+end
+
+function weigh!(job::Coding, n, own::CodingChannel, f::CodingField)
+    image = job.fields[n]
+    job.channel == 1 || predict!(f, image, here(job), job.channel)
+    state = [sum_in_order(view(image.next, :, h)) for h in axes(image.next, 2)]
+    total = sum_in_order(state)
+    for h in eachindex(state)
+        share = state[h]
+        state[h] = share < LEAST_SHARE * total ? 0.0 : 1.0
     end
-    D, J, states = num_offsets(own), length(patch.joins), findall(>=(LEAST_STATE), state)
+    weigh!(job.patch[n], image.next, state, job.coder.left_out.joins)
+end
+
+"`shift`: p(d | h), or p(h, d), where `state` is 1 then; `(offsets, h)`."
+function weigh!(patch::CodingPatch, shift::Matrix{Float64}, state::Vector{Float64}, left_out::Float64)
+    D, J, states = size(shift, 1), length(patch.joins), findall(>=(LEAST_SHARE), state)
     share = zeros(J)
     for i in 1:J
-        weigh_join!(patch.weight, i, own.shift, patch.said, state, states)
+        weigh_join!(patch.weight, i, shift, patch.said, state, states)
         for d in 1:D
             share[i] += patch.weight[d, i]
         end
     end
     total, kept = sum_in_order(share), 0
+    least = least_share(share, total, left_out, J)
     for i in 1:J
-        share[i] >= LEAST_JOIN * total || continue
+        share[i] >= least || continue
         kept += 1
         patch.joins[kept] = patch.joins[i]
         kept == i || copy_joined!(patch.said, kept, patch.said, i)
@@ -366,7 +401,7 @@ function begin_rows!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRow
     on_tiles(N) do n
         known = anchored && possible[n]
         share_rows!(job.patch[n], own, known ? Int(job.X[first, n]) : -1)
-        least[n] = least_share(job.patch[n].shares)
+        least[n] = least_share(job.patch[n].shares, 1.0, job.coder.left_out.rows, MOST_ROWS)
     end
     for (k, of) in enumerate(found)
         empty!(of.image)
@@ -437,14 +472,28 @@ function share_rows!(patch::CodingPatch, own::CodingChannel, x::Int)
     end
 end
 
-"The least share of rows that are kept, of at most `MOST_ROWS`."
-function least_share(shares)
-    least = LEAST_ROW
-    while count(>=(least), shares) > MOST_ROWS
-        least *= 2
+"""
+The least share of what is kept, a power of two: what has less is at most `left_out` of all, `shares` that sum to `total`, and at most `most` have more.
+"""
+function least_share(shares, total::Float64, left_out::Float64, most::Int)
+    mass, number = zeros(BUCKETS), zeros(Int, BUCKETS)  # by powers of two
+    @inbounds for x in shares
+        x <= 0 && continue
+        e = clamp(1 - double_exponent(x / total), 1, BUCKETS)
+        mass[e] += x
+        number[e] += 1
     end
-    return least
+    left, lost, e = sum(number), 0.0, BUCKETS
+    while e > 1 && (e > LAST_BUCKET || left - number[e] > 0 && (lost + mass[e] <= left_out * total || left > most))
+        lost += mass[e]
+        left -= number[e]
+        e -= 1
+    end
+    return double_power(1 - e) * total
 end
+
+# Shares of 1 to 2^-30, and all below.
+const BUCKETS, LAST_BUCKET = 30, 19
 
 "`f(k, t)` of the tiles of all circuits of a channel."
 function on_rows(f, found)
@@ -491,16 +540,17 @@ scale_tables!(found, own::CodingChannel, v, N) =
     scale_rows!(found, (k, t) -> view(found[k].tiles[t].above_exponent, :, own.plans[k].layout.single[v]), N)
 
 """
-Leaves out the rows whose part of the last table has less than `LEAST_ROW` of their image, where fewer tiles hold the others: these move up.
+Leaves out the rows that have least of the last table, where fewer tiles hold the others: these move up.
 """
 function drop_rows!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRows{T}}) where {T}
-    i, totals = job.variable, zeros(num_images(job))
+    i, shares = job.variable, [Float64[] for _ in 1:num_images(job)]
     for of in found, r in eachindex(of.image)
-        totals[of.image[r]] += of.total[r]
+        push!(shares[of.image[r]], of.total[r])
     end
+    least = [least_share(own, sum_in_order(own), job.coder.left_out.rows, MOST_ROWS) for own in shares]
     on_tiles(length(found)) do k
         of, plan = found[k], own.plans[k]
-        kept = [r for r in eachindex(of.image) if of.total[r] >= LEAST_ROW * totals[of.image[r]]]
+        kept = [r for r in eachindex(of.image) if of.total[r] >= least[of.image[r]]]
         saved = num_tiles(of) - cld(length(kept), LANES)
         TILE_COST * saved * (length(own.order) - i) > length(kept) * i || return
         scopes = touched(plan, i)
@@ -621,7 +671,6 @@ function anchor_values!(table, n, own::CodingChannel, patch::CodingPatch, group)
     filter!(pair -> pair[2] in own.window, before)
     for (i, j) in enumerate(patch.joins), (d, g) in before
         w = patch.weight[d, i]
-        w < LEAST_STATE && continue
         @inbounds for x in 1:own.group
             table[x, n] += w * own.anchor[x, g + 1, j]
         end
@@ -640,7 +689,10 @@ function end_channel!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRo
     for (k, of) in enumerate(found), t in 1:num_tiles(of), (l, r) in enumerate(rows_of_tile(of, t))
         say_row!(job.patch[of.image[r]], own.joins[k], of.offset[r], of.tiles[t].value, own.plans[k].circuit.heads, l, of.factor[r])
     end
-    on_tiles(n -> say!(job.patch[n], own, job.coder), num_images(job))
+    on_tiles(num_images(job)) do n
+        prior = job.coder.prior
+        prior isa CodingField ? say!(job.patch[n], num_offsets(own), job.fields[n], here(job), job.coder.left_out.joins) : say!(job.patch[n], own, job.coder)
+    end
 end
 
 function say_row!(patch::CodingPatch, joins, d, value, heads, row, factor)
@@ -665,12 +717,13 @@ function say!(patch::CodingPatch, own::CodingChannel, coder::Coder)
     end
     total, sums, kept = sum_in_order(share), zeros(size(patch.said, 1)), 0
     total < TINY && return forget!(patch, coder)
+    least = least_share(share, total, coder.left_out.joins, J)
     for i in 1:J
-        share[i] >= LEAST_JOIN * total || continue
+        share[i] >= least || continue
         fill!(sums, 0.0)
         for d in 1:D
             p = likelihood[d, i]
-            weight[d, i] * p < LEAST_JOIN * total || add_column!(sums, 1, own.by_state, d, p)
+            weight[d, i] * p < LEAST_SHARE * total || add_column!(sums, 1, own.by_state, d, p)
         end
         kept += 1
         patch.joins[kept] = patch.joins[i]
@@ -679,6 +732,40 @@ function say!(patch::CodingPatch, own::CodingChannel, coder::Coder)
         end
     end
     resize!(patch.joins, kept)
+    return
+end
+
+"""
+The same of a field: `said` goes on to the offsets of this channel that are left at position `i`, which are kept in `image`. Where all is impossible,
+the likeliest offset is left.
+"""
+function say!(patch::CodingPatch, D::Int, image::CodingFieldImage, i::Int, left_out::Float64)
+    J, weight, likelihood = length(patch.joins), patch.weight, patch.likelihood
+    share, places = zeros(J), zeros(D)
+    add() = for i in 1:J, d in 1:D
+        own = without_tiny(weight[d, i] * likelihood[d, i])
+        share[i] += own
+        places[d] += own
+    end
+    add()
+    if sum_in_order(share) < TINY
+        likelihood[1:D, 1:J] .= 1.0
+        add()
+        places .= places .== maximum(places)
+    end
+    total, least = sum_in_order(share), LEAST_PLACE * sum_in_order(places)
+    while count(>=(least), places) > MOST_PLACES
+        least *= 2
+    end
+    left = findall(>=(least), places)
+    push!(image.places[i], left)
+    kept = findall(>=(least_share(share, total, left_out, J)), share)
+    H = size(patch.said, 1)
+    said = zeros(H * length(left), length(kept))
+    @inbounds for (to, from) in enumerate(kept), (o, d) in enumerate(left), h in 1:H
+        said[h + H * (o - 1), to] = without_tiny(patch.said[h, from] * likelihood[d, from])
+    end
+    patch.joins, patch.said = patch.joins[kept], said
     return
 end
 
@@ -694,19 +781,30 @@ end
 
 "Tells p(h) what the patch says of its state."
 function end_patch!(job::Coding)
-    plan = job.coder.prior
-    plan === nothing && return
+    end_patch!(job, job.coder.prior)
+end
+
+end_patch!(::Coding, ::Nothing) = nothing
+
+function end_patch!(job::Coding, plan::CodingPlan{Float64})
     on_tiles(length(job.prior)) do t
         for n in images_of_tile(job, t)
-            know_softly!(job.prior[t], plan, here(job), n - (t - 1) * LANES, evidence(job.patch[n], num_states(job.coder)))
+            know_softly!(job.prior[t], plan, here(job), n - (t - 1) * LANES, evidence(job.patch[n]))
         end
     end
 end
 
+function end_patch!(job::Coding, f::CodingField)
+    on_tiles(num_images(job)) do n
+        values = reshape(evidence(job.patch[n]), num_states(f.field), :)
+        know_position!(f, job.fields[n], here(job), any(>(0), values) ? values : fill!(values, 1.0))
+    end
+end
+
 "p(what the patch is | h), to scale."
-function evidence(patch::CodingPatch, S::Int)
+function evidence(patch::CodingPatch)
     size(patch.said, 1) == 1 && return patch.said[1, :]
-    found = zeros(S)
+    found = zeros(size(patch.said, 1))
     for i in eachindex(patch.joins)
         add_column!(found, 1, patch.said, i, 1.0)
     end
