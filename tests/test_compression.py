@@ -17,7 +17,7 @@ import constriction
 import numpy as np
 import pytest
 from commands import lvd_juice, python
-from models import offset_model, tiny_model
+from models import field_model, offset_model, tiny_model
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -120,6 +120,16 @@ def test_offsets(color: str, channels: int) -> None:
     model, _ = offset_model((4, 4, channels), (2, 2), color, (8, 8, 256)[:channels], residuals)
     check_round_trip(model, model.sample(60, exact=True))
     check_round_trip(model, adversarial((4, 4, channels)))  # which the model thinks impossible
+
+
+@pytest.mark.parametrize(
+    ("color", "channels", "sides"), [("ycocg", 3, (6, 6)), ("rgb", 3, (2, 8)), ("ycocg", 1, (8, 4))]
+)
+def test_fields_of_offsets(color: str, channels: int, sides: tuple[int, int]) -> None:
+    residuals = [[0, 1, 2, 254], [0, 1, 5], list(range(256))][:channels]
+    model, _ = field_model((*sides, channels), (2, 2), color, (8, 8, 256)[:channels], residuals)
+    check_round_trip(model, model.sample(40, exact=True))
+    check_round_trip(model, adversarial((*sides, channels)))  # which the model thinks impossible
 
 
 def test_photographs() -> None:
@@ -262,15 +272,17 @@ def test_streams_are_the_same_on_other_processors(
     executable = str(find.choose().julia.executable)
     if subprocess.run([executable, f"--cpu-target={target}", "-e", "1"], capture_output=True, check=False).returncode:
         pytest.skip(f"this Julia's own image has no code for {target}")
-    offsets, _ = offset_model((4, 4, 3), (2, 2), "rgb", (8, 8, 256), [[0, 1, 2, 254], [0, 1, 5], list(range(256))])
+    parts = ((4, 4, 3), (2, 2), "rgb", (8, 8, 256), [[0, 1, 2, 254], [0, 1, 5], list(range(256))])
+    (offsets, _), (field, _) = offset_model(*parts), field_model(*parts)
     for name, model, X in (
         ("digits", digits, DIGITS[1200:1230, :, :, None]),
         ("offsets", offsets, np.concatenate([offsets.sample(20, exact=True), adversarial((4, 4, 3))])),
+        ("field", field, np.concatenate([field.sample(20, exact=True), adversarial((4, 4, 3))])),
     ):
         model.save(tmp_path / name)
         np.save(tmp_path / f"{name}.npy", X)
         (tmp_path / f"{name}.lvdz").write_bytes(model.compress(X))
-    ran = python(APART, str(tmp_path), target, str(threads), "digits", "offsets", timeout=600)
+    ran = python(APART, str(tmp_path), target, str(threads), "digits", "offsets", "field", timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [target, str(threads)]
 

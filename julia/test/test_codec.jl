@@ -184,9 +184,9 @@ end
     end
 end
 
-@testset "patches below a field" begin
+@testset "patches below a field, of offsets by $steps" for steps in ((2, 4), (8, 8), (2, 8))
     rng = MersenneTwister(5)
-    S, C, steps, rows, columns = 3, 8, (2, 4), 3, 3
+    S, C, rows, columns = 3, 8, 3, 3
     D, group = C .÷ steps, [1, 1, 2]
     table(sizes...) = (t = rand(rng, Float32, sizes...) .^ 3; t ./ sum(t, dims=2))
     next_offsets = [[table(d, d, 2, 2) for d in D] for _ in 1:2]
@@ -219,4 +219,12 @@ end
     found = coded_bits(LVDJuice.exact_coder(coder), X)[1]
     @test close_to(found, -log2.(p); rtol=1e-5)
     @test close_to(coded_bits(coder, X)[1], found; rtol=5e-3)
+
+    # There is room for all joins where a patch left few of them, and one value of (s, d) for each s.
+    job, out = Coding(coder, Matrix{Int32}(X), false), zeros(LVDJuice.widest_table(coder) * size(X, 2))
+    for patch in job.patch
+        patch.said = zeros(S, 1)
+    end
+    LVDJuice.next_table!(out, job, Int32[])
+    @test all(patch -> size(patch.said, 2) >= length(patch.joins), job.patch)
 end

@@ -7,7 +7,7 @@ const TABLE_TOTAL = 2^24
 # and those with less than this anyhow. A value that only they explain still codes, at the floor of the tables. docs/compression.md has what that costs.
 const LEAST_SHARE = 2.0^-18
 
-# An image has so many rows at most: the others have the least shares.
+# An image has so many rows at most, but for those whose shares are alike; the others have the least.
 const MOST_ROWS = 256
 
 # As many as images have, about; less than half of them beyond the first values.
@@ -289,7 +289,8 @@ function begin_joins!(patch::CodingPatch, coder::Coder, state::Vector{Float64})
     for (j, own) in enumerate(share)
         own >= least && push!(patch.joins, j)
     end
-    size(patch.said, 1) == num_states(coder) || (patch.said = zeros(num_states(coder), size(patch.weight, 2)))
+    room = (num_states(coder), size(patch.weight, 2))
+    size(patch.said) == room || (patch.said = zeros(room))
     forget!(patch, coder)
 end
 
@@ -403,11 +404,13 @@ function begin_rows!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRow
         share_rows!(job.patch[n], own, known ? Int(job.X[first, n]) : -1)
         least[n] = least_share(job.patch[n].shares, 1.0, job.coder.left_out.rows, MOST_ROWS)
     end
+    number = zeros(Int, N)
     for (k, of) in enumerate(found)
         empty!(of.image)
         empty!(of.offset)
         for n in 1:N, d in 1:D
-            job.patch[n].shares[d, k] >= least[n] || continue
+            job.patch[n].shares[d, k] >= least[n] && number[n] < 2MOST_ROWS || continue
+            number[n] += 1
             push!(of.image, n)
             push!(of.offset, d)
         end
@@ -753,11 +756,9 @@ function say!(patch::CodingPatch, D::Int, image::CodingFieldImage, i::Int, left_
         add()
         places .= places .== maximum(places)
     end
-    total, least = sum_in_order(share), LEAST_PLACE * sum_in_order(places)
-    while count(>=(least), places) > MOST_PLACES
-        least *= 2
-    end
-    left = findall(>=(least), places)
+    total = sum_in_order(share)
+    left = findall(>=(LEAST_PLACE * sum_in_order(places)), places)
+    length(left) > MOST_PLACES && (left = sort(left[sortperm(places[left]; rev=true, alg=MergeSort)[1:MOST_PLACES]]))
     push!(image.places[i], left)
     kept = findall(>=(least_share(share, total, left_out, J)), share)
     H = size(patch.said, 1)
