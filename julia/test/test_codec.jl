@@ -228,3 +228,39 @@ end
     LVDJuice.next_table!(out, job, Int32[])
     @test all(patch -> size(patch.said, 2) >= length(patch.joins), job.patch)
 end
+
+@testset "the least of the shares is left out" begin
+    shares = [0.5, 0.25, 0.15, 0.05, 0.03, 0.015, 0.005, 2.0^-25]
+    left(left_out, most=8) = sum(shares[shares .< LVDJuice.least_share(shares, sum(shares), left_out, most)])
+    @test left(0.0) == 2.0^-25
+    @test all(left(x) <= x for x in (0.01, 0.03, 0.1, 0.3)) && left(0.03) >= 0.02
+    @test count(>=(LVDJuice.least_share(shares, sum(shares), 0.0, 3)), shares) == 3
+    @test LVDJuice.least_share(zeros(4), 0.0, 0.1, 2) == 0
+    @test LVDJuice.least_share(fill(0.25, 4), 1.0, 0.1, 2) <= 0.25  # not all of them
+end
+
+@testset "rows that lose their share go, and the others are as they were" begin
+    C, step, V = 16, 2, 9
+    pattern(k, v) = v == 1 ? 0 : k * v % 5  # of a shape's residuals
+    shapes = map(1:3) do k
+        c = hclt([0; 1:V - 1]; latents=2, categories=C, heads=2, perturbation=0.9, seed=k)
+        for u in 1:num_units(c)
+            LVDJuice.isinput(c.kind[u]) || continue
+            p = LVDJuice.probabilities(c, u)
+            p .= 0.01f0 / C
+            p[pattern(k, c.variable[u]) + 1] += 0.99f0
+        end
+        c
+    end
+    table(rows, columns) = fill(Float32(1 / columns), rows, columns)
+    prior = hclt([0]; latents=1, categories=2, seed=1)
+    coder = LVDJuice.offset_coder(prior, [step], table(2, 6), table(2, C ÷ step), shapes...)
+    rng = MersenneTwister(1)
+    X = reduce(hcat, [mod.(pattern.(rand(rng, 1:3), 1:V) .+ rand(rng, 0:2:C - 1), C) for _ in 1:100])
+    job, out, rows = Coding(coder, Matrix{Int32}(X), false), zeros(LVDJuice.widest_table(coder) * 100), Int[]
+    while LVDJuice.next_table!(out, job, Int32[]) > 0
+        job.fine || push!(rows, sum(of -> length(of.image), LVDJuice.rows(job)))
+    end
+    @test rows[2] > 1000 && rows[end] == 100  # the shape and the offset of each image
+    @test close_to(coded_bits(coder, X)[1], coded_bits(LVDJuice.exact_coder(coder), X)[1]; rtol=5e-3)
+end
