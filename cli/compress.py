@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from pyjuice_lvd.codec.names import check_names, png_names
 from pyjuice_lvd.data.splits import noun
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import atomic_write, check_writable
-from pyjuice_lvd.progress import make_progress
+from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.units import bits_per_dimension_of_bytes
 
 from .models import SUFFIX, Run, start_julia
@@ -33,6 +34,7 @@ def compress(
     """Code the images, or rows, of DATA with the model in RUN, without loss: `decompress` gives the same pixels back.
 
     All of DATA, in its order, its train, valid and test parts one after another. The same model is needed to decode.
+    Of a folder of images without subfolders the names of the files are kept.
     """
     started = time.monotonic()
     if output.suffix != SUFFIX:
@@ -41,11 +43,12 @@ def compress(
     opened = Run.open(run)
     opened.check_codec()
     progress = make_progress(quiet)
-    images, what = opened.data_to_code(data, progress, test_only=test_only)
+    part = opened.data_to_code(data, progress, test_only=test_only)
+    images, names = part.data, _names(data, part.files, progress)
     start_julia(opened.settings, threads)
     model = opened.load()
     with atomic_write(output) as file:
-        model.compress_to(file, images, progress=progress)
+        model.compress_to(file, images, names=names, progress=progress)
     size = output.stat().st_size
     emit(
         {
@@ -57,7 +60,18 @@ def compress(
             "output": output,
             "protocol": opened.protocol(model),
             "seconds": time.monotonic() - started,
-            noun(images): what,
+            noun(images): part.how,
         },
         as_json,
     )
+
+
+def _names(data: str, files: tuple[str, ...], progress: Progress) -> tuple[str, ...]:
+    """Name the images as files of a folder that decompress writes; not at all where that cannot be everywhere."""
+    names = png_names(files)
+    try:
+        check_names(names, data)
+    except InputError as error:
+        progress.log(f"{error}; no names are kept")
+        return ()
+    return names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pyjuice_lvd.codec.container import read_header
+from pyjuice_lvd.codec.container import read_header, read_names
 from pyjuice_lvd.data.image_files import write_image_folder
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import check_new_folder, check_writable
@@ -44,13 +44,15 @@ def decompress(
 ) -> None:
     """Decode FILE with the model in RUN that coded it: exactly the images, or rows, that went in.
 
-    An .npz file has them under `images` or `rows`; a folder has 000000.png, 000001.png and so on, by number.
+    An .npz file has them under `images` or `rows`. A folder has .png files, of the names that a folder gave them, else
+    000000.png, 000001.png and so on, by number.
     """
     started = time.monotonic()
     opened = Run.open(run)
     opened.check_codec()
     packed = read_bytes(file)
     header, _ = read_header(packed, str(file))
+    names: tuple[str, ...] = ()
     if output.suffix in _ARRAYS:
         check_writable(output)
     elif output.suffix or header.noun == "rows":
@@ -59,6 +61,7 @@ def decompress(
         )
     else:
         check_new_folder(output)
+        names = read_names(packed, header, str(file))
     start, stop = _range(which, header.n)
     progress = make_progress(quiet)
     lost: list[range] | None = [] if salvage else None
@@ -71,7 +74,7 @@ def decompress(
     elif output.suffix == ".npy":
         write_npy(output, found)
     else:
-        write_image_folder(output, found, kept)
+        write_image_folder(output, found, [names[i] if names else f"{i:06d}.png" for i in kept])
     for numbers in lost or ():
         progress.log(f"{file}: lost are {header.noun} {numbers.start}..{numbers.stop - 1}: damaged")
     emit(

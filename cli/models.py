@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 from pyjuice_lvd.data.load import load_all_data, load_test_data
 from pyjuice_lvd.data.source import column_name
@@ -72,8 +71,8 @@ class Run:
             data, load_test_data(data, digest=self.directory.data["digest"], **self.settings.loading), progress
         )
 
-    def data_to_code(self, data: str, progress: Progress, *, test_only: bool) -> tuple[npt.NDArray[Any], str]:
-        """Load what of DATA is to be compressed, as it is, and say what it is; errors as for `test_data`."""
+    def data_to_code(self, data: str, progress: Progress, *, test_only: bool) -> TestPart:
+        """Load what of DATA is to be compressed, as it is; errors as for `test_data`."""
         if not test_only:
             found = load_all_data(data, method=self.method, size=self.settings.data.size)
             part = self._checked(data, found, progress)
@@ -85,7 +84,7 @@ class Run:
             row, column = np.argwhere(part.data < 0)[0]
             where = f"row {row}, {column_name(part.columns, column)}"
             raise InputError(f"{data}: found a missing value in {where}, wanted complete rows to compress")
-        return part.data, part.how
+        return part
 
     def check_codec(self) -> None:
         """Raise InputError where the model cannot compress; it is not loaded."""

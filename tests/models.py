@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pyjuice_lvd import Circuit
+from pyjuice_lvd.models.field import FieldModel
+from pyjuice_lvd.models.field_queries import Field
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
 
@@ -119,5 +121,33 @@ def offset_model(
     model = OffsetModel(
         image_shape=image_shape, patch=patch, color=color, steps=steps, shapes=parts.shapes, join=parts.join,
         shifts=parts.shifts, prior=parts.prior,
+    )  # fmt: skip
+    return model, values
+
+
+def random_field(grid: tuple[int, int], group: list[int], offsets: list[int], seed: int = 3) -> Field:
+    rng = np.random.default_rng(seed)
+    states, groups = len(group), max(group) + 1
+
+    def shares(*sizes: int, axis: int) -> np.ndarray:
+        table = rng.random(sizes) ** 2 + 0.02
+        return np.ascontiguousarray(table / table.sum(axis=axis, keepdims=True), np.float32)
+
+    return Field(
+        grid, np.array(group), shares(states, axis=0), tuple(shares(d, states, axis=0) for d in offsets),
+        shares(2, states, states, axis=1), tuple(shares(2, groups, groups, d, d, axis=3) for d in offsets),
+    )  # fmt: skip
+
+
+def field_model(
+    image_shape: tuple[int, int, int], patch: tuple[int, int], color: str, steps: tuple[int, ...],
+    residuals: list[list[int]],
+) -> tuple[FieldModel, list[list[int]]]:  # fmt: skip
+    """Two shapes of two joins and one, three states in two groups; as `models.offset_model` otherwise."""
+    grid = image_shape[0] // patch[0], image_shape[1] // patch[1]
+    parts, values = limited_parts(image_shape, patch, steps, residuals)
+    model = FieldModel(
+        image_shape=image_shape, patch=patch, color=color, steps=steps, shapes=parts.shapes, join=parts.join,
+        field=random_field(grid, [0, 0, 1], [256 // step for step in steps]),
     )  # fmt: skip
     return model, values

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,12 @@ import constriction
 import numpy as np
 import pytest
 from commands import lvd_juice, python
-from models import offset_model, tiny_model
+from models import field_model, offset_model, tiny_model
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from pyjuice_lvd import HCLT, RATSPN
-from pyjuice_lvd.codec.container import SIGNATURE, read_blocks, read_header
+from pyjuice_lvd.codec.container import SIGNATURE, read_blocks, read_header, read_names
 from pyjuice_lvd.codec.streams import Coder
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.julia import find
@@ -119,6 +122,16 @@ def test_offsets(color: str, channels: int) -> None:
     check_round_trip(model, adversarial((4, 4, channels)))  # which the model thinks impossible
 
 
+@pytest.mark.parametrize(
+    ("color", "channels", "sides"), [("ycocg", 3, (6, 6)), ("rgb", 3, (2, 8)), ("ycocg", 1, (8, 4))]
+)
+def test_fields_of_offsets(color: str, channels: int, sides: tuple[int, int]) -> None:
+    residuals = [[0, 1, 2, 254], [0, 1, 5], list(range(256))][:channels]
+    model, _ = field_model((*sides, channels), (2, 2), color, (8, 8, 256)[:channels], residuals)
+    check_round_trip(model, model.sample(40, exact=True))
+    check_round_trip(model, adversarial((*sides, channels)))  # which the model thinks impossible
+
+
 def test_photographs() -> None:
     photograph = load_sample_images().images[0]
     tiles = np.ascontiguousarray(photograph[:160, :160].reshape(20, 8, 20, 8, 3).swapaxes(1, 2).reshape(-1, 8, 8, 3))
@@ -200,6 +213,12 @@ def test_mutated_files_end_in_an_error_or_in_the_images(digits: CircuitModel) ->
     assert not any("\n" in error for error in errors)
 
 
+def test_files_of_an_earlier_version_are_refused(digits: CircuitModel) -> None:
+    old = replace(read_header(digits.compress(DIGITS[:2]), "data")[0], version=1).packed()
+    with pytest.raises(InputError, match=r"^FILE: found version 1 of the format, wanted 2$"):
+        digits.decompress(old, name="FILE")
+
+
 def test_what_is_refused(digits: CircuitModel) -> None:
     data = digits.compress(DIGITS[:2])
     with pytest.raises(InputError, match=r"X: found images of \(8, 9, 1\), wanted \(8, 8, 1\)"):
@@ -253,15 +272,17 @@ def test_streams_are_the_same_on_other_processors(
     executable = str(find.choose().julia.executable)
     if subprocess.run([executable, f"--cpu-target={target}", "-e", "1"], capture_output=True, check=False).returncode:
         pytest.skip(f"this Julia's own image has no code for {target}")
-    offsets, _ = offset_model((4, 4, 3), (2, 2), "rgb", (8, 8, 256), [[0, 1, 2, 254], [0, 1, 5], list(range(256))])
+    parts = ((4, 4, 3), (2, 2), "rgb", (8, 8, 256), [[0, 1, 2, 254], [0, 1, 5], list(range(256))])
+    (offsets, _), (field, _) = offset_model(*parts), field_model(*parts)
     for name, model, X in (
         ("digits", digits, DIGITS[1200:1230, :, :, None]),
         ("offsets", offsets, np.concatenate([offsets.sample(20, exact=True), adversarial((4, 4, 3))])),
+        ("field", field, np.concatenate([field.sample(20, exact=True), adversarial((4, 4, 3))])),
     ):
         model.save(tmp_path / name)
         np.save(tmp_path / f"{name}.npy", X)
         (tmp_path / f"{name}.lvdz").write_bytes(model.compress(X))
-    ran = python(APART, str(tmp_path), target, str(threads), "digits", "offsets", timeout=600)
+    ran = python(APART, str(tmp_path), target, str(threads), "digits", "offsets", "field", timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [target, str(threads)]
 
@@ -285,16 +306,101 @@ def test_a_run_codes_its_data(run: Path, tmp_path: Path) -> None:
     assert np.load(tmp_path / "some.npy").shape == (2, 8, 8, 1)
 
 
-def test_folders_come_back_as_the_same_pixels(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for i, image in enumerate(DIGITS[:4]):
-        Image.fromarray(image).save(tmp_path / "in" / f"{i}.png")
-    lvd_juice("compress", run, tmp_path / "in", "-o", tmp_path / "a.lvdz", "--quiet")
+def write_images(folder: Path, names: Sequence[str]) -> None:
+    """Write the first digits as files of these names."""
+    for name, image in zip(names, DIGITS, strict=False):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def check_folder(folder: Path, names: Sequence[str], numbers: Sequence[int]) -> None:
+    """A folder has PNG files of these names, which are these digits, and no others."""
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    for name, number in zip(names, numbers, strict=True):
+        with Image.open(folder / name) as read:
+            assert read.format == "PNG"
+            assert np.array_equal(np.asarray(read), DIGITS[number])
+
+
+def test_folders_come_back_as_the_same_pixels_and_names(run: Path, tmp_path: Path) -> None:
+    # In the order in which folders are read.
+    names = ["Ä 1.PNG", "a.bmp", "b.png", "c.tiff"]
+    order = sorted(names)
+    write_images(tmp_path / "in", order)
+    coded = tmp_path / "a.lvdz"
+    lvd_juice("compress", run, tmp_path / "in", "-o", coded, "--quiet")
+    lvd_juice("decompress", run, coded, "-o", tmp_path / "out", "--quiet")
+    kept = [name if name.lower().endswith(".png") else f"{name}.png" for name in order]
+    check_folder(tmp_path / "out", kept, range(4))
+    lvd_juice("decompress", run, coded, "-o", tmp_path / "some", "--images", "1:3", "--quiet")
+    check_folder(tmp_path / "some", kept[1:3], [1, 2])
+    assert np.array_equal(np.load(decompressed(run, coded, tmp_path / "b.npy"))[..., 0], DIGITS[:4])
+
+
+def decompressed(run: Path, coded: Path, output: Path) -> Path:
+    """Decode a file into another, by the command line."""
+    lvd_juice("decompress", run, coded, "-o", output, "--quiet")
+    return output
+
+
+@pytest.mark.parametrize("names", [["train/a.png", "test/a.png"], ["a.bmp", "a.bmp.png"], ["tab\t.png", "b.png"]])
+def test_names_that_no_folder_may_have_are_numbers(run: Path, tmp_path: Path, names: list[str]) -> None:
+    write_images(tmp_path / "in", sorted(names, reverse="/" in names[0]))
+    ran = lvd_juice("compress", run, tmp_path / "in", "-o", tmp_path / "a.lvdz")
+    assert ("no names are kept" in ran.stderr) == ("/" not in names[0])
     lvd_juice("decompress", run, tmp_path / "a.lvdz", "-o", tmp_path / "out", "--quiet")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{i:06d}.png" for i in range(4)]
-    for i, image in enumerate(DIGITS[:4]):
-        with Image.open(tmp_path / "out" / f"{i:06d}.png") as read:
-            assert np.array_equal(np.asarray(read), image)
+    check_folder(tmp_path / "out", ["000000.png", "000001.png"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [
+        (["a.png", "../b.png"], "found a path"),
+        (["a.png", "/b.png"], "found a path"),
+        (["a.png", "x\\b.png"], "found a path"),
+        (["a.png", "C:b.png"], "found a path"),
+        (["a.png", ".."], "found a hidden name"),
+        (["a.png", ".b.png"], "found a hidden name"),
+        (["a.png", ""], "found another kind of file"),
+        (["a.png", "b\n.png"], "found control characters"),
+        (["a.png", "b.exe"], "found another kind of file"),
+        (["a.png", "ü" * 130 + ".png"], "found more than 255 bytes"),
+        (["a.png", "a.png"], "found the name of another image"),
+        (["a.png"], "found names of 1 images, wanted 2"),
+        (["a.png"] * 3, "found names of 3 images, wanted 2"),
+    ],
+)
+def test_names_that_are_untrusted(
+    digits: CircuitModel, run: Path, tmp_path: Path, named: list[str], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError):
+        digits.compress_to(io.BytesIO(), DIGITS[:2], names=named)
+    model = CircuitModel.load(run / "model")
+    monkeypatch.setattr("pyjuice_lvd.models.base.check_names", lambda *_: None)
+    file = io.BytesIO()
+    model._codec().compress(model.checked(DIGITS[:2]), file, SILENT, named)
+    (tmp_path / "a.lvdz").write_bytes(file.getvalue())
+    before = sorted(tmp_path.rglob("*"))
+    ran = lvd_juice("decompress", run, tmp_path / "a.lvdz", "-o", tmp_path / "out", "--quiet", check=False)
+    assert ran.returncode == 2
+    assert wanted in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert np.array_equal(np.load(decompressed(run, tmp_path / "a.lvdz", tmp_path / "b.npy"))[..., 0], DIGITS[:2])
+
+
+def test_damaged_names_lose_no_image(digits: CircuitModel) -> None:
+    file = io.BytesIO()
+    digits.compress_to(file, DIGITS[:2], names=["a.png", "b.png"])
+    data = bytearray(file.getvalue())
+    header, start = read_header(bytes(data), "FILE")
+    assert read_names(bytes(data), header, "FILE") == ("a.png", "b.png")
+    assert np.array_equal(digits.decompress(bytes(data))[..., 0], DIGITS[:2])
+    data[start - header.names + 3] ^= 1
+    with pytest.raises(InputError, match=r"^FILE: the names of its images are damaged"):
+        read_names(bytes(data), header, "FILE")
+    assert np.array_equal(digits.decompress(bytes(data))[..., 0], DIGITS[:2])
 
 
 def test_nothing_is_written_in_vain(run: Path, tmp_path: Path) -> None:

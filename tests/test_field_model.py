@@ -5,42 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from enumerated import EnumeratedOffsets, asked, frequencies_fit
-from models import limited_parts
+from models import field_model, random_field
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.field import FieldModel
-from pyjuice_lvd.models.field_queries import Field
 from pyjuice_lvd.models.joint_em import fit_end_to_end
 from pyjuice_lvd.models.load import load_model
 from pyjuice_lvd.models.offset_queries import OffsetLabels
-
-
-def random_field(grid: tuple[int, int], group: list[int], offsets: list[int], seed: int = 3) -> Field:
-    rng = np.random.default_rng(seed)
-    states, groups = len(group), max(group) + 1
-
-    def shares(*sizes: int, axis: int) -> np.ndarray:
-        table = rng.random(sizes) ** 2 + 0.02
-        return np.ascontiguousarray(table / table.sum(axis=axis, keepdims=True), np.float32)
-
-    return Field(
-        grid, np.array(group), shares(states, axis=0), tuple(shares(d, states, axis=0) for d in offsets),
-        shares(2, states, states, axis=1), tuple(shares(2, groups, groups, d, d, axis=3) for d in offsets),
-    )  # fmt: skip
-
-
-def field_model(
-    image_shape: tuple[int, int, int], patch: tuple[int, int], color: str, steps: tuple[int, ...],
-    residuals: list[list[int]],
-) -> tuple[FieldModel, list[list[int]]]:  # fmt: skip
-    """Two shapes of two joins and one, three states in two groups; as `models.offset_model` otherwise."""
-    grid = image_shape[0] // patch[0], image_shape[1] // patch[1]
-    parts, values = limited_parts(image_shape, patch, steps, residuals)
-    model = FieldModel(
-        image_shape=image_shape, patch=patch, color=color, steps=steps, shapes=parts.shapes, join=parts.join,
-        field=random_field(grid, [0, 0, 1], [256 // step for step in steps]),
-    )  # fmt: skip
-    return model, values
 
 
 class Known(EnumeratedOffsets):

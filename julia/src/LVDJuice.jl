@@ -90,6 +90,7 @@ include("queries/distances.jl")
 include("codec/lanes.jl")
 include("codec/plan.jl")
 include("codec/tile.jl")
+include("codec/field.jl")
 include("codec/coder.jl")
 include("codec/coding.jl")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer
-from pyjuice_lvd.codec.container import Block, Damaged, Header, packed_block, read_blocks, read_header
+from pyjuice_lvd.codec.container import Block, Damaged, Header, packed_block, packed_names, read_blocks, read_header
 from pyjuice_lvd.codec.streams import Coder
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
@@ -33,10 +33,12 @@ class Codec:
     """Turns images into integers (n, values), in the coder's order."""
     from_rows: Callable[[Array], Array]
 
-    def compress(self, X: Array, file: BinaryIO, progress: Progress) -> None:
-        """Write checked images, (N, *shape), to a file, block by block."""
-        header = Header(self.digest, dict(self.protocol), self.shape, X.dtype.name, len(X), self.coder.images)
-        file.write(header.packed())
+    def compress(self, X: Array, file: BinaryIO, progress: Progress, names: Sequence[str] = ()) -> None:
+        """Write checked images, (N, *shape), to a file, block by block; `names`: of all of them, checked, or none."""
+        named = packed_names(names) if names else b""
+        about = self.digest, dict(self.protocol), self.shape, X.dtype.name, len(X), self.coder.images, len(named)
+        header = Header(*about)
+        file.write(header.packed() + named)
         with progress.stage("compressing", total=len(X), unit=header.noun) as stage:
             for number, images in enumerate(header.blocks):
                 part = X[images.start : images.stop]

@@ -1,7 +1,8 @@
 """The format of `.lvdz` files: a header, and blocks of images that are checked, and decoded, each on its own.
 
 All numbers are little-endian. A file is the signature, the length of the header (u32), the header (JSON), the CRC-32 of
-both, and then block after block: its head (`_HEAD`), and the CRC-32 of that, and its stream.
+both, the names of the images, if it has them (`packed_names`), and then block after block: its head (`_HEAD`), and the
+CRC-32 of that, and its stream.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyjuice_lvd.codec.names import check_names
 from pyjuice_lvd.errors import InputError
 
 SIGNATURE = b"\x8dLVDZ\r\n\x1a"
 """As PNG has it: no text, and damaged by whatever changes the ends of lines."""
 
-VERSION = 1
+VERSION = 2
 
 _LENGTH = struct.Struct("<I")
 _MARK = b"BLCK"
@@ -28,6 +30,8 @@ _HEAD = struct.Struct("<4sIIIII")
 """Of a block: its mark, its number, its images, the bytes of its stream, the CRC-32 of these and of the images."""
 
 _MOST_HEADER = 2**16
+_MOST_NAME = 256
+"""Bytes of a name, with the 0 behind it, at most."""
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
@@ -46,6 +50,8 @@ class Header:
     """Images, or rows."""
     block: int
     """Images of a block; the last has what is left."""
+    names: int = 0
+    """Bytes of the images' names (`packed_names`) behind the header; 0: they have none."""
     version: int = VERSION
 
     @property
@@ -86,6 +92,35 @@ class Damaged(NamedTuple):
     reason: str
 
 
+def packed_names(names: Sequence[str]) -> bytes:
+    """Write the images' names: UTF-8 with a 0 behind each, deflated, and the CRC-32 of that."""
+    packed = zlib.compress("".join(f"{name}\0" for name in names).encode(), 9)
+    return packed + _LENGTH.pack(zlib.crc32(packed))
+
+
+def read_names(data: bytes, header: Header, name: str) -> tuple[str, ...]:
+    """Read the images' names, which may be used as names of files; none where a file has none.
+
+    Raises InputError, whose line begins with `name`, where they are damaged, or none that files of a folder may have.
+    """
+    if not header.names:
+        return ()
+    start = read_header(data, name)[1] - header.names
+    packed, sums = data[start : start + header.names - _LENGTH.size], data[start + header.names - _LENGTH.size :]
+    if len(sums) < _LENGTH.size or zlib.crc32(packed) != _LENGTH.unpack_from(sums)[0]:
+        raise InputError(f"{name}: the names of its images are damaged; an .npz or .npy file needs none")
+    unpacking = zlib.decompressobj()
+    try:
+        text = unpacking.decompress(packed, header.n * _MOST_NAME).decode()
+    except (zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: the names of its images are damaged; an .npz or .npy file needs none") from error
+    found = tuple(text.split("\0")[:-1])
+    if len(found) != header.n or not unpacking.eof:
+        raise InputError(f"{name}: found names of {len(found)} images, wanted {header.n}")
+    check_names(found, name)
+    return found
+
+
 def packed_block(number: int, count: int, stream: bytes, checksum: int) -> bytes:
     """Write a block."""
     head = _HEAD.pack(_MARK, number, count, len(stream), zlib.crc32(stream), checksum)
@@ -93,7 +128,7 @@ def packed_block(number: int, count: int, stream: bytes, checksum: int) -> bytes
 
 
 def read_header(data: bytes, name: str) -> tuple[Header, int]:
-    """Read the head of a file: the header, and where its blocks begin.
+    """Read the head of a file: the header, and where its blocks begin, behind the names.
 
     Raises InputError, whose line begins with `name`, where it is no such file, or damaged, or of another version.
     """
@@ -106,7 +141,8 @@ def read_header(data: bytes, name: str) -> tuple[Header, int]:
         raise InputError(f"{name}: its header is damaged or cut off: nothing can be decoded")
     if zlib.crc32(data[start:end]) != _LENGTH.unpack_from(data, end)[0]:
         raise InputError(f"{name}: its header is damaged (its checksum differs): nothing can be decoded")
-    return _header(data[start + _LENGTH.size : end], name), end + _LENGTH.size
+    header = _header(data[start + _LENGTH.size : end], name)
+    return header, end + _LENGTH.size + header.names
 
 
 def _header(text: bytes, name: str) -> Header:
@@ -114,15 +150,17 @@ def _header(text: bytes, name: str) -> Header:
     try:
         table = json.loads(text)
         version = table["version"]
-        if version != VERSION:
-            raise InputError(f"{name}: found version {version} of the format, wanted {VERSION}")
-        header = Header(**{field.name: table[field.name] for field in fields(Header)})
-        header = Header(**{**vars(header), "shape": tuple(map(int, header.shape))})
-        sizes = (*header.shape, header.n, header.block)
-        right = header.dtype in _DTYPES and min(sizes) >= 1 and len(header.shape) in (1, 3)
-        right = right and isinstance(header.protocol, dict) and isinstance(header.model, str)
+        if version == VERSION:
+            header = Header(**{field.name: table[field.name] for field in fields(Header)})
+            header = Header(**{**vars(header), "shape": tuple(map(int, header.shape))})
+            sizes = (*header.shape, header.n, header.block)
+            right = header.dtype in _DTYPES and min(sizes) >= 1 and len(header.shape) in (1, 3)
+            right = right and (header.names == 0 or header.names > _LENGTH.size)
+            right = right and isinstance(header.protocol, dict) and isinstance(header.model, str)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{name}: its header is not one of version {VERSION} of the format") from error
+    if version != VERSION:
+        raise InputError(f"{name}: found version {version!s:.20} of the format, wanted {VERSION}")
     if not right:
         raise InputError(f"{name}: its header has sizes or a type that no images have")
     return header

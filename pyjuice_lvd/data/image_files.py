@@ -58,7 +58,8 @@ def read_image_folder(folder: Path, crop: tuple[int, int] | None) -> Source:
     parts = decoded(folder, files, blocks, shape)
     how = "" if "all" in parts else f"by its folders {', '.join(parts)}"
     notes = not_read(set(found) - set(names)) + not_read(loops, "link back to a folder above")
-    return Source(str(folder), parts, how, notes=notes)
+    flat = all(len(name.parts) == 1 for name in names)
+    return Source(str(folder), parts, how, notes=notes, files=tuple(map(str, names)) if flat else ())
 
 
 def _read_block(paths: list[Path], crop: tuple[int, int] | None, shape: tuple[int, ...]) -> UInt8:
@@ -98,11 +99,16 @@ def read_image_file(path: Path, crop: tuple[int, int] | None) -> UInt8:
     return pixels[: crop[0], : crop[1]].copy()  # a copy, so that the whole image is freed
 
 
-def write_image_folder(folder: Path, images: UInt8, numbers: Sequence[int]) -> None:
-    """Write images (N, H, W, C) with these numbers to a new folder, as 000000.png and so on, all or none."""
+def write_image_folder(folder: Path, images: UInt8, names: Sequence[str]) -> None:
+    """Write images (N, H, W, C) to a new folder, as PNG files of these names, all or none.
+
+    Raises InputError where names are one to the file system, as `a.png` and `A.png` are to some.
+    """
     with atomic_folder(folder) as aside:
-        for number, image in zip(numbers, images, strict=True):
-            path = aside / f"{number:06d}.png"
+        for name, image in zip(names, images, strict=True):
+            path = aside / name
+            if path.exists():
+                raise InputError(f"{folder / name}: is the file of two images here")
             with naming(path):
                 Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
 

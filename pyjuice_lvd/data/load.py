@@ -83,7 +83,8 @@ def load_all_data(
     parts = list(source.parts.values())
     whole = contiguous(parts[0]) if len(parts) == 1 else joined(parts)
     named = "" if len(parts) == 1 else f": {', '.join(f'{len(part)} {split}' for split, part in source.parts.items())}"
-    return TestPart(whole, f"all {len(whole)} {noun(whole)} of {source.name}{named}", source.columns, source.notes)
+    how = f"all {len(whole)} {noun(whole)} of {source.name}{named}"
+    return TestPart(whole, how, source.columns, source.notes, source.files)
 
 
 def num_categories(splits: Splits) -> int:

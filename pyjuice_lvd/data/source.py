@@ -26,7 +26,8 @@ class Source:
 
     `parts` has some of the keys "train", "valid" and "test", or the one key "all" if the source has no split. `how`
     says where its split comes from, in words that follow the names of the parts. `columns` are the names of a table's
-    columns, if it has any. `notes` say, a line each, what of the source was not read.
+    columns, if it has any. `notes` say, a line each, what of the source was not read. `files` are the names of the
+    image files of a folder without subfolders, in the order of its images.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source:
     how: str = ""
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def column_name(columns: Sequence[str], index: int) -> str:

@@ -37,12 +37,16 @@ class Splits:
 
 @dataclass(frozen=True)
 class TestPart:
-    """Images or rows that a run may be tested on, and in one line which they are; the rest as in `Splits`."""
+    """Images or rows that a run may be tested on, and in one line which they are; the rest as in `Splits`.
+
+    `files` are the names of their image files, where all of a folder is asked for and it has no subfolders.
+    """
 
     data: Array
     how: str
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def split_source(source: Source, seed: int, valid_fraction: float, test_fraction: float) -> Splits:

@@ -176,7 +176,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Code images, or rows, without loss: the bytes of an `.lvdz` file (docs/compression.md).
 
         X: uint8 (N, H, W[, C]) of the model's size, which are not cropped, or integers (N, V). Raises InputError where
-        they do not fit, or the model cannot code: its colours lose information, or it is a field.
+        they do not fit, or the model cannot code: its colours lose information.
         """
         self._check_fitted()
         coded: bytes = self.model_.compress(self._to_code(X), progress=self._shown)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checks import typed
 from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.codec.codec import Codec
+from pyjuice_lvd.codec.names import check_names
 from pyjuice_lvd.codec.streams import Coder
 from pyjuice_lvd.data.color import COLORS, ColorTransform
 from pyjuice_lvd.data.images import as_images
@@ -59,8 +60,6 @@ class DensityModel(ABC):
     """What can be exported: p(x), and what it is made of."""
     latents: ClassVar[bool] = False
     """Whether it is made of latents, one for each patch of an image."""
-    codes: ClassVar[bool] = True
-    """Whether it can compress."""
     _kept: ClassVar[Mapping[str, Any]]
     """What `model.json` holds beside the format, and the types."""
     _optional: ClassVar[frozenset[str]] = frozenset()
@@ -233,21 +232,29 @@ class DensityModel(ABC):
         Raises
         ------
         InputError
-            Where X does not fit the model, or the model cannot code: its colour transform loses information, or it is a
-            field (docs/offsets.md).
+            Where X does not fit the model, or the model cannot code: its colour transform loses information.
 
         """
         file = io.BytesIO()
         self.compress_to(file, X, progress=progress)
         return file.getvalue()
 
-    def compress_to(self, file: BinaryIO, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> None:
-        """Write what `compress` gives to a file, block by block."""
+    def compress_to(
+        self, file: BinaryIO, X: npt.ArrayLike, /, *, names: Sequence[str] = (), progress: Progress = SILENT
+    ) -> None:
+        """Write what `compress` gives to a file, block by block.
+
+        `names`: of the .png files that the images were, (N,), which the file keeps; or none. Raises InputError as
+        `compress` does, and where `names` are not N different ones that files of one folder may have.
+        """
         self.check_codec(None if self.color is None else self.color.name)
         images = self.checked(X)
         if not len(images):
             raise InputError("X: found no rows, wanted at least 1")
-        self._codec().compress(images, file, progress)
+        if names and len(names) != len(images):
+            raise InputError(f"names: found {len(names)} of them for {len(images)} images")
+        check_names(names, "names")
+        self._codec().compress(images, file, progress, names)
 
     def decompress(
         self,
@@ -293,8 +300,6 @@ class DensityModel(ABC):
     @classmethod
     def check_codec(cls, color: str | None) -> None:
         """Raise InputError where models of this kind, and of this colour transform, cannot compress."""
-        if not cls.codes:
-            raise InputError(f"compress: found a model of format {cls.format!r}, wanted one with trees of states")
         if color in COLORS and not COLORS[color].lossless:
             raise InputError(f"compress: found colours {color}, which lose information; wanted ycocg or rgb")
 

@@ -62,7 +62,6 @@ class FieldModel(ShapeModel):
     """
 
     format: ClassVar[str] = "lvd-juice field model 1"
-    codes: ClassVar[bool] = False
     emissions: FieldEmissions
 
     def __init__(
@@ -278,7 +277,11 @@ class FieldModel(ShapeModel):
             yield rows, found
 
     def _coder(self) -> julia.Handle:
-        raise AssertionError("`codes` is False")
+        circuits = (circuit.engine.circuit for circuit in self.emissions.circuits)
+        coder: julia.Handle = julia.call(
+            "field_coder", self.field.handle(), np.array(self.steps, np.int64), self.join, *circuits
+        )
+        return coder
 
     def _parameters(self) -> Iterator[npt.NDArray[Any]]:
         for circuit in self.emissions.circuits:

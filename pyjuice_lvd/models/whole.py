@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
 
@@ -101,7 +101,9 @@ class CircuitModel(DensityModel):
         hidden = self._missing(X) if mask is None else self._hidden_rows(mask, X)
         return self.circuit.log_likelihood(self._rows(X), mask=hidden, progress=progress)
 
-    def compress_to(self, file: BinaryIO, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> None:
+    def compress_to(
+        self, file: BinaryIO, X: npt.ArrayLike, /, *, names: Sequence[str] = (), progress: Progress = SILENT
+    ) -> None:
         """Write what `compress` gives; InputError where there are real numbers, counts without end, or holes."""
         if self.circuit.has_counts or self.circuit.has_reals:
             what = "real numbers" if self.circuit.has_reals else "counts without end"
@@ -109,7 +111,7 @@ class CircuitModel(DensityModel):
         if self.image_shape is None and (hidden := self._missing(self.checked(X))) is not None:
             row, column = np.argwhere(hidden)[0]
             raise InputError(f"X: found a missing value in row {row}, column {column + 1}, wanted complete rows")
-        super().compress_to(file, X, progress=progress)
+        super().compress_to(file, X, names=names, progress=progress)
 
     def bpd(self, X: Array, /) -> float:
         """Bits per dimension (`DensityModel.bpd`); InputError where some are real numbers: a density has no bits."""

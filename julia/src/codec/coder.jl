@@ -11,8 +11,8 @@
 A channel of patches: the circuits of all shapes, the joins that their heads are, and the offsets. `anchor[x, j]` is p_j(x) of the first
 variable, where a channel has offsets: what it leaves of them is far less than all. No `anchor`: there are none.
 """
-struct CodingChannel
-    plans::Vector{CodingPlan}
+struct CodingChannel{T}
+    plans::Vector{CodingPlan{T}}
     joins::Vector{UnitRange{Int}}
     step::Int
     categories::Int
@@ -20,8 +20,10 @@ struct CodingChannel
     order::Vector{Int}
     shift::Matrix{Float64}          # p_c(d | h), (offsets, states)
     by_state::Matrix{Float64}       # (states, offsets)
-    anchor::Matrix{Float64}
+    anchor::Array{Float64,3}        # (values of a group, groups, joins)
+    anchor_by_group::Array{Float64,3} # (groups, values of a group, joins)
     anchor_mass::Matrix{Float64}    # of each group of its values
+    window::Vector{Int}             # the groups that have any, from 0
 end
 
 num_joins(c::CodingChannel) = last(c.joins[end])
@@ -29,26 +31,35 @@ num_offsets(c::CodingChannel) = size(c.shift, 1)
 num_groups(c::CodingChannel) = cld(c.categories, c.group)
 isanchored(c::CodingChannel) = !isempty(c.anchor)
 
+"By how many groups an offset, from 1, moves values."
+@inline moved_groups(c::CodingChannel, d) = c.step * (d - 1) ÷ c.group
+
+"The groups from 0, modulo their number, of what is at most that far outside."
+@inline wrapped(g, G) = g < 0 ? g + G : g >= G ? g - G : g
+
 """
     CodingChannel(circuits, step, shift)
 
-`shift`: p_c(d | h), Float32 (states, offsets).
+`shift`: p_c(d | h), Float32 (states, offsets). Channels with offsets, whose circuits are those of a patch's channel, are worked out in Float32: its 24
+bits are as many as a table has. Circuits of whole images weigh parts of an image that say far more than 2^60 against each other, and need Float64.
 """
 function CodingChannel(circuits::Vector{Circuit}, step::Integer, shift::AbstractMatrix{Float32})
+    return size(shift, 2) > 1 ? coding_channel(circuits, Int(step), shift, Float32) : coding_channel(circuits, Int(step), shift, Float64)
+end
+
+function coding_channel(circuits::Vector{Circuit}, step::Int, shift::AbstractMatrix{Float32}, ::Type{T}) where {T}
     C = Int(maximum(category_limits(circuits[1])))
     layouts, D = map(Layout, circuits), size(shift, 2)
     group = D == 1 ? coding_group(C) : gcd(step, coding_group(C))
     order = best_order(circuits, layouts, D == 1 ? 0 : narrowest(circuits, C))
-    plans = [CodingPlan(c, layout, order, group) for (c, layout) in zip(circuits, layouts)]
+    plans = [CodingPlan(c, layout, order, group, T) for (c, layout) in zip(circuits, layouts)]
     ends = cumsum([num_heads(c) for c in circuits])
     joins = [last - num_heads(c) + 1:last for (c, last) in zip(circuits, ends)]
-    anchor = D == 1 ? zeros(0, 0) : reduce(hcat, [first_distribution(plan, C) for plan in plans])
-    mass = zeros(cld(size(anchor, 1), group), size(anchor, 2))
-    for j in axes(anchor, 2), x in axes(anchor, 1)
-        mass[cld(x, group), j] += anchor[x, j]
-    end
+    anchor = D == 1 ? zeros(0, 0, 0) : cat([first_distribution(plan) for plan in plans]...; dims=3)
+    mass = dropdims(sum(anchor, dims=1), dims=1)
     by_state = plain.(shift)
-    return CodingChannel(plans, joins, Int(step), C, group, order, permutedims(by_state), by_state, anchor, mass)
+    return CodingChannel{T}(plans, joins, step, C, group, order, permutedims(by_state), by_state, anchor, permutedims(anchor, (2, 1, 3)), mass,
+                            findall(>(0), vec(sum(mass, dims=2))) .- 1)
 end
 
 "Values are coded in two steps: a group of about as many as there are groups, then one of it. Few are coded at once."
@@ -64,20 +75,22 @@ function narrowest(circuits, C)
     return argmin(vec(sum(possible, dims=1)))
 end
 
-"p(x) of the first variable under each head: (values, heads)."
-function first_distribution(p::CodingPlan, C)
+"p(x) of the first variable under each head, a row each: (values of a group, groups, heads)."
+function first_distribution(p::CodingPlan{T}) where {T}
     J, v, tile = num_heads(p.circuit), p.order[1], CodingTile(p)
-    out, weights = zeros(C, J), zeros(size(p.tables[v].value, 1))
-    for j in 1:J
-        heads = zeros(LANES, J)
-        heads[:, j] .= 1.0
+    group, _, G = size(p.tables[v].value)
+    out, weights = zeros(group, G, J), zeros(T, group, LANES)
+    for some in Iterators.partition(1:J, LANES)
+        heads = HeadWeights{T}(J)
+        for (row, j) in enumerate(some)
+            heads.weight[row, j] = 1
+        end
         follow!(reset!(tile), p, p.steps[1], heads)
-        factor = double_power(tile.above_exponent[1, p.layout.single[v]])
-        for g in axes(p.tables[v].mass, 2)
-            value_weights!(weights, tile, p, v, 1, g)
-            for (i, w) in enumerate(weights)
-                x = (g - 1) * length(weights) + i
-                x <= C && (out[x, j] = without_tiny(w * factor))
+        for g in 1:G
+            value_weights!(weights, tile, p, v, fill(g, LANES))
+            for (row, j) in enumerate(some)
+                factor = double_power(tile.above_exponent[row, p.layout.single[v]])
+                out[:, g, j] .= without_tiny.(Float64.(view(weights, :, row)) .* factor)
             end
         end
         pause()
@@ -85,26 +98,42 @@ function first_distribution(p::CodingPlan, C)
     return out
 end
 
+"What is left out of a patch at a time, of rows and of joins."
+const LeftOut = NamedTuple{(:rows, :joins),Tuple{Float64,Float64}}
+
+const LITTLE = LeftOut((2.0^-10, 2.0^-11))
+
 """
     Coder(prior, channels, join)
 
-`channels[i]`: those of position i, or one entry for all positions. `prior`: the circuit of p(h), none where there is but one position, with one
-state. `join`: p(j | h), Float32 (states, joins); none where j is h.
+`channels[i]`: those of position i, or one entry for all positions. `prior`: the circuit of p(h), or its field, whose offsets take the place of
+p_c(d | h); none where there is but one position, with one state. `join`: p(j | h), Float32 (states, joins); none where j is h.
 """
 struct Coder
-    prior::Union{Nothing,CodingPlan}
+    prior::Union{Nothing,CodingPlan{Float64},CodingField}
     channels::Vector{Vector{CodingChannel}}
     join::Union{Nothing,Matrix{Float64}}
+    by_join::Union{Nothing,Matrix{Float64}} # (joins, states)
     positions::Vector{Int}          # in the order in which they are coded
+    left_out::LeftOut
 end
 
 function Coder(prior::Union{Nothing,Circuit}, channels::Vector{Vector{CodingChannel}}, join::Union{Nothing,Matrix{Float32}})
     tables = join === nothing ? nothing : plain.(join)
-    prior === nothing && return Coder(nothing, channels, tables, [1])
+    by_join = join === nothing ? nothing : permutedims(tables)
+    prior === nothing && return Coder(nothing, channels, tables, by_join, [1], LITTLE)
     layout = Layout(prior)
     order = best_order([prior], [layout], 0)
-    return Coder(CodingPlan(prior, layout, order, Int(maximum(category_limits(prior)))), channels, tables, order)
+    return Coder(CodingPlan(prior, layout, order, Int(maximum(category_limits(prior))), Float64), channels, tables, by_join, order, LITTLE)
 end
+
+function Coder(prior::Field, channels::Vector{Vector{CodingChannel}}, join::Matrix{Float32})
+    tables = plain.(join)
+    return Coder(CodingField(prior), channels, tables, permutedims(tables), collect(1:num_positions(prior)), LITTLE)
+end
+
+"The coder that leaves out what has next to no share alone."
+exact_coder(c::Coder) = Coder(c.prior, c.channels, c.join, c.by_join, c.positions, LeftOut((0.0, 0.0)))
 
 channels(c::Coder, i) = c.channels[length(c.channels) == 1 ? 1 : i]
 num_states(c::Coder) = size(channels(c, 1)[1].by_state, 1)
@@ -117,9 +146,12 @@ widest_table(c::Coder) = maximum(max(channel.group, num_groups(channel)) for own
 
 "About how many bytes coding an image takes, of those that are coded at once."
 function image_bytes(c::Coder)
-    prior = c.prior === nothing ? 0 : tile_bytes(c.prior)
-    tiles = maximum(sum(tile_bytes(p) for p in channel.plans) * (isanchored(channel) ? 2 : 1) for own in c.channels for channel in own)
-    joins = num_joins(channels(c, 1)[1])
-    sums = joins * ((c.join === nothing ? 1 : num_states(c)) + maximum(num_offsets(channel) for channel in channels(c, 1)))
-    return (prior + tiles) ÷ LANES + 16 * sums
+    prior = c.prior isa CodingPlan ? tile_bytes(c.prior) : 0
+    field = c.prior isa CodingField ? image_bytes(c.prior) : 0
+    tiles = maximum(sum(channel_bytes, own) for own in c.channels)
+    sums = num_joins(channels(c, 1)[1]) * (num_states(c) + maximum(num_offsets(channel) for channel in channels(c, 1)))
+    return (prior + tiles) ÷ LANES + 16 * sums + field
 end
+
+"Of 16 images, and of rows as many as are usual."
+channel_bytes(c::CodingChannel) = isanchored(c) ? USUAL_ROWS * maximum(tile_bytes, c.plans) : sum(tile_bytes, c.plans)

@@ -1,13 +1,16 @@
-# Vectors of 16 Float64, one for each row of a tile, for arithmetic that is the same to the last bit on every machine: a lane's operations do
-# not depend on how wide registers are, only +, * and powers of two occur, and nothing lets a compiler fuse or reorder them.
+# Vectors of 16 Float64, or Float32 (`Lanes`), one for each row of a tile, for arithmetic that is the same to the last bit on every machine: a
+# lane's operations do not depend on how wide registers are, only +, * and powers of two occur, and nothing lets a compiler fuse or reorder them.
 #
-# What is kept is 0 or at least TINY, so that no product of two is subnormal: what processors and libraries do to those differs.
+# What is kept is 0 or at least `tiny(T)`, so that no product of two is subnormal: what processors and libraries do to those differs.
 
 const Doubles = NTuple{LANES,VecElement{Float64}}
 const TINY = 2.0^-500
 
-@inline load_doubles(p::Ptr{Float64}) = unsafe_load(Ptr{Doubles}(p))
-@inline store_doubles(p::Ptr{Float64}, v::Doubles) = unsafe_store!(Ptr{Doubles}(p), v)
+tiny(::Type{Float64}) = TINY
+tiny(::Type{Float32}) = 2f0^-60
+
+@inline load_lanes(p::Ptr{Float64}) = unsafe_load(Ptr{Doubles}(p))
+@inline store_lanes(p::Ptr{Float64}, v::Doubles) = unsafe_store!(Ptr{Doubles}(p), v)
 
 @inline splat(x::Float64) = Base.llvmcall(
     """%2 = insertelement <16 x double> undef, double %0, i32 0
@@ -30,11 +33,16 @@ const TINY = 2.0^-500
 every_double(x::Float64) = "<" * join(fill("double 0x$(string(reinterpret(UInt64, x), base=16, pad=16))", LANES), ", ") * ">"
 every_long(x::Integer) = "<" * join(fill("i64 $x", LANES), ", ") * ">"
 
+const WITHOUT_TINY_FLOATS = """%2 = fcmp olt <16 x float> %0, $(every_lane(Float64(tiny(Float32))))
+                               %3 = select <16 x i1> %2, <16 x float> zeroinitializer, <16 x float> %0
+                               ret <16 x float> %3"""
 const WITHOUT_TINY = """%2 = fcmp olt <16 x double> %0, $(every_double(TINY))
                         %3 = select <16 x i1> %2, <16 x double> zeroinitializer, <16 x double> %0
                         ret <16 x double> %3"""
-# `a` where it is at least `TINY`, else 0.
+# `a` where it is at least `tiny`, else 0.
 @eval @inline without_tiny(a::Doubles) = Base.llvmcall($WITHOUT_TINY, Doubles, Tuple{Doubles}, a)
+@eval @inline without_tiny(a::Lanes) = Base.llvmcall($WITHOUT_TINY_FLOATS, Lanes, Tuple{Lanes}, a)
+@inline without_tiny(a::T) where {T<:Union{Float32,Float64}} = a < tiny(T) ? zero(T) : a
 
 # The exponent field, less its bias: the largest e with 2^e <= a, of normal numbers.
 const DOUBLE_EXPONENT = """%2 = bitcast <16 x double> %0 to <16 x i64>
@@ -44,8 +52,15 @@ const DOUBLE_EXPONENT = """%2 = bitcast <16 x double> %0 to <16 x i64>
                            %6 = select <16 x i1> %5, <16 x i64> $(every_long(EXPONENT_OF_ZERO)), <16 x i64> %4
                            %7 = trunc <16 x i64> %6 to <16 x i32>
                            ret <16 x i32> %7"""
+const FLOAT_EXPONENT = """%2 = bitcast <16 x float> %0 to <16 x i32>
+                          %3 = lshr <16 x i32> %2, $(every_lane(23))
+                          %4 = sub <16 x i32> %3, $(every_lane(127))
+                          %5 = icmp eq <16 x i32> %2, zeroinitializer
+                          %6 = select <16 x i1> %5, <16 x i32> $(every_lane(EXPONENT_OF_ZERO)), <16 x i32> %4
+                          ret <16 x i32> %6"""
 # floor(log2(a)); of 0, `EXPONENT_OF_ZERO`.
-@eval @inline exponent_lanes(a::Doubles) = Base.llvmcall($DOUBLE_EXPONENT, IntLanes, Tuple{Doubles}, a)
+@eval @inline floor_exponents(a::Doubles) = Base.llvmcall($DOUBLE_EXPONENT, IntLanes, Tuple{Doubles}, a)
+@eval @inline floor_exponents(a::Lanes) = Base.llvmcall($FLOAT_EXPONENT, IntLanes, Tuple{Lanes}, a)
 
 # 2^e; 0 below the normal numbers, and their largest power of two above them.
 const DOUBLE_POWER = """%2 = sext <16 x i32> %0 to <16 x i64>
@@ -57,12 +72,33 @@ const DOUBLE_POWER = """%2 = sext <16 x i32> %0 to <16 x i64>
                         %8 = select <16 x i1> %3, <16 x i64> zeroinitializer, <16 x i64> %7
                         %9 = bitcast <16 x i64> %8 to <16 x double>
                         ret <16 x double> %9"""
-@eval @inline double_power(e::IntLanes) = Base.llvmcall($DOUBLE_POWER, Doubles, Tuple{IntLanes}, e)
+@eval @inline powers(::Type{Float64}, e::IntLanes) = Base.llvmcall($DOUBLE_POWER, Doubles, Tuple{IntLanes}, e)
+@inline powers(::Type{Float32}, e::IntLanes) = power_of_two(e)
 
-"2^e of one number, as [`double_power`](@ref)."
+"2^e of one number, as [`powers`](@ref)."
 @inline double_power(e::Integer) = e < -1022 ? 0.0 : reinterpret(Float64, (min(Int64(e), 1023) + 1023) << 52)
 
 "floor(log2(a)) of one number; of 0, `EXPONENT_OF_ZERO`."
 @inline double_exponent(a::Float64) = a == 0 ? Int(EXPONENT_OF_ZERO) : Int(reinterpret(UInt64, a) >> 52) - 1023
 
-@inline without_tiny(a::Float64) = a < TINY ? 0.0 : a
+# Eight values of a table, for one row.
+
+for (T, number) in ((Float64, "double"), (Float32, "float"))
+    Eight = NTuple{8,VecElement{T}}
+    splatted = """%2 = insertelement <8 x $number> undef, $number %0, i32 0
+                  %3 = shufflevector <8 x $number> %2, <8 x $number> undef, <8 x i32> zeroinitializer
+                  ret <8 x $number> %3"""
+    @eval @inline eight(x::$T) = Base.llvmcall($splatted, $Eight, Tuple{$T}, x)
+    for (name, operation) in ((:mul, "fmul"), (:add, "fadd"))
+        body = """%3 = $operation <8 x $number> %0, %1
+                  ret <8 x $number> %3"""
+        @eval @inline $name(a::$Eight, b::$Eight) = Base.llvmcall($body, $Eight, Tuple{$Eight,$Eight}, a, b)
+    end
+end
+
+"The next eight numbers at `p`, as `T`."
+@inline eight(::Type{Float32}, p::Ptr{Float32}) = unsafe_load(Ptr{NTuple{8,VecElement{Float32}}}(p))
+const WIDENED = """%2 = fpext <8 x float> %0 to <8 x double>
+                   ret <8 x double> %2"""
+@eval @inline eight(::Type{Float64}, p::Ptr{Float32}) =
+    Base.llvmcall($WIDENED, NTuple{8,VecElement{Float64}}, Tuple{NTuple{8,VecElement{Float32}}}, eight(Float32, p))

@@ -24,26 +24,108 @@ struct Scope
     outer::Vector{Tuple{Int32,Int32}}
 end
 
+# So many units that take from the same others are worked out at a time.
+const ABREAST = 4
+
+"""
+Up to `ABREAST` units, from `unit` on in [`Bundles`](@ref)`.units`, each the weighted sum of the same `terms` others, from `from` on. `fresh`: of these
+alone, else added to what the units have.
+"""
+struct Bundle
+    unit::Int32
+    count::Int32
+    from::Int64
+    terms::Int32
+    weight::Int64
+    fresh::Bool
+end
+
+"""
+Weighted sums of columns of one matrix into columns of another, bundle by bundle; `part[i]`: those of the i-th piece of work. Weights of a bundle of
+several units lie together for each term, `ABREAST` of them.
+"""
+struct Bundles{T}
+    list::Vector{Bundle}
+    units::Vector{Int32}
+    from::Vector{Int32}
+    weight::Vector{T}
+    part::Vector{UnitRange{Int}}
+end
+
+Bundles{T}() where {T} = Bundles{T}(Bundle[], Int32[], Int32[], T[], UnitRange{Int}[])
+
+"Adds a piece of work: for each of `units` the others `from(u)`, their weights `weight(u)`, and whether it is `fresh(u)`."
+function add_part!(b::Bundles{T}, units, from, weight, fresh) where {T}
+    first, i = length(b.list) + 1, 1
+    last, at = 0, 0  # the unit whose list was kept last, and where
+    while i <= length(units)
+        list, m = from(units[i]), 1
+        while m < ABREAST && i + m <= length(units) && fresh(units[i + m]) == fresh(units[i]) && same_list(from(units[i + m]), list)
+            m += 1
+        end
+        if last == 0 || !same_list(list, from(last))
+            last, at = units[i], length(b.from) + 1
+            append!(b.from, list)
+        end
+        push!(b.list, Bundle(length(b.units) + 1, m, at, length(list), length(b.weight) + 1, fresh(units[i])))
+        append!(b.units, units[i:i + m - 1])
+        add_weights!(b.weight, [weight(u) for u in units[i:i + m - 1]])
+        pause(10 + m * length(list))
+        i += m
+    end
+    push!(b.part, first:length(b.list))
+    return b
+end
+
+"Adds the weights of a bundle, of each of its units."
+function add_weights!(all::Vector{T}, weights) where {T}
+    start, wide = length(all), length(weights) == 1 ? 1 : ABREAST
+    resize!(all, start + wide * length(weights[1]))
+    fill!(view(all, start + 1:length(all)), 0)
+    for (k, own) in enumerate(weights), t in eachindex(own)
+        @inbounds all[start + wide * (t - 1) + k] = plain(T, own[t])
+    end
+end
+
+function same_list(a, b)
+    length(a) == length(b) || return false
+    for i in eachindex(a)
+        @inbounds a[i] == b[i] || return false
+    end
+    return true
+end
+
+"A weight as the codec has it: what is below `tiny(T)`, or no normal number, counts as 0."
+@inline plain(::Type{T}, w::Real) where {T} = w < max(tiny(T), floatmin(Float32)) ? zero(T) : T(w)
+@inline plain(w::Float32) = plain(Float64, w)
+
 """
 The inputs that look at one variable. The values, as many as the variable with most has, come in groups of neighbours: `value[i, k, g]` is
-the probability of the i-th value of group g under the k-th input, `mass[k, g]` that of all the group. What is no value has 0.
+the probability of the i-th value of group g under the k-th input. What is no value has 0. `exponent[i, g]`: that of the largest of them; `DEAD`
+where all are 0.
 """
 struct InputTable
     value::Array{Float32,3}
-    mass::Matrix{Float64}
+    exponent::Matrix{Int32}
 end
 
-function InputTable(c::Circuit, inputs, C::Int, group::Int)
+function InputTable(c::Circuit, inputs, C::Int, group::Int, ::Type{T}) where {T}
     value = zeros(Float32, group, length(inputs), cld(C, group))
     for (k, u) in enumerate(inputs), (x, p) in enumerate(probabilities(c, u))
         g, i = divrem(x - 1, group)
-        value[i + 1, k, g + 1] = p < floatmin(Float32) ? 0f0 : p
+        value[i + 1, k, g + 1] = plain(T, p)
     end
-    mass = zeros(length(inputs), size(value, 3))
-    for g in axes(mass, 2), k in axes(mass, 1), i in 1:group
-        mass[k, g] += value[i, k, g]
+    largest = maximum(value, dims=2)[:, 1, :]
+    return InputTable(value, [p == 0 ? DEAD : Int32(double_exponent(Float64(p))) for p in largest])
+end
+
+"Of each group of values its mass under each input: a piece of work from the inputs to the groups."
+function add_masses!(b::Bundles, table::InputTable, inputs)
+    mass = zeros(size(table.value, 2), size(table.value, 3))
+    for g in axes(mass, 2), k in axes(mass, 1), i in axes(table.value, 1)
+        @inbounds mass[k, g] += table.value[i, k, g]
     end
-    return InputTable(value, mass)
+    add_part!(b, 1:size(mass, 2), g -> inputs, g -> view(mass, :, g), g -> true)
 end
 
 """
@@ -72,35 +154,61 @@ function Layout(c::Circuit)
 end
 
 """
-    CodingPlan(circuit, layout, order, group)
+    CodingPlan(circuit, layout, order, group, T)
 
 How the variables of a circuit are coded in an `order`, and what each makes necessary: `steps[i]` lists the scopes to go through before the
 i-th variable, s on the way up and -s on the way down, and `last` those on the way up after the last. What is outside of a scope says the
 same to all that is inside as long as nothing outside becomes known, and the other way round: in a tree in depth-first order, each edge is
 gone through once each way. Values come in groups of `group` ([`InputTable`](@ref)).
 
-Parameters are the circuit's own: linear, and exact in Float64.
+Parameters are the circuit's own: linear, and exact in `T`, Float32 or Float64, but for those that [`plain`](@ref) leaves out. `up` has the sums of
+each scope, `down` what units are told by their parents of the same scope, `mass` the groups of each variable's values.
 """
-struct CodingPlan
+struct CodingPlan{T}
     circuit::Circuit
     layout::Layout
-    parent_start::Vector{Int64}         # of each unit: its parents of the same scope, and the weights of the edges
-    parent::Vector{Int32}
-    parent_weight::Vector{Float64}
+    up::Bundles{T}
+    down::Bundles{T}
+    mass::Bundles{T}
     tables::Vector{InputTable}          # of each variable
     order::Vector{Int}
     steps::Vector{Vector{Int32}}
     last::Vector{Int32}
 end
 
-function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int)
-    C = Int(maximum(category_limits(c)))
-    tables = [InputTable(c, layout.scopes[layout.single[v]].inputs, C, group) for v in 1:c.num_vars]
-    return CodingPlan(c, layout, parents_within(c, layout.scope)..., tables, order, plan_steps(layout, order)...)
+function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, ::Type{T}) where {T}
+    C, mass = Int(maximum(category_limits(c))), Bundles{T}()
+    inputs(v) = layout.scopes[layout.single[v]].inputs
+    tables = map(1:c.num_vars) do v
+        table = InputTable(c, inputs(v), C, group, T)
+        add_masses!(mass, table, inputs(v))
+        table
+    end
+    return CodingPlan{T}(c, layout, bundles_up(c, layout, T), bundles_down(c, layout, T), mass, tables, order, plan_steps(layout, order)...)
 end
 
-"The weight of an edge as the codec has it: parameters that are no normal numbers count as 0."
-@inline plain(w::Float32) = w < floatmin(Float32) ? 0.0 : Float64(w)
+function bundles_up(c::Circuit, layout::Layout, ::Type{T}) where {T}
+    b = Bundles{T}()
+    for scope in layout.scopes
+        add_part!(b, scope.sums, u -> children(c, u), u -> view(c.weight, edges(c, u)), u -> true)
+    end
+    return b
+end
+
+function bundles_down(c::Circuit, layout::Layout, ::Type{T}) where {T}
+    start, parent, weight = parents_within(c, layout.scope)
+    own(list, u) = view(list, start[u]:start[u + 1] - 1)
+    b, told = Bundles{T}(), fill(false, num_units(c))  # whether other scopes tell a unit too
+    for scope in layout.scopes
+        told[scope.boundary] .= true
+    end
+    told[c.heads] .= true
+    for scope in layout.scopes
+        units = reduce(vcat, [part.units for part in scope.partitions]; init=reverse(scope.sums))
+        add_part!(b, [units; scope.inputs], u -> own(parent, u), u -> own(weight, u), u -> !told[u])
+    end
+    return b
+end
 
 "A sum of random numbers, one for each variable: scopes are equal if and only if these are, but for one in 2^100."
 scope_key(v) = UInt128(mix64(2v % UInt64 + GOLDEN_GAMMA)) << 64 | mix64((2v + 1) % UInt64 ⊻ GOLDEN_GAMMA)
@@ -187,12 +295,12 @@ function parents_within(c::Circuit, scope)
     end
     start[1] = 1
     cumsum!(start, start)
-    parent, weight, free = Vector{Int32}(undef, start[end] - 1), Vector{Float64}(undef, start[end] - 1), copy(start)
+    parent, weight, free = Vector{Int32}(undef, start[end] - 1), Vector{Float32}(undef, start[end] - 1), copy(start)
     for u in 1:n
         within(u) || continue
         for e in edges(c, u)
             v = child(c, u, e)
-            parent[free[v]], weight[free[v]] = u, plain(c.weight[e])
+            parent[free[v]], weight[free[v]] = u, c.weight[e]
             free[v] += 1
         end
         pause(length(edges(c, u)))

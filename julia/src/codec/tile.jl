@@ -14,26 +14,29 @@ Of 16 rows: `value[:, u]` times 2^`value_exponent[:, s]` is the value of unit u,
 `above[:, u]` times 2^`above_exponent[:, s]` is the derivative of the head, or of a mixture of heads, with respect to it, given what is known
 elsewhere. Both are as old as the plan's steps say.
 """
-struct CodingTile
-    value::Matrix{Float64}
-    above::Matrix{Float64}
+struct CodingTile{T}
+    value::Matrix{T}
+    above::Matrix{T}
     value_exponent::Matrix{Int32}
     above_exponent::Matrix{Int32}
-    factor::Matrix{Float64}             # of the partitions above a scope, while it is gone through
+    factor::Matrix{T}                   # of the partitions above a scope, while it is gone through
+    at::Vector{Int}                     # of each row, while a value becomes known: where its table begins, and its scale
+    scale::Vector{T}
 end
 
-function CodingTile(p::CodingPlan)
+function CodingTile(p::CodingPlan{T}) where {T}
     units, scopes = num_units(p.circuit), length(p.layout.scopes)
     most = maximum(length(s.above) for s in p.layout.scopes)
-    return reset!(CodingTile(zeros(LANES, units), zeros(LANES, units), zeros(Int32, LANES, scopes), zeros(Int32, LANES, scopes), zeros(LANES, most)))
+    return reset!(CodingTile{T}(zeros(T, LANES, units), zeros(T, LANES, units), zeros(Int32, LANES, scopes), zeros(Int32, LANES, scopes),
+                                zeros(T, LANES, most), zeros(Int, LANES), zeros(T, LANES)))
 end
 
 "Bytes of a tile."
-tile_bytes(p::CodingPlan) = 2 * 8 * LANES * num_units(p.circuit) + 2 * 4 * LANES * length(p.layout.scopes)
+tile_bytes(p::CodingPlan{T}) where {T} = 2 * sizeof(T) * LANES * num_units(p.circuit) + 2 * 4 * LANES * length(p.layout.scopes)
 
 "Nothing is known."
 function reset!(t::CodingTile)
-    fill!(t.value, 1.0)
+    fill!(t.value, 1)
     fill!(t.value_exponent, 0)
     return t
 end
@@ -41,66 +44,103 @@ end
 @inline lanes_at(p::Ptr{T}, column) where {T} = p + (column - 1) * (LANES * sizeof(T))
 
 "The exponent of what has `top` as its largest number, in units of 2^`e`."
-@inline scale_exponent(e::IntLanes, top::Doubles) = dead_where_zero(add(e, exponent_lanes(top)), top)
+@inline scale_exponent(e::IntLanes, top) = dead_where_zero(add(e, floor_exponents(top)), top)
 
-const DEAD_WHERE_ZERO = """%3 = fcmp oeq <16 x double> %1, zeroinitializer
-                           %4 = select <16 x i1> %3, <16 x i32> $(every_lane(DEAD)), <16 x i32> %0
-                           ret <16 x i32> %4"""
-@eval @inline dead_where_zero(e::IntLanes, a::Doubles) = Base.llvmcall($DEAD_WHERE_ZERO, IntLanes, Tuple{IntLanes,Doubles}, e, a)
+for (vector, number) in ((Doubles, "double"), (Lanes, "float"))
+    body = """%3 = fcmp oeq <16 x $number> %1, zeroinitializer
+              %4 = select <16 x i1> %3, <16 x i32> $(every_lane(DEAD)), <16 x i32> %0
+              ret <16 x i32> %4"""
+    @eval @inline dead_where_zero(e::IntLanes, a::$vector) = Base.llvmcall($body, IntLanes, Tuple{IntLanes,$vector}, e, a)
+end
 
-"Goes through steps of the plan. `heads`: as for [`go_down!`](@ref)."
-function follow!(t::CodingTile, p::CodingPlan, steps::Vector{Int32}, heads::Matrix{Float64})
+"""
+The weights of a tile's heads, `weight[row, head]` times 2^`exponent[row]`.
+"""
+struct HeadWeights{T}
+    weight::Matrix{T}
+    exponent::Vector{Int32}
+end
+
+HeadWeights{T}(heads::Integer) where {T} = HeadWeights{T}(zeros(T, LANES, heads), zeros(Int32, LANES))
+
+"Goes through steps of the plan."
+function follow!(t::CodingTile{T}, p::CodingPlan{T}, steps::Vector{Int32}, heads::HeadWeights{T}) where {T}
     for s in steps
         s > 0 ? go_up!(t, p, Int(s)) : go_down!(t, p, Int(-s), heads)
     end
 end
 
+"Works out bundles, `part` of `b`, from rows of 16 numbers at `from` into those at `to`, which may be the same."
+function combine!(to::Ptr{T}, from::Ptr{T}, b::Bundles{T}, part::UnitRange{Int}) where {T}
+    GC.@preserve b @inbounds for i in part
+        bundle = b.list[i]
+        weight, others = pointer(b.weight, bundle.weight), pointer(b.from, bundle.from)
+        bundle.count == 1 ? combine_one!(to, from, b.units[bundle.unit], others, weight, bundle) :
+                           combine_wide!(to, from, pointer(b.units, bundle.unit), others, weight, bundle)
+    end
+end
+
+@inline function combine_one!(to::Ptr{T}, from::Ptr{T}, unit, others, weight, bundle::Bundle) where {T}
+    own = bundle.fresh ? splat(zero(T)) : load_lanes(lanes_at(to, unit))
+    for i in 1:bundle.terms
+        own = add(own, mul(splat(unsafe_load(weight, i)), load_lanes(lanes_at(from, unsafe_load(others, i)))))
+    end
+    store_lanes(lanes_at(to, unit), without_tiny(own))
+end
+
+@inline function combine_wide!(to::Ptr{T}, from::Ptr{T}, units::Ptr{Int32}, others, weight, bundle::Bundle) where {T}
+    zeros, n = splat(zero(T)), bundle.count
+    start(k) = bundle.fresh || k > n ? zeros : load_lanes(lanes_at(to, unsafe_load(units, k)))
+    a, b, c, d = start(1), start(2), start(3), start(4)
+    for i in 1:bundle.terms
+        other = load_lanes(lanes_at(from, unsafe_load(others, i)))
+        at = ABREAST * (i - 1)
+        a = add(a, mul(splat(unsafe_load(weight, at + 1)), other))
+        b = add(b, mul(splat(unsafe_load(weight, at + 2)), other))
+        c = add(c, mul(splat(unsafe_load(weight, at + 3)), other))
+        d = add(d, mul(splat(unsafe_load(weight, at + 4)), other))
+    end
+    store_lanes(lanes_at(to, unsafe_load(units, 1)), without_tiny(a))
+    store_lanes(lanes_at(to, unsafe_load(units, 2)), without_tiny(b))
+    n > 2 && store_lanes(lanes_at(to, unsafe_load(units, 3)), without_tiny(c))
+    n > 3 && store_lanes(lanes_at(to, unsafe_load(units, 4)), without_tiny(d))
+end
+
 "The values of scope `s`, from those of its partitions' children, or of its inputs."
-function go_up!(t::CodingTile, p::CodingPlan, s::Int)
+function go_up!(t::CodingTile{T}, p::CodingPlan{T}, s::Int) where {T}
     c, scope = p.circuit, p.layout.scopes[s]
     GC.@preserve t begin
         value, exponents = pointer(t.value), pointer(t.value_exponent)
         if !isempty(scope.partitions)
             top = splat(DEAD)
             for part in scope.partitions
-                largest = splat(0.0)
+                largest = splat(zero(T))
                 @inbounds for u in part.units
                     own = multiplied(c, value, u)
-                    store_doubles(lanes_at(value, u), own)
+                    store_lanes(lanes_at(value, u), own)
                     largest = max_lanes(largest, own)
                 end
                 top = max_lanes(top, scale_exponent(sum_exponents(exponents, part.scopes), largest))
             end
             for part in scope.partitions
-                factor = double_power(add(sum_exponents(exponents, part.scopes), negate(top)))
+                factor = powers(T, add(sum_exponents(exponents, part.scopes), negate(top)))
                 @inbounds for u in part.units
-                    store_doubles(lanes_at(value, u), without_tiny(mul(load_doubles(lanes_at(value, u)), factor)))
+                    store_lanes(lanes_at(value, u), without_tiny(mul(load_lanes(lanes_at(value, u)), factor)))
                 end
             end
             store_lanes(lanes_at(exponents, s), top)
         end
-        @inbounds for u in scope.sums
-            store_doubles(lanes_at(value, u), c.kind[u] == SUM ? summed(c, value, u) : load_doubles(lanes_at(value, c.child[c.list[u]])))
-        end
+        combine!(value, value, p.up, p.up.part[s])
     end
 end
 
-@inline function multiplied(c::Circuit, value::Ptr{Float64}, u)
+@inline function multiplied(c::Circuit, value::Ptr, u)
     first, n = c.list[u], c.child_start[u + 1] - c.child_start[u]
-    own = load_doubles(lanes_at(value, @inbounds c.child[first]))
+    own = load_lanes(lanes_at(value, @inbounds c.child[first]))
     for i in first + 1:first + n - 1
-        own = without_tiny(mul(own, load_doubles(lanes_at(value, @inbounds c.child[i]))))
+        own = without_tiny(mul(own, load_lanes(lanes_at(value, @inbounds c.child[i]))))
     end
     return own
-end
-
-@inline function summed(c::Circuit, value::Ptr{Float64}, u)
-    first, start, n = c.list[u], c.child_start[u], c.child_start[u + 1] - c.child_start[u]
-    own = splat(0.0)
-    for i in 0:n - 1
-        @inbounds own = add(own, mul(splat(plain(c.weight[start + i])), load_doubles(lanes_at(value, c.child[first + i]))))
-    end
-    return without_tiny(own)
 end
 
 @inline function sum_exponents(exponents::Ptr{Int32}, scopes)
@@ -112,46 +152,30 @@ end
 end
 
 """
-What the rest of the circuit says to the units of scope `s`, from the partitions above it. `heads`, (rows, heads): of the root's scope, the
-weights of the heads, which all have one scale.
+What the rest of the circuit says to the units of scope `s`, from the partitions above it; `heads` to those of the root's scope.
 """
-function go_down!(t::CodingTile, p::CodingPlan, s::Int, heads::Matrix{Float64})
+function go_down!(t::CodingTile{T}, p::CodingPlan{T}, s::Int, heads::HeadWeights{T}) where {T}
     c, scope = p.circuit, p.layout.scopes[s]
     GC.@preserve t heads begin
         above, exponents = pointer(t.above), pointer(t.above_exponent)
-        clear!(above, scope)
         if s == p.layout.root
-            top = splat(Int32(0))
+            zeros = splat(zero(T))
+            foreach(u -> store_lanes(lanes_at(above, u), zeros), c.heads)
             @inbounds for (h, u) in enumerate(c.heads)
-                store_doubles(lanes_at(above, u), add(load_doubles(lanes_at(above, u)), load_doubles(lanes_at(pointer(heads), h))))
+                store_lanes(lanes_at(above, u), add(load_lanes(lanes_at(above, u)), load_lanes(lanes_at(pointer(heads.weight), h))))
             end
-            rescale!(above, exponents, s, c.heads, top)
+            rescale!(above, exponents, s, c.heads, load_lanes(pointer(heads.exponent)))
         else
             top = outer_exponents!(t, p, s)
             gather_outer!(t, p, scope)
             rescale!(above, exponents, s, scope.boundary, top)
         end
-        @inbounds for i in length(scope.sums):-1:1
-            gather!(above, p, scope.sums[i])
-        end
-        for part in scope.partitions, u in part.units
-            gather!(above, p, u)
-        end
-        foreach(u -> gather!(above, p, u), scope.inputs)
-    end
-end
-
-function clear!(above, scope)
-    zero = splat(0.0)
-    foreach(u -> store_doubles(lanes_at(above, u), zero), scope.sums)
-    foreach(u -> store_doubles(lanes_at(above, u), zero), scope.inputs)
-    for part in scope.partitions, u in part.units
-        store_doubles(lanes_at(above, u), zero)
+        combine!(above, above, p.down, p.down.part[s])
     end
 end
 
 "The largest exponent of what the partitions above a scope say, and, in `t.factor`, the powers of two that bring all to it."
-function outer_exponents!(t::CodingTile, p::CodingPlan, s::Int)
+function outer_exponents!(t::CodingTile{T}, p::CodingPlan{T}, s::Int) where {T}
     scopes = p.layout.scopes
     value_exponent, above_exponent = pointer(t.value_exponent), pointer(t.above_exponent)
     exponent((parent, i)) = begin
@@ -166,124 +190,130 @@ function outer_exponents!(t::CodingTile, p::CodingPlan, s::Int)
         top = max_lanes(top, exponent(pair))
     end
     for (g, pair) in enumerate(scopes[s].above)
-        store_doubles(lanes_at(pointer(t.factor), g), double_power(add(exponent(pair), negate(top))))
+        store_lanes(lanes_at(pointer(t.factor), g), powers(T, add(exponent(pair), negate(top))))
     end
     return top
 end
 
 "Of each unit on a scope's boundary, the sum over its products in larger scopes of what these are told, times their other children."
-function gather_outer!(t::CodingTile, p::CodingPlan, scope::Scope)
+function gather_outer!(t::CodingTile{T}, p::CodingPlan{T}, scope::Scope) where {T}
     c, above, value, factor = p.circuit, pointer(t.above), pointer(t.value), pointer(t.factor)
     @inbounds for (b, u) in enumerate(scope.boundary)
-        own = splat(0.0)
+        own = splat(zero(T))
         for i in scope.outer_start[b]:scope.outer_start[b + 1] - 1
             product, g = scope.outer[i]
-            said = without_tiny(mul(load_doubles(lanes_at(above, product)), load_doubles(lanes_at(factor, g))))
+            said = without_tiny(mul(load_lanes(lanes_at(above, product)), load_lanes(lanes_at(factor, g))))
             first = c.list[product]
             for j in first:first + c.child_start[product + 1] - c.child_start[product] - 1
                 v = c.child[j]
-                v == u || (said = without_tiny(mul(said, load_doubles(lanes_at(value, v)))))
+                v == u || (said = without_tiny(mul(said, load_lanes(lanes_at(value, v)))))
             end
             own = add(own, said)
         end
-        store_doubles(lanes_at(above, u), own)
+        store_lanes(lanes_at(above, u), own)
     end
 end
 
 "Scales what `units` are told so that the largest is in [1, 2)."
-function rescale!(above, exponents, s, units, e::IntLanes)
-    largest = splat(0.0)
+function rescale!(above::Ptr{T}, exponents, s, units, e::IntLanes) where {T}
+    largest = splat(zero(T))
     @inbounds for u in units
-        largest = max_lanes(largest, load_doubles(lanes_at(above, u)))
+        largest = max_lanes(largest, load_lanes(lanes_at(above, u)))
     end
-    factor = double_power(negate(exponent_lanes(largest)))
+    factor = powers(T, negate(floor_exponents(largest)))
     @inbounds for u in units
-        store_doubles(lanes_at(above, u), without_tiny(mul(load_doubles(lanes_at(above, u)), factor)))
+        store_lanes(lanes_at(above, u), without_tiny(mul(load_lanes(lanes_at(above, u)), factor)))
     end
     store_lanes(lanes_at(exponents, s), scale_exponent(e, largest))
 end
 
-"Adds what a unit is told by its parents of the same scope."
-@inline function gather!(above, p::CodingPlan, u)
-    own = load_doubles(lanes_at(above, u))
-    for i in p.parent_start[u]:p.parent_start[u + 1] - 1
-        @inbounds own = add(own, mul(splat(p.parent_weight[i]), load_doubles(lanes_at(above, p.parent[i]))))
-    end
-    store_doubles(lanes_at(above, u), without_tiny(own))
-end
-
 "Of each group of the values of variable `v` its weight in each row, times 2^`above_exponent`: into `out`, (rows, groups)."
-function group_weights!(out::Matrix{Float64}, t::CodingTile, p::CodingPlan, v::Int)
-    inputs, mass = p.layout.scopes[p.layout.single[v]].inputs, p.tables[v].mass
-    GC.@preserve t out begin
-        above = pointer(t.above)
-        @inbounds for g in axes(mass, 2)
-            own = splat(0.0)
-            for (k, u) in enumerate(inputs)
-                own = add(own, mul(splat(mass[k, g]), load_doubles(lanes_at(above, u))))
+function group_weights!(out::Matrix{T}, t::CodingTile{T}, p::CodingPlan{T}, v::Int) where {T}
+    GC.@preserve out t combine!(pointer(out), pointer(t.above), p.mass, p.mass.part[v])
+end
+
+"The weights of the values of one group, `groups[row]`, from 1, of variable `v` in each row: into `out`, (values of a group, rows)."
+function value_weights!(out::Matrix{T}, t::CodingTile{T}, p::CodingPlan{T}, v::Int, groups::Vector{Int}) where {T}
+    inputs, value = p.layout.scopes[p.layout.single[v]].inputs, p.tables[v].value
+    m, K = size(value, 1), length(inputs)
+    GC.@preserve out t value for row in 1:4:LANES, at in 0:8:m - 1
+        from(r) = pointer(value, 1 + at + m * K * (groups[r] - 1))
+        if at + 8 <= m
+            add_values!(pointer(out, 1 + at + m * (row - 1)), t, inputs, map(from, (row, row + 1, row + 2, row + 3)), m, row)
+        else
+            for r in row:row + 3, i in 1:m - at
+                own = zero(T)
+                for (k, u) in enumerate(inputs)
+                    @inbounds own += t.above[r, u] * T(unsafe_load(from(r), i + m * (k - 1)))
+                end
+                out[at + i, r] = own
             end
-            store_doubles(lanes_at(pointer(out), g), own)
         end
     end
 end
 
-"The weights of the values of group `g` in one row: into `out`, of a group's size."
-function value_weights!(out::Vector{Float64}, t::CodingTile, p::CodingPlan, v::Int, row::Int, g::Int)
-    inputs, value = p.layout.scopes[p.layout.single[v]].inputs, p.tables[v].value
-    fill!(out, 0.0)
-    @inbounds for (k, u) in enumerate(inputs)
-        told = t.above[row, u]
-        for i in axes(value, 1)
-            out[i] += told * Float64(value[i, k, g])
-        end
+"""
+Of four rows from `row` on the sums over `inputs` of what they are told, times 8 of their values: `stride` numbers lie from one's to the next's, and
+from one row's sums to the next's.
+"""
+@inline function add_values!(out::Ptr{T}, t::CodingTile{T}, inputs, from, stride, row) where {T}
+    zeros = eight(zero(T))
+    a, b, c, d = zeros, zeros, zeros, zeros
+    @inbounds for k in eachindex(inputs)
+        u, next = inputs[k], 4stride * (k - 1)
+        a = add(a, mul(eight(t.above[row, u]), eight(T, from[1] + next)))
+        b = add(b, mul(eight(t.above[row + 1, u]), eight(T, from[2] + next)))
+        c = add(c, mul(eight(t.above[row + 2, u]), eight(T, from[3] + next)))
+        d = add(d, mul(eight(t.above[row + 3, u]), eight(T, from[4] + next)))
+    end
+    for (i, sums) in enumerate((a, b, c, d))
+        unsafe_store!(Ptr{NTuple{8,VecElement{T}}}(out + (i - 1) * stride * sizeof(T)), sums)
     end
 end
 
 "Makes variable `v` known: of each row its value, from 0, or `UNKNOWN`."
-function know!(t::CodingTile, p::CodingPlan, v::Int, values)
+function know!(t::CodingTile{T}, p::CodingPlan{T}, v::Int, values::Vector{Int32}) where {T}
     s = p.layout.single[v]
-    inputs, table = p.layout.scopes[s].inputs, p.tables[v].value
+    inputs, table, exponent = p.layout.scopes[s].inputs, p.tables[v].value, p.tables[v].exponent
+    m, K, at, factor = size(table, 1), length(inputs), t.at, t.scale
     @inbounds for row in 1:LANES
         x = Int(values[row])
-        if x == UNKNOWN
-            know_nothing!(t, s, inputs, row)
-        else
-            g, i = divrem(x, size(table, 1))
-            largest = 0f0
-            for k in eachindex(inputs)
-                largest = max(largest, table[i + 1, k, g + 1])
-            end
-            e = double_exponent(Float64(largest))
-            factor = double_power(-e)
-            for (k, u) in enumerate(inputs)
-                t.value[row, u] = without_tiny(Float64(table[i + 1, k, g + 1]) * factor)
-            end
-            t.value_exponent[row, s] = largest == 0 ? DEAD : e
+        known, x = x != UNKNOWN, max(x, 0)
+        e = known ? exponent[x + 1] : Int32(0)
+        at[row] = m * K * (x ÷ m) + x % m + 1
+        factor[row] = known ? T(double_power(e == DEAD ? 0 : -e)) : zero(T)
+        t.value_exponent[row, s] = e
+    end
+    @inbounds for k in 1:K
+        u, next = inputs[k], m * (k - 1)
+        for row in 1:LANES
+            own = without_tiny(T(table[at[row] + next]) * factor[row])
+            t.value[row, u] = factor[row] == 0 ? one(T) : own
         end
     end
 end
 
 function know_nothing!(t::CodingTile, s, inputs, row)
     for u in inputs
-        t.value[row, u] = 1.0
+        t.value[row, u] = 1
     end
     t.value_exponent[row, s] = 0
 end
 
 "What is known of variable `v`, whose values are one group, softly: the likelihood of each, to scale; nothing where all of them are 0."
-function know_softly!(t::CodingTile, p::CodingPlan, v::Int, row::Int, weight)
+function know_softly!(t::CodingTile{T}, p::CodingPlan{T}, v::Int, row::Int, weight) where {T}
     s = p.layout.single[v]
     inputs, table = p.layout.scopes[s].inputs, p.tables[v].value
-    largest = 0.0
+    largest = zero(T)
     @inbounds for (k, u) in enumerate(inputs)
-        own = 0.0
+        own = zero(T)
         for x in eachindex(weight)
-            own += Float64(table[x, k, 1]) * weight[x]
+            own += T(table[x, k, 1]) * weight[x]
         end
         t.value[row, u] = own
         largest = max(largest, own)
     end
-    largest < TINY && return know_nothing!(t, s, inputs, row)
+    largest < tiny(T) && return know_nothing!(t, s, inputs, row)
     factor = double_power(-double_exponent(largest))
     @inbounds for u in inputs
         t.value[row, u] = without_tiny(t.value[row, u] * factor)
@@ -301,6 +331,36 @@ function all_weights!(out, t::CodingTile, p::CodingPlan, v::Int, row::Int)
         told == 0 && continue
         for x in eachindex(out)
             out[x] += told * Float64(table[x, k, 1])
+        end
+    end
+end
+
+"The scopes that hold more than nothing after `know!` of the `i`-th variable, as (on the way up, on the way down)."
+function touched(p::CodingPlan, i::Int)
+    up, down = Set{Int}(p.layout.single[v] for v in p.order[1:i]), Set{Int}()
+    for steps in p.steps[1:i], s in steps
+        push!(s > 0 ? up : down, abs(s))
+    end
+    return sort(collect(up)), sort(collect(down))
+end
+
+"All units of a scope."
+units_of(s::Scope) = reduce(vcat, [part.units for part in s.partitions]; init=[s.inputs; s.sums])
+
+"Copies what row `from` of tile `a` has in these units and scopes to row `to` of tile `b`."
+function copy_row!(b::CodingTile, to::Int, a::CodingTile, from::Int, (up, down), (units_up, units_down))
+    @inbounds begin
+        for u in units_up
+            b.value[to, u] = a.value[from, u]
+        end
+        for u in units_down
+            b.above[to, u] = a.above[from, u]
+        end
+        for s in up
+            b.value_exponent[to, s] = a.value_exponent[from, s]
+        end
+        for s in down
+            b.above_exponent[to, s] = a.above_exponent[from, s]
         end
     end
 end

@@ -159,7 +159,7 @@ function joint_coder(prior, tied, circuits...)
     for c in circuits
         push!(own, c)
         sum(num_heads(c) for c in own) == states || continue
-        push!(positions, [CodingChannel(own, categories, ones(Float32, states, 1))])
+        push!(positions, CodingChannel[CodingChannel(own, categories, ones(Float32, states, 1))])
         own = Circuit[]
     end
     return Coder(prior, positions, nothing)
@@ -167,9 +167,16 @@ end
 
 "That of a model with offsets: `parts` are a table of p_c(d | h) for each channel, then the circuits, shape after shape and channel after channel."
 function offset_coder(prior, steps, join, parts...)
+    return Coder(prior, offset_channels(steps, parts), join)
+end
+
+"That of a field: `parts` are p(j | s), then the circuits, as for [`offset_coder`](@ref)."
+field_coder(f::Field, steps, join, circuits...) = Coder(f, offset_channels(steps, (f.first_offsets..., circuits...)), join)
+
+function offset_channels(steps, parts)
     C = length(steps)
     circuits = parts[C + 1:end]
-    return Coder(prior, [[CodingChannel(collect(Circuit, circuits[c:C:end]), steps[c], parts[c]) for c in 1:C]], join)
+    return [CodingChannel[CodingChannel(collect(Circuit, circuits[c:C:end]), steps[c], parts[c]) for c in 1:C]]
 end
 
 "Values of an image, entries of the largest table, and about how many bytes coding an image takes."
