@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.devices import usable, use_device
+from pyjuice_lvd.circuit.juice import ENGINES, JUICE, check_training
 from pyjuice_lvd.circuit.reduce import Reducer, all_or_none, spread
 from pyjuice_lvd.data.features import read_features
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
 @seed_option
 @threads_option
 @device_option
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True, help="What learns (docs/juice.md)."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in the directory.")
 @json_option
 @quiet_option
@@ -80,6 +84,7 @@ def fit(
     seed: int | None,
     threads: int | None,
     device: str | None,
+    engine: str,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -107,6 +112,8 @@ def fit(
                 )  # fmt: skip
                 if earlier:
                     earlier.check_settings(kept(settings), _completed)
+                if engine == JUICE:
+                    check_training(settings.method, ("hclt", "rat-spn"))
         if reducer.size > 1:
             settings = restored(json.loads(reducer.broadcast_bytes(json_text(kept(settings)).encode())))
         progress = make_progress(quiet or not first)

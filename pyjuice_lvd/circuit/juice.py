@@ -28,6 +28,17 @@ def load() -> None:
         ) from error
 
 
+def check_training(method: str, known: tuple[str, ...]) -> None:
+    """Raise InputError: which of all that Juice.jl's EM needs is missing, the method, the package, or our own part."""
+    if method not in known:
+        raise InputError(f"--engine: found juice with method {method}, wanted {' or '.join(known)}")
+    load()
+    raise InputError(
+        "--engine: found juice, whose EM runs on CUDA GPUs alone, where nobody has tried it with lvd-juice yet; wanted "
+        "lvdjuice (Circuit.log_likelihood has engine='juice' on a CPU, and docs/juice.md hands circuits over)"
+    )
+
+
 def taken_over(circuit: julia.Handle) -> julia.Handle:
     """Make a circuit of ours of one of Juice.jl's."""
     if not isinstance(circuit, julia.Handle):
