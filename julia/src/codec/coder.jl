@@ -103,6 +103,9 @@ const LeftOut = NamedTuple{(:rows, :joins),Tuple{Float64,Float64}}
 
 const LITTLE = LeftOut((2.0^-10, 2.0^-11))
 
+# Of a field, which loses some by the offsets left out too.
+const LESS = LeftOut((2.0^-13, 2.0^-14))
+
 """
     Coder(prior, channels, join)
 
@@ -129,7 +132,7 @@ end
 
 function Coder(prior::Field, channels::Vector{Vector{CodingChannel}}, join::Matrix{Float32})
     tables = plain.(join)
-    return Coder(CodingField(prior), channels, tables, permutedims(tables), collect(1:num_positions(prior)), LITTLE)
+    return Coder(CodingField(prior), channels, tables, permutedims(tables), collect(1:num_positions(prior)), LESS)
 end
 
 "The coder that leaves out what has next to no share alone."
