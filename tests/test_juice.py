@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import lvd_juice
 
 from pyjuice_lvd import Circuit, julia
 from pyjuice_lvd.circuit import Evidence
@@ -64,6 +65,21 @@ def test_without_the_package_one_line_says_how_to_get_it() -> None:
     for call in (pc.to_juice, lambda: pc.log_likelihood([[0, 1]], engine="juice")):
         with pytest.raises(InputError, match=r"ProbabilisticCircuits.*`lvd-juice setup --with juice`"):
             call()
+
+
+def test_fit_says_what_its_engine_lacks(tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).integers(0, 2, (30, 3)))
+
+    def fit(method: str) -> str:
+        command = ("fit", tmp_path / "table.npy", "-o", tmp_path / "run", "--method", method, "--engine", "juice")
+        found = lvd_juice(*command, check=False)
+        assert found.returncode == 2
+        assert not (tmp_path / "run").exists()
+        return found.stderr
+
+    assert "--engine: found juice with method einet, wanted hclt or rat-spn" in fit("einet")
+    wanted = "CUDA GPUs alone" if installed() else "`lvd-juice setup --with juice` installs it"
+    assert wanted in fit("hclt")
 
 
 def test_what_is_refused_without_looking_for_the_package() -> None:
