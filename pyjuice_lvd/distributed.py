@@ -50,9 +50,9 @@ def joined_by_torchrun() -> bool:
     if "RANK" not in os.environ:
         return False
     size = _number("WORLD_SIZE", 1, 2**31, "1")
-    _number("RANK", 0, size)
     if size == 1:
         return False
+    _number("RANK", 0, size)
     if not os.environ.get("MASTER_ADDR"):
         raise InputError(f"MASTER_ADDR: found nothing beside WORLD_SIZE={size}, wanted where the processes meet")
     _number("MASTER_PORT", 1, 2**16)
@@ -75,12 +75,12 @@ def restarted() -> bool:
 def note(what: str) -> None:
     """Keep in mind, through all restarts, that these processes have done something."""
     if joined_by_torchrun():
-        _store(restart=None).set(what, "1")
+        _store(every_start=True).set(what, "1")
 
 
 def noted(what: str) -> bool:
     """Whether these processes have done something, before a restart or since."""
-    return joined_by_torchrun() and bool(_store(restart=None).check([what]))
+    return joined_by_torchrun() and bool(_store(every_start=True).check([what]))
 
 
 _watch: _Watch | None = None
@@ -141,18 +141,18 @@ def processes(*, start: bool = True) -> Iterator[Reducer]:
     signal.signal(signal.SIGTERM, before)
 
 
-def _store(*, host: bool = False, restart: str | None = "") -> Store:
+def _store(*, host: bool = False, every_start: bool = False) -> Store:
     """Connect to the store that all meet at, or host it, in which this start of the processes has names of its own.
 
     torchrun keeps one store through all restarts. Where a process has written how it can be reached, others would read
-    what one of the start before wrote under the same name, and wait for that. None: the names that all starts share.
+    what one of the start before wrote under the same name, and wait for that. `every_start`: the names that all share.
     """
     import torch.distributed as dist
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     connecting = datetime.timedelta(minutes=1)
     store = dist.TCPStore(address, port, is_master=host, timeout=connecting, wait_for_workers=False)  # type: ignore[attr-defined]
-    start = "all" if restart is None else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    start = "all" if every_start else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"lvd-juice/{start}", store)  # type: ignore[attr-defined]
 
 
