@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.devices import usable, use_device
-from pyjuice_lvd.circuit.juice import ENGINES, JUICE, check_training
+from pyjuice_lvd.circuit.juice import ENGINES, JUICE, refuse_training
 from pyjuice_lvd.circuit.reduce import Reducer, all_or_none, spread
 from pyjuice_lvd.data.features import read_features
 from pyjuice_lvd.data.load import largest_value, load_data, num_categories
@@ -113,7 +113,7 @@ def fit(
                 if earlier:
                     earlier.check_settings(kept(settings), _completed)
                 if engine == JUICE:
-                    check_training(settings.method, ("hclt", "rat-spn"))
+                    refuse_training(settings.method, ("hclt", "rat-spn"))
         if reducer.size > 1:
             settings = restored(json.loads(reducer.broadcast_bytes(json_text(kept(settings)).encode())))
         progress = make_progress(quiet or not first)

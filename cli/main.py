@@ -103,8 +103,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         status = _report(error, session.debug)
-        if "RANK" in os.environ:  # threads of a process group whose others are gone would abort Python's own exit
-            os._exit(status)
+        shared = sys.modules.get("torch.distributed")
+        if shared is not None and shared.is_available() and shared.is_initialized():
+            os._exit(status)  # threads of the process group, whose others may be gone, would abort Python's own end
         return status
     return status if isinstance(status, int) else 0
 

@@ -229,6 +229,13 @@ end
     @test all(patch -> size(patch.said, 2) >= length(patch.joins), job.patch)
 end
 
+@testset "sums over a channel's values have one order, however wide registers are" begin
+    circuits = [hclt([0, 1, 1]; latents=4, categories=256, heads=3, seed=seed) for seed in 1:2]
+    channel = CodingChannel(circuits, 16, fill(Float32(1 / 16), 2, 16))
+    @test size(channel.anchor) == (16, 16, 6)
+    @test channel.anchor_mass == [foldl(+, channel.anchor[:, g, j]) for g in 1:16, j in 1:6]
+end
+
 @testset "the least of the shares is left out" begin
     shares = [0.5, 0.25, 0.15, 0.05, 0.03, 0.015, 0.005, 2.0^-25]
     left(left_out, most=8) = sum(shares[shares .< LVDJuice.least_share(shares, sum(shares), left_out, most)])

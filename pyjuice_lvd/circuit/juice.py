@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,8 +30,8 @@ def load() -> None:
         ) from error
 
 
-def check_training(method: str, known: tuple[str, ...]) -> None:
-    """Raise InputError: which of all that Juice.jl's EM needs is missing, the method, the package, or our own part."""
+def refuse_training(method: str, known: tuple[str, ...]) -> NoReturn:
+    """Raise InputError: what of all that Juice.jl's EM needs is missing, the method, the package, or our own part."""
     if method not in known:
         raise InputError(f"--engine: found juice with method {method}, wanted {' or '.join(known)}")
     load()

@@ -8,8 +8,8 @@
 # the patch then turned out to be goes back as soft evidence.
 
 """
-A channel of patches: the circuits of all shapes, the joins that their heads are, and the offsets. `anchor[x, j]` is p_j(x) of the first
-variable, where a channel has offsets: what it leaves of them is far less than all. No `anchor`: there are none.
+A channel of patches: the circuits of all shapes, the joins that their heads are, and the offsets. `anchor[i, g, j]` is p_j of the i-th value of group
+g of the first variable, where a channel has offsets: what it leaves of them is far less than all. No `anchor`: there are none.
 """
 struct CodingChannel{T}
     plans::Vector{CodingPlan{T}}
@@ -56,10 +56,13 @@ function coding_channel(circuits::Vector{Circuit}, step::Int, shift::AbstractMat
     ends = cumsum([num_heads(c) for c in circuits])
     joins = [last - num_heads(c) + 1:last for (c, last) in zip(circuits, ends)]
     anchor = D == 1 ? zeros(0, 0, 0) : cat([first_distribution(plan) for plan in plans]...; dims=3)
-    mass = dropdims(sum(anchor, dims=1), dims=1)
+    mass = zeros(size(anchor, 2), size(anchor, 3))
+    for j in axes(mass, 2), g in axes(mass, 1)
+        mass[g, j] = sum_in_order(view(anchor, :, g, j))  # `sum` adds in an order that depends on registers' width
+    end
     by_state = plain.(shift)
     return CodingChannel{T}(plans, joins, step, C, group, order, permutedims(by_state), by_state, anchor, permutedims(anchor, (2, 1, 3)), mass,
-                            findall(>(0), vec(sum(mass, dims=2))) .- 1)
+                            findall(g -> any(>(0), view(mass, g, :)), axes(mass, 1)) .- 1)
 end
 
 "Values are coded in two steps: a group of about as many as there are groups, then one of it. Few are coded at once."

@@ -182,7 +182,7 @@ function predict!(f::CodingField, image::CodingFieldImage, i::Int, c::Int)
     end
     mixed = zeros(size(image.combs[1].next))
     for comb in image.combs
-        mixed .+= comb.weight .* comb.next
+        mixed .+= without_tiny.(comb.weight .* comb.next)
     end
     image.next = permutedims(reshape(mixed, :, D[c]))  # offsets of the channel first
     return

@@ -52,12 +52,7 @@ const DOUBLE_EXPONENT = """%2 = bitcast <16 x double> %0 to <16 x i64>
                            %6 = select <16 x i1> %5, <16 x i64> $(every_long(EXPONENT_OF_ZERO)), <16 x i64> %4
                            %7 = trunc <16 x i64> %6 to <16 x i32>
                            ret <16 x i32> %7"""
-const FLOAT_EXPONENT = """%2 = bitcast <16 x float> %0 to <16 x i32>
-                          %3 = lshr <16 x i32> %2, $(every_lane(23))
-                          %4 = sub <16 x i32> %3, $(every_lane(127))
-                          %5 = icmp eq <16 x i32> %2, zeroinitializer
-                          %6 = select <16 x i1> %5, <16 x i32> $(every_lane(EXPONENT_OF_ZERO)), <16 x i32> %4
-                          ret <16 x i32> %6"""
+const FLOAT_EXPONENT = exponent_code(0)
 # floor(log2(a)); of 0, `EXPONENT_OF_ZERO`.
 @eval @inline floor_exponents(a::Doubles) = Base.llvmcall($DOUBLE_EXPONENT, IntLanes, Tuple{Doubles}, a)
 @eval @inline floor_exponents(a::Lanes) = Base.llvmcall($FLOAT_EXPONENT, IntLanes, Tuple{Lanes}, a)
@@ -102,3 +97,25 @@ const WIDENED = """%2 = fpext <8 x float> %0 to <8 x double>
                    ret <8 x double> %2"""
 @eval @inline eight(::Type{Float64}, p::Ptr{Float32}) =
     Base.llvmcall($WIDENED, NTuple{8,VecElement{Float64}}, Tuple{NTuple{8,VecElement{Float32}}}, eight(Float32, p))
+
+# Plain numbers, whose sums have an order, too.
+
+"The sum, added up from the first on."
+function sum_in_order(numbers)
+    own = 0.0
+    for x in numbers
+        own += x
+    end
+    return own
+end
+
+"Divides weights by their sum; equal ones where that is 0."
+function normalise_weights!(weights)
+    total = 0.0
+    for w in weights
+        total += w
+    end
+    for i in eachindex(weights)
+        weights[i] = total < TINY ? 1 / length(weights) : weights[i] / total
+    end
+end

@@ -349,18 +349,14 @@ units_of(s::Scope) = reduce(vcat, [part.units for part in s.partitions]; init=[s
 
 "Copies what row `from` of tile `a` has in these units and scopes to row `to` of tile `b`."
 function copy_row!(b::CodingTile, to::Int, a::CodingTile, from::Int, (up, down), (units_up, units_down))
-    @inbounds begin
-        for u in units_up
-            b.value[to, u] = a.value[from, u]
-        end
-        for u in units_down
-            b.above[to, u] = a.above[from, u]
-        end
-        for s in up
-            b.value_exponent[to, s] = a.value_exponent[from, s]
-        end
-        for s in down
-            b.above_exponent[to, s] = a.above_exponent[from, s]
-        end
+    copy_row!(b.value, to, a.value, from, units_up)
+    copy_row!(b.above, to, a.above, from, units_down)
+    copy_row!(b.value_exponent, to, a.value_exponent, from, up)
+    copy_row!(b.above_exponent, to, a.above_exponent, from, down)
+end
+
+function copy_row!(b::Matrix, to::Int, a::Matrix, from::Int, columns)
+    @inbounds for i in columns
+        b[to, i] = a[from, i]
     end
 end

@@ -167,14 +167,17 @@ every_lane(x::Integer) = "<" * join(fill("i32 $x", LANES), ", ") * ">"
 # enough to be added up over thousands of groups.
 const EXPONENT_OF_ZERO = Int32(-2^18)
 
-# log2 rounded to the nearest integer: the exponent field after adding what carries mantissas above sqrt(2) over.
-const EXPONENT = """%2 = bitcast <16 x float> %0 to <16 x i32>
-                    %3 = add <16 x i32> %2, $(every_lane(0x3f800000 - 0x3f3504f3))
-                    %4 = lshr <16 x i32> %3, $(every_lane(23))
-                    %5 = sub <16 x i32> %4, $(every_lane(127))
-                    %6 = icmp eq <16 x i32> %2, zeroinitializer
-                    %7 = select <16 x i1> %6, <16 x i32> $(every_lane(EXPONENT_OF_ZERO)), <16 x i32> %5
-                    ret <16 x i32> %7"""
+# The exponent field after adding a `carry`, less its bias; of 0, `EXPONENT_OF_ZERO`.
+exponent_code(carry) = """%2 = bitcast <16 x float> %0 to <16 x i32>
+                          %3 = add <16 x i32> %2, $(every_lane(carry))
+                          %4 = lshr <16 x i32> %3, $(every_lane(23))
+                          %5 = sub <16 x i32> %4, $(every_lane(127))
+                          %6 = icmp eq <16 x i32> %2, zeroinitializer
+                          %7 = select <16 x i1> %6, <16 x i32> $(every_lane(EXPONENT_OF_ZERO)), <16 x i32> %5
+                          ret <16 x i32> %7"""
+
+# log2 rounded to the nearest integer: mantissas above sqrt(2) carry over.
+const EXPONENT = exponent_code(0x3f800000 - 0x3f3504f3)
 @eval @inline exponent_lanes(a::Lanes) = Base.llvmcall($EXPONENT, IntLanes, Tuple{Lanes}, a)
 
 # 2^e, held within the normal numbers; 0 below them.
