@@ -59,6 +59,7 @@ include("cpu/losses.jl")
 include("cpu/flows.jl")
 include("cpu/engine.jl")
 
+include("device/batches.jl")
 include("device/levels.jl")
 include("device/kernels.jl")
 include("device/engine.jl")

@@ -15,7 +15,12 @@ Base.fill!(a::Remote, x) = (fill!(a.data, x); a)
 Base.copyto!(a::Remote, b::Remote) = (copyto!(a.data, b.data); a)
 near(a) = a
 near(a::Remote) = a.data
-LVDJuice.launch!(f, ::Remote, n::Int, args...) = LVDJuice.launch!(f, zeros(0), n, map(near, args)...)
+const LAUNCHES = Ref(0)  # of kernels and of batches of matrix products
+LVDJuice.launch!(f, ::Remote, n::Int, args...) = (LAUNCHES[] += n > 0; LVDJuice.launch!(f, zeros(0), n, map(near, args)...))
+function LVDJuice.matrix_products!(::Remote, cs, as, bs, beta::Float32, turn_a::Bool=false, turn_b::Bool=false)
+    LAUNCHES[] += 1
+    foreach((c, a, b) -> LVDJuice.matrix_product!(c, a, b, beta, turn_a, turn_b), cs, as, bs)
+end
 LVDJuice.matrix_product!(c::Remote, a::Remote, b::Remote, beta::Float32, turn_a::Bool=false, turn_b::Bool=false) =
     LVDJuice.matrix_product!(near(c), near(a), near(b), beta, turn_a, turn_b)
 
@@ -52,6 +57,35 @@ end
         LVDJuice.certain_head_values!(values, scale, engine(c, device), X)
         @test close_to(values .* exp.(scale'), exp.(log_likelihood(c, X)))
     end
+end
+
+@testset "device: launches are by levels and shapes, however many groups there are" begin
+    device = Device(a -> Remote(copy(a)))
+    function launches(make, depth)
+        c = make(2^depth - 1)
+        X, before = zeros(UInt8, c.num_vars, 8), LAUNCHES[]
+        accumulate!(engine(c, device), X, LVDJuice.Sources(ones(Int32, 8)), 1:8, 1:8)
+        return LAUNCHES[] - before
+    end
+    tree(V) = hclt([i ÷ 2 for i in 1:V]; latents=3, categories=2)
+    thinned(V) = prune(tree(V), rand(MersenneTwister(V), 0:1, V, 50), ones(Int, 50); keep=0.6)
+    for make in (tree, thinned)
+        counts = [launches(make, depth) for depth in 3:8]  # 7 to 255 variables
+        @test counts[end] <= counts[1] + 5 * 30            # of a level of products and one of sums
+    end
+    counts = [launches(tree, depth) for depth in 3:6]
+    @test counts[4] - counts[3] == counts[3] - counts[2]
+    pairs(V) = einet(num_vars=V + 1, depth=3, replicas=V ÷ 3, num_sums=3, num_cats=2)
+    @test launches(pairs, 5) <= 2 * launches(pairs, 4)
+    c = hclt([0, 1, 1]; latents=2, categories=2, heads=2)  # a shared group: its flows come from both heads, one batch after the other
+    groups = LVDJuice.Schedule(c).groups
+    drafts = LVDJuice.Draft[]
+    for gi in findall(g -> !isempty(g.blocks), groups)
+        LVDJuice.add_to!(drafts, groups, gi, groups[gi].blocks[1], 100)
+        LVDJuice.add_to!(drafts, groups, gi, groups[gi].blocks[1], 100)
+    end
+    @test all(d -> allunique([group for (_, b) in d.members for group in LVDJuice.read_groups(groups, b)]), drafts)
+    @test sum(d -> length(d.members), drafts) == 2 * count(g -> !isempty(g.blocks), groups)
 end
 
 @testset "device: flows of random circuits, from several heads, weighted" begin

@@ -42,7 +42,7 @@ mutable struct DeviceEngine{A} <: Engine
     rows::Int                   # samples of a pass
     first::Vector{Int32}        # of each group: its first column, less 1
     levels::Vector{Level}
-    blocks::Dict{Tuple{Int,Int},DeviceBlock}  # the sparse ones, by group and number
+    evidence_batches::Vector{EvidenceBatch}  # of the inputs, where evidence is soft
     inputs::Tuple               # column, variable, start, stride of all input units
     learned::Tuple              # start, stride, categories of the categorical ones
     learns_on_host::Bool        # whether others are learned, too: from counts
@@ -56,7 +56,7 @@ mutable struct DeviceEngine{A} <: Engine
     leaf_flow::AbstractVector{Float32}    # of soft evidence, less the parameter
     values::AbstractMatrix{Float32}       # (rows, columns)
     flows::AbstractMatrix{Float32}
-    scratch::Tuple                        # (rows, units of the widest group), and where that is more, pairs of units
+    scratch::Tuple                        # (rows, sums of the largest batch), (rows, units or pairs of its child groups)
     exponents::AbstractMatrix{Int32}      # (rows, groups)
     lost::AbstractMatrix{Float32}
     x::AbstractMatrix{Int32}              # (rows, variables): categories of the pass under way, -1 where hidden
@@ -73,8 +73,8 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     place(x) = device.array(x)
     none(T, dimensions=1) = place(zeros(T, ntuple(_ -> 0, dimensions)))
     first, columns = first_columns(schedule)
-    widest = widest_in_scratch(schedule)
-    numbers = max(columns, widest) + (soft ? 2 * c.num_vars * Int(maximum(schedule.limits)) : 0)
+    limit = max(columns, widest_in_scratch(schedule))
+    numbers = limit + (soft ? 2 * c.num_vars * Int(maximum(schedule.limits)) : 0)
     rows = clamp(PASS_NUMBERS ÷ max(numbers, 1), TILE, SINGLE_PRECISION_SAMPLES)
     batch_size > 0 && (rows = min(rows, batch_size))
     head_units = unique(c.heads)
@@ -83,9 +83,9 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     sum_units = Int[u for u in 1:num_units(c) if c.kind[u] == SUM]
     inputs, _ = input_table(schedule, first)
     learned, categories = input_table(schedule, first, ==(CATEGORICAL))
-    beyond = zeros(Float32, widest * maximum(g -> length(g.blocks) + 1, schedule.groups))
-    return DeviceEngine(schedule, device, soft, rows, first, levels_of(place, schedule, first), device_blocks(place, schedule), place.(inputs),
-                        place.((learned[3], learned[4], categories)),
+    beyond = zeros(Float32, widest_in_scratch(schedule) * maximum(g -> length(g.blocks) + 1, schedule.groups))
+    return DeviceEngine(schedule, device, soft, rows, first, levels_of(place, schedule, first, limit),
+                        soft ? evidence_batches(place, schedule, first) : EvidenceBatch[], place.(inputs), place.((learned[3], learned[4], categories)),
                         any(g -> g.kind != CATEGORICAL && num_input_params(g.kind, g.categories) > 0, schedule.groups),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
                         place.(small_inputs(schedule, first, soft)), place.((head_columns, schedule.head_group[own])),
@@ -95,7 +95,7 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
                         none(Float32, 3), false, 0, nothing, nothing)
 end
 
-"Columns of the second scratch: units of the widest group, or pairs of units where those are more."
+"Units of the widest group, or pairs of units where those are more."
 widest_in_scratch(schedule::Schedule) = max(schedule.widest, maximum(g -> g.pairs === nothing ? 0 : width(g), schedule.groups))
 
 "Room beyond the inputs' tables, so that each is a matrix, (units, categories), of whole columns."
@@ -118,13 +118,18 @@ group_columns(e::DeviceEngine, array, gi::Int) = view(array, :, e.first[gi] + 1:
 
 "What a dense block's weights are of `array`, in their layout: (units of the child group, sums)."
 function block_matrix(array, g::Group, b::Block, inputs::Int)
-    return view(reshape(view(array, b.first:b.first + b.stride * width(g) - 1), b.stride, width(g)), 1:inputs, :)
+    return upper_rows(array, b.first, b.stride, inputs, width(g))
 end
 
 "The table of a group of inputs, (units, categories), of `array`, in the parameters' layout."
 function table_matrix(array, g::Group)
-    stride = Int(g.param_stride)
-    return view(reshape(view(array, g.param_start:g.param_start + stride * g.categories - 1), stride, g.categories), 1:width(g), :)
+    return upper_rows(array, g.param_start, Int(g.param_stride), width(g), Int(g.categories))
+end
+
+"The first `rows` rows of a matrix whose columns lie `stride` apart, from `start` on: all of it where there are no others."
+function upper_rows(array, start, stride, rows, columns)
+    whole = reshape(view(array, start:start + stride * columns - 1), stride, columns)
+    return rows == stride ? whole : view(whole, 1:rows, :)
 end
 
 """
@@ -138,7 +143,8 @@ function make_room!(e::DeviceEngine)
             room(T, columns) = place(e, zeros(T, e.rows, columns))
             groups, columns = length(e.schedule.groups), sum(kept_width, e.schedule.groups)
             e.values, e.flows = room(Float32, columns), room(Float32, columns)
-            e.scratch = (room(Float32, e.schedule.widest), room(Float32, widest_in_scratch(e.schedule)))
+            e.scratch = map(size -> room(Float32, maximum(Int[1; [size(batch) for level in e.levels for batch in level.batches]])),
+                            (sums_of, children_of))
             e.exponents, e.lost = room(Int32, groups), room(Float32, groups)
             return
         catch error
@@ -197,8 +203,8 @@ function forward!(e::DeviceEngine)
         over!(pair_scale!, e, count_of(level.pairs), e.values, e.exponents, e.lost, e.rows, level.pairs...)
         groups, _, _, blocks, child, _ = level.sums
         over!(common_exponent!, e, length(groups), e.exponents, e.rows, groups, blocks, child)
-        for gi in level.members
-            group_sums!(e, gi)
+        for batch in level.batches
+            batch_values!(e, batch)
         end
         over!(finish_sums!, e, length(groups), e.values, e.exponents, e.lost, e.rows, level.sums...)
     end
@@ -206,40 +212,47 @@ end
 
 "leaf_h = sum over k of theta_{h,k} p(x_i | k), for all groups of inputs."
 function evidence_values!(e::DeviceEngine)
-    for (gi, g) in enumerate(e.schedule.groups)
-        isinput(g.kind) || continue
-        matrix_product!(group_columns(e, e.values, gi), view(e.evidence, :, :, g.variable), table_matrix(e.leaf, g), 0f0, false, true)
+    for batch in e.evidence_batches
+        matrix_products!(e.values, unit_matrices(e, batch), evidence_matrices(e, e.evidence, batch), table_matrices(e, e.leaf, batch), 0f0, false, true)
     end
 end
 
-function group_sums!(e::DeviceEngine, gi::Int)
-    g = e.schedule.groups[gi]
-    out, alone = group_columns(e, e.values, gi), length(g.blocks) == 1
-    for (b, block) in enumerate(g.blocks)
-        part = alone ? out : view(e.scratch[1], :, 1:width(g))
-        if isdense(block)
-            inputs = width(e.schedule.groups[block.child])
-            matrix_product!(part, block_inputs(e, block.child), block_matrix(e.weight, g, block, inputs), 0f0)
-        else
-            over!(sparse_sums!, e, width(g), part, e.values, e.weight, e.rows, e.first[block.child], block.first, e.blocks[gi, b].of_sums...)
-        end
-        alone || over!(add_block!, e, width(g), e.values, part, e.exponents, e.rows, e.first[gi], gi, block.child, b > 1)
-    end
+unit_matrices(e::DeviceEngine, batch::EvidenceBatch) = [group_columns(e, e.values, gi) for gi in batch.groups]
+
+"Of each group of the batch: its variable's numbers, `(rows, categories)`, of an array by variables."
+evidence_matrices(e::DeviceEngine, array, batch::EvidenceBatch) = [view(array, :, :, e.schedule.groups[gi].variable) for gi in batch.groups]
+table_matrices(e::DeviceEngine, array, batch::EvidenceBatch) = [table_matrix(array, e.schedule.groups[gi]) for gi in batch.groups]
+
+"How many columns of scratch the sums of a batch take, and what they sum over."
+sums_of(batch) = count_of(batch.sums)
+children_of(batch::DenseBatch) = length(batch.members) * batch.inputs
+children_of(batch::SparseBatch) = count_of(batch.of_children)
+
+function batch_values!(e::DeviceEngine, batch::DenseBatch)
+    parts = batch.alone ? [group_columns(e, e.values, gi) for (gi, _) in batch.members] : scratch_parts(e, 1, batch, batch.width)
+    matrix_products!(e.values, parts, batch_inputs(e, batch), block_matrices(e, e.weight, batch), 0f0)
+    batch.alone || over!(add_block!, e, sums_of(batch), e.values, e.scratch[1], e.exponents, e.rows, batch.adds, batch.sums...)
 end
 
-"The values that a dense block multiplies its weights with, `(rows, units)`: those of its child group, or of pairs, made here."
-function block_inputs(e::DeviceEngine, child::Int)
-    pairs = e.schedule.groups[child].pairs
-    pairs === nothing && return group_columns(e, e.values, child)
-    count = width(e.schedule.groups[child])
-    products = view(e.scratch[2], :, 1:count)
-    over!(pair_product!, e, count, products, e.values, e.rows, pair_columns(e, pairs)..., Int32(length(pairs.fast)))
-    return products
+function batch_values!(e::DeviceEngine, batch::SparseBatch)
+    out = batch.alone ? e.values : e.scratch[1]
+    over!(sparse_sums!, e, sums_of(batch), out, e.values, e.weight, e.rows, batch.place..., batch.of_sums...)
+    batch.alone || over!(add_block!, e, sums_of(batch), e.values, e.scratch[1], e.exponents, e.rows, batch.adds, batch.sums...)
 end
 
-"The columns, less 1, of the first slow unit and of the first fast one."
-pair_columns(e::DeviceEngine, pairs::Pairs) =
-    (first_pair_column(e.first, pairs.slow_group, pairs.slow), first_pair_column(e.first, pairs.fast_group, pairs.fast))
+"`columns` columns of scratch for each block of the batch, as matrices."
+scratch_parts(e::DeviceEngine, which::Int, batch::DenseBatch, columns::Int) =
+    [view(e.scratch[which], :, (k - 1) * columns + 1:k * columns) for k in eachindex(batch.members)]
+
+block_matrices(e::DeviceEngine, array, batch::DenseBatch) =
+    [block_matrix(array, e.schedule.groups[gi], block, batch.inputs) for (gi, block) in batch.members]
+
+"What the blocks multiply their weights with, `(rows, units)`: the values of their child groups, or of pairs, made here."
+function batch_inputs(e::DeviceEngine, batch::DenseBatch)
+    batch.pairs === nothing && return [group_columns(e, e.values, block.child) for (_, block) in batch.members]
+    over!(pair_product!, e, children_of(batch), e.scratch[2], e.values, e.rows, batch.pairs..., batch.children...)
+    return scratch_parts(e, 2, batch, batch.inputs)
+end
 
 "The heads' values, NaN where they are not certain, and their exponents, of a pass: on the host, `(rows, units that are heads)`."
 function head_values(e::DeviceEngine)
@@ -355,8 +368,8 @@ function backward!(e::DeviceEngine, started::Matrix{Float32})
     over!(start_flow!, e, size(started, 2), e.flows, e.rows, place(e, started), e.heads[1])
     for level in reverse(e.levels)
         over!(gather_flow!, e, count_of(level.gather), e.flows, e.rows, level.gather...)
-        for gi in level.members, (b, block) in enumerate(e.schedule.groups[gi].blocks)
-            block_flows!(e, gi, b, block)
+        for batch in level.batches
+            batch_flows!(e, batch)
         end
     end
     e.soft ? evidence_flows!(e) : launch!(input_flow!, e.values, count_of(e.inputs), e.leaf_flow, e.flows, e.rows, e.x, e.inputs...)
@@ -364,24 +377,21 @@ end
 
 "Adds the flows of all categories, less their parameters, to the inputs' statistics; the inputs' values make place for flow / value."
 function evidence_flows!(e::DeviceEngine)
-    for (gi, g) in enumerate(e.schedule.groups)
-        isinput(g.kind) || continue
-        ratio = group_columns(e, e.values, gi)
-        over!(flow_ratio!, e, width(g), ratio, e.flows, e.values, e.exponents, e.rows, e.first[gi], gi, gi)
-        num_input_params(g.kind, g.categories) > 0 || continue
-        matrix_product!(table_matrix(e.leaf_flow, g), ratio, view(e.evidence, :, :, g.variable), 1f0, true)
+    for batch in e.evidence_batches
+        over!(input_ratio!, e, count_of(batch.units), e.values, e.flows, e.rows, batch.units...)
+        batch.learns || continue
+        matrix_products!(e.values, table_matrices(e, e.leaf_flow, batch), unit_matrices(e, batch), evidence_matrices(e, e.evidence, batch), 1f0, true)
     end
 end
 
 "p(x_i = k | evidence) of the samples of a pass, up to a factor for each, from what [`evidence_flows!`](@ref) leaves: on the host."
 function evidence_posterior(e::DeviceEngine)
-    _, K, V = size(e.evidence)
-    posterior, part = place(e, zeros(Float32, e.rows, K, V)), place(e, zeros(Float32, e.rows, K))
-    for (gi, g) in enumerate(e.schedule.groups)
-        isinput(g.kind) || continue
-        matrix_product!(part, group_columns(e, e.values, gi), table_matrix(e.leaf, g), 0f0)
-        over!(add_posterior!, e, K, posterior, part, e.evidence, e.rows, g.variable)
+    posterior = place(e, zeros(Float32, size(e.evidence)))
+    for batch in e.evidence_batches
+        matrix_products!(e.values, evidence_matrices(e, posterior, batch), unit_matrices(e, batch), table_matrices(e, e.leaf, batch),
+                         batch.again ? 1f0 : 0f0)
     end
+    launch!(multiply_by!, posterior, length(posterior), posterior, e.evidence)
     return Array(posterior)
 end
 
@@ -403,26 +413,30 @@ function accumulate_posterior!(posterior::Array{Float32,3}, e::DeviceEngine, X::
     return total + exact_posterior!(posterior, e, X, head_of, uncertain)
 end
 
-function block_flows!(e::DeviceEngine, gi::Int, b::Int, block::Block)
-    g, inputs = e.schedule.groups[gi], width(e.schedule.groups[block.child])
-    ratio, first = view(e.scratch[1], :, 1:width(g)), e.first[block.child]
-    over!(flow_ratio!, e, width(g), ratio, e.flows, e.values, e.exponents, e.rows, e.first[gi], gi, block.child)
-    if isdense(block)
-        pairs, part = e.schedule.groups[block.child].pairs, view(e.scratch[2], :, 1:inputs)
-        matrix_product!(block_matrix(e.weight_flow, g, block, inputs), block_inputs(e, block.child), ratio, 1f0, true)
-        matrix_product!(part, ratio, block_matrix(e.weight, g, block, inputs), 0f0, false, true)
-        if pairs === nothing
-            over!(send_flow!, e, inputs, e.flows, e.values, part, e.rows, first)
-        else
-            (slow, fast), (m, n) = pair_columns(e, pairs), Int32.(pair_sizes(pairs))
-            over!(send_pair_flow!, e, Int(m), e.flows, e.values, part, e.rows, slow, n, fast, n, Int32(1))
-            over!(send_pair_flow!, e, Int(n), e.flows, e.values, part, e.rows, fast, Int32(1), slow, m, n)
-        end
+"What the sums of a batch, flow / value, send down: to scratch."
+function batch_ratios!(e::DeviceEngine, batch)
+    over!(flow_ratio!, e, sums_of(batch), e.scratch[1], e.flows, e.values, e.exponents, e.rows, batch.sums...)
+end
+
+function batch_flows!(e::DeviceEngine, batch::DenseBatch)
+    batch_ratios!(e, batch)
+    ratios, parts = scratch_parts(e, 1, batch, batch.width), scratch_parts(e, 2, batch, batch.inputs)
+    matrix_products!(e.values, block_matrices(e, e.weight_flow, batch), batch_inputs(e, batch), ratios, 1f0, true)
+    matrix_products!(e.values, parts, ratios, block_matrices(e, e.weight, batch), 0f0, false, true)
+    if batch.pairs === nothing
+        over!(send_flow!, e, children_of(batch), e.flows, e.values, e.scratch[2], e.rows, batch.children...)
     else
-        lists = e.blocks[gi, b].of_children
-        launch!(sparse_edges!, e.values, inputs, e.weight_flow, e.values, ratio, e.rows, first, block.first, lists...)
-        over!(sparse_flow!, e, inputs, e.flows, e.values, ratio, e.weight, e.rows, first, block.first, lists...)
+        (slow, fast), (m, n), blocks = batch.children, batch.pairs, length(batch.members)
+        over!(send_pair_flow!, e, blocks * m, e.flows, e.values, e.scratch[2], e.rows, m, n, n, 1, slow, fast)
+        over!(send_pair_flow!, e, blocks * n, e.flows, e.values, e.scratch[2], e.rows, n, 1, m, n, fast, slow)
     end
+end
+
+function batch_flows!(e::DeviceEngine, batch::SparseBatch)
+    batch_ratios!(e, batch)
+    children = children_of(batch)
+    launch!(sparse_edges!, e.values, children, e.weight_flow, e.values, e.scratch[1], e.rows, batch.of_children...)
+    over!(sparse_flow!, e, children, e.flows, e.values, e.scratch[1], e.weight, e.rows, batch.of_children...)
 end
 
 function add_exact!(e::DeviceEngine, X::Data, sources::Starts, order, range::UnitRange, uncertain::Vector{Int})

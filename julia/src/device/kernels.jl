@@ -30,6 +30,25 @@ function matrix_product!(c, a, b, beta::Float32, turn_a::Bool=false, turn_b::Boo
     return nothing
 end
 
+"""
+    matrix_products!(like, cs, as, bs, beta, turn_a, turn_b)
+
+[`matrix_product!`](@ref) of each of some matrices of one shape, side by side, where the array `like` is: the cs have no number in common.
+"""
+function matrix_products!(like, cs, as, bs, beta::Float32, turn_a::Bool=false, turn_b::Bool=false)
+    for k in eachindex(cs)
+        matrix_product!(cs[k], as[k], bs[k], beta, turn_a, turn_b)
+    end
+    return nothing
+end
+
+function matrix_products!(::Array, cs, as, bs, beta::Float32, turn_a::Bool=false, turn_b::Bool=false)
+    Threads.@threads for k in eachindex(cs)
+        matrix_product!(cs[k], as[k], bs[k], beta, turn_a, turn_b)
+    end
+    return nothing
+end
+
 "Sample and item of index `i`, of `rows` samples an item."
 @inline at(i::Int, rows::Int) = (i - 1) % rows + 1, (i - 1) ÷ rows + 1
 
@@ -128,11 +147,12 @@ end
     return least
 end
 
-"part[:, p] = the product of pair p."
-function pair_product!(i, part, values, rows, slow_first, fast_first, fast_count)
+"part[:, p] = the product of pair p, of blocks that have `slow_count` times `fast_count` of them each."
+function pair_product!(i, part, values, rows, slow_count, fast_count, slow_first, fast_first)
     n, p = at(i, rows)
-    j, k = divrem(p - 1, fast_count)
-    @inbounds part[n, p] = values[n, slow_first + j + 1] * values[n, fast_first + k + 1]
+    block, pair = divrem(p - 1, slow_count * fast_count)
+    j, k = divrem(pair, fast_count)
+    @inbounds part[n, p] = values[n, slow_first[block + 1] + j + 1] * values[n, fast_first[block + 1] + k + 1]
     return nothing
 end
 
@@ -149,27 +169,27 @@ function common_exponent!(i, exponents, rows, groups, blocks, child)
     return nothing
 end
 
-"values[:, first + k] (+)= part[:, k], brought from the child group's scale to the group's."
-function add_block!(i, values, part, exponents, rows, first, group, child, adds)
+"Sum k's values (+)= part[:, k], brought from the child group's scale to the group's."
+function add_block!(i, values, part, exponents, rows, adds, column, group, child)
     n, k = at(i, rows)
-    @inbounds value = part[n, k] * two_to(exponents[n, child] - exponents[n, group])
-    @inbounds values[n, first + k] = adds ? values[n, first + k] + value : value
+    @inbounds value = part[n, k] * two_to(exponents[n, child[k]] - exponents[n, group[k]])
+    @inbounds values[n, column[k]] = adds ? values[n, column[k]] + value : value
     return nothing
 end
 
-"The sum over the edges that unit k has in a sparse block's list, of sample n of the units at their other ends."
-@inline function over_edges(other, n, k, first, weight, first_edge, start, index, edge)
+"The sum over the edges that unit k has in a sparse list, of sample n of the units at their other ends."
+@inline function over_edges(other, n, k, weight, start, index, edge)
     total = 0f0
     @inbounds for e in start[k]:start[k + 1] - 1
-        total += other[n, first + index[e]] * weight[first_edge + edge[e]]
+        total += other[n, index[e]] * weight[edge[e]]
     end
     return total
 end
 
-"part[:, k] = the sum over the edges of sum k of a sparse block."
-function sparse_sums!(i, part, values, weight, rows, child_first, first_edge, start, index, edge)
+"out[:, place[k]] = the sum over the edges of sum k."
+function sparse_sums!(i, out, values, weight, rows, place, start, index, edge)
     n, k = at(i, rows)
-    @inbounds part[n, k] = over_edges(values, n, k, child_first, weight, first_edge, start, index, edge)
+    @inbounds out[n, place[k]] = over_edges(values, n, k, weight, start, index, edge)
     return nothing
 end
 
@@ -236,49 +256,57 @@ function gather_flow!(i, flows, rows, column, start, parent)
 end
 
 "ratio[:, k] = flow / value of a sum, in the scale of the child group that it goes to."
-function flow_ratio!(i, ratio, flows, values, exponents, rows, first, group, child)
+function flow_ratio!(i, ratio, flows, values, exponents, rows, column, group, child)
     n, k = at(i, rows)
-    @inbounds scale = two_to(exponents[n, child] - exponents[n, group])
-    @inbounds ratio[n, k] = safe_ratio(flows[n, first + k], values[n, first + k]) * scale
+    @inbounds scale = two_to(exponents[n, child[k]] - exponents[n, group[k]])
+    @inbounds ratio[n, k] = safe_ratio(flows[n, column[k]], values[n, column[k]]) * scale
     return nothing
 end
 
-"flows[:, first + j] += values[:, first + j] * part[:, j]"
-function send_flow!(i, flows, values, part, rows, first)
+"Value of an input unit <- flow / value."
+function input_ratio!(i, values, flows, rows, column)
+    n, k = at(i, rows)
+    @inbounds values[n, column[k]] = safe_ratio(flows[n, column[k]], values[n, column[k]])
+    return nothing
+end
+
+"The flow of child j += its value * part[:, j]."
+function send_flow!(i, flows, values, part, rows, column)
     n, j = at(i, rows)
-    @inbounds flows[n, first + j] += values[n, first + j] * part[n, j]
+    @inbounds flows[n, column[j]] += values[n, column[j]] * part[n, j]
     return nothing
 end
 
 """
-What the pairs of unit j of one side pass on to it: `part[:, p]`, of all its pairs, times the values of both. Its pairs are `step` apart, those
-of its neighbours `next`; `other` is the other side's first column, less 1, and `count` how many units that has.
+What the pairs of a unit of one side pass on to it: `part[:, p]`, of all its pairs, times the values of both. Each block has `count` units on this
+side and `others` on the other, from the columns behind `own` and `other`; a unit's pairs are `step` apart, those of its neighbours `next`.
 """
-function send_pair_flow!(i, flows, values, part, rows, own, next, other, count, step)
+function send_pair_flow!(i, flows, values, part, rows, count, next, others, step, own, other)
     n, j = at(i, rows)
-    total = 0f0
-    @inbounds for k in 1:count
-        total += values[n, other + k] * part[n, 1 + (j - 1) * next + (k - 1) * step]
+    block, unit = divrem(j - 1, count)
+    total, first_pair = 0f0, 1 + block * count * others + unit * next
+    @inbounds for k in 1:others
+        total += values[n, other[block + 1] + k] * part[n, first_pair + (k - 1) * step]
     end
-    @inbounds flows[n, own + j] += values[n, own + j] * total
+    @inbounds flows[n, own[block + 1] + unit + 1] += values[n, own[block + 1] + unit + 1] * total
     return nothing
 end
 
-"The same over a sparse block, whose edges come from `ratio`."
-function sparse_flow!(i, flows, values, ratio, weight, rows, first, first_edge, start, index, edge)
+"The flow of child j += its value * what comes from `ratio` along its edges."
+function sparse_flow!(i, flows, values, ratio, weight, rows, column, start, index, edge)
     n, j = at(i, rows)
-    @inbounds flows[n, first + j] += values[n, first + j] * over_edges(ratio, n, j, 0, weight, first_edge, start, index, edge)
+    @inbounds flows[n, column[j]] += values[n, column[j]] * over_edges(ratio, n, j, weight, start, index, edge)
     return nothing
 end
 
-"Adds a sparse block's edge flows, less their weights, over all samples: index `i` is a child, whose edges no other has."
-function sparse_edges!(i, statistic, values, ratio, rows, first, first_edge, start, index, edge)
+"Adds sparse blocks' edge flows, less their weights, over all samples: index `i` is a child, whose edges no other has."
+function sparse_edges!(i, statistic, values, ratio, rows, column, start, index, edge)
     @inbounds for e in start[i]:start[i + 1] - 1
         total, k = 0f0, index[e]
         for n in 1:rows
-            total += values[n, first + i] * ratio[n, k]
+            total += values[n, column[i]] * ratio[n, k]
         end
-        statistic[first_edge + edge[e]] += total
+        statistic[edge[e]] += total
     end
     return nothing
 end
@@ -292,12 +320,6 @@ function input_flow!(i, statistic, flows, rows, x, column, variable, start, stri
     return nothing
 end
 
-"posterior[:, k, variable] += part[:, k] times the evidence's likelihood."
-function add_posterior!(i, posterior, part, evidence, rows, variable)
-    n, k = at(i, rows)
-    @inbounds posterior[n, k, variable] += part[n, k] * evidence[n, k, variable]
-    return nothing
-end
 
 # -------------------------------------------------------------------------------------------------------------------- M-step
 

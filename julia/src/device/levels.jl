@@ -5,20 +5,14 @@ count_of(table) = length(first(table))
 
 """
 One level: the groups that need only groups of lower levels. `products`, `pairs` and `sums` are tables over the level's groups, `gather` over its
-units that products have for factors; `members` are its sum groups, which are matrix products and sparse sums of their own.
+units that products have for factors; `batches` are the blocks of its sum groups.
 """
 struct Level
     products::Tuple     # groups, first, width, nested, factors, child, child_first, place, index, largest
     pairs::Tuple        # groups, and of the slow and the fast units: group, first, count, largest
     sums::Tuple         # groups, first, width, blocks, child, terms
     gather::Tuple       # column, start, parent
-    members::Vector{Int}
-end
-
-"The lists of a sparse block, where kernels are."
-struct DeviceBlock
-    of_sums::Tuple
-    of_children::Tuple
+    batches::Vector{Any}
 end
 
 function group_levels(schedule::Schedule)
@@ -44,8 +38,11 @@ function first_columns(schedule::Schedule)
     return first, next
 end
 
-"All levels, from the inputs' up; `place!` puts an array of integers or numbers where kernels are."
-function levels_of(place!, schedule::Schedule, first::Vector{Int32})
+"""
+All levels, from the inputs' up; `place!` puts an array of integers or numbers where kernels are, and `limit` is how many columns the children
+of a batch may take.
+"""
+function levels_of(place!, schedule::Schedule, first::Vector{Int32}, limit::Int)
     groups, level = schedule.groups, group_levels(schedule)
     parents = product_parents(schedule, first)
     return map(0:maximum(level)) do l
@@ -54,7 +51,8 @@ function levels_of(place!, schedule::Schedule, first::Vector{Int32})
         pairs = filter(gi -> groups[gi].pairs !== nothing, own)
         sums = filter(gi -> groups[gi].kind == SUM, own)
         Level(place!.(product_table(schedule, first, products)), place!.(pair_table(schedule, first, pairs)),
-              place!.(sum_table(schedule, first, sums)), place!.(gather_table(schedule, first, own, parents)), sums)
+              place!.(sum_table(schedule, first, sums)), place!.(gather_table(schedule, first, own, parents)),
+              batches_of(place!, schedule, first, sums, limit))
     end
 end
 
@@ -136,14 +134,4 @@ the categories, small only where no category that the evidence allows is likely.
 function small_inputs(schedule::Schedule, first, soft::Bool)
     own = findall(g -> g.kind == BINOMIAL || (soft && isinput(g.kind)), schedule.groups)
     return (Int32.(own), first[own], Int32[width(schedule.groups[gi]) for gi in own])
-end
-
-"The sparse blocks, by group and number."
-function device_blocks(place!, schedule::Schedule)
-    lists(list) = place!.((list.start, list.index, list.edge))
-    found = Dict{Tuple{Int,Int},DeviceBlock}()
-    for (gi, g) in enumerate(schedule.groups), (b, block) in enumerate(g.blocks)
-        isdense(block) || (found[gi, b] = DeviceBlock(lists(block.of_sums), lists(block.of_children)))
-    end
-    return found
 end
