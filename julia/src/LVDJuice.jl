@@ -42,7 +42,9 @@ include("plan/schedule.jl")
 
 include("learning/data.jl")
 include("learning/statistics.jl")
+include("learning/terms.jl")
 include("backends.jl")
+include("learning/information.jl")
 
 include("cpu/simd.jl")
 include("cpu/kernels.jl")
@@ -58,11 +60,13 @@ include("cpu/evaluate.jl")
 include("cpu/losses.jl")
 include("cpu/flows.jl")
 include("cpu/engine.jl")
+include("cpu/information.jl")
 
 include("device/batches.jl")
 include("device/levels.jl")
 include("device/kernels.jl")
 include("device/engine.jl")
+include("device/information.jl")
 
 include("exact.jl")
 

@@ -118,6 +118,17 @@ Gives back the room that the engine works in; it takes room again when it is nex
 """
 function release! end
 
+"""
+What a backend counts the pairs of a [`MutualInformationJob`](@ref) in. It implements
+
+| verb | does |
+|---|---|
+| `pair_counter(backend, N, V, categories, incomplete)` | makes one; `incomplete`: values are missing |
+| `counter_bytes(backend, N, categories, incomplete)` | what it takes of this machine's memory |
+| `count_pairs!(counter, job)` | goes on with the job from its `next` variable for a while: [`note_pair!`](@ref) what is counted, and moves `next` past variables that are done |
+"""
+abstract type PairCounter end
+
 "The scale that counts tell of their weights: about the largest count."
 function scale_of(counts::ExpectedCounts)
     largest = reduce(max, counts.weight; init=reduce(max, counts.leaf; init=0.0))

@@ -252,3 +252,52 @@ end
         @test found[2][4] ≈ found[1][4] rtol = 1e-5
     end
 end
+
+"A job whose blocks and passes are small."
+function in_small_blocks(X; block, rows, settings...)
+    job = MutualInformationJob(X; settings...)
+    job.counter.block, job.counter.rows = block, rows
+    return job
+end
+
+@testset "device: mutual information is the CPU's, bit for bit: as products, counted, with values missing, in blocks of any size" begin
+    rng = MersenneTwister(66)
+    for trial in 1:12, device in DEVICES
+        V, N, C = rand(rng, 1:9), rand(rng, 1:200), rand(rng, (1, 2, 5, LVDJuice.MOST_ONE_HOT, LVDJuice.MOST_ONE_HOT + 1, 70))
+        X = rand(rng, UInt8(0):UInt8(C - 1), V, N)
+        V > 2 && (X[2, :] .= X[1, :])
+        settings = (categories=C, pseudocount=rand(rng, (0.0, 0.1, 3.0)), mask=rand(rng, Bool) ? rand(rng, Bool, V, N) : nothing)
+        wanted = finish!(MutualInformationJob(X; settings...))
+        @test finish!(MutualInformationJob(X; settings..., columns=zeros(UInt32, N, V), backend=device)) == wanted
+        @test finish!(in_small_blocks(X; block=rand(rng, 1:4), rows=rand(rng, 1:N), settings..., backend=device)) == wanted
+        parts = [in_small_blocks(X; block=2, rows=N, settings..., backend=device) for _ in 1:3]
+        foreach(((number, job),) -> LVDJuice.share_out!(job, number, 3), enumerate(parts))
+        @test sum(finish!, parts) == wanted
+    end
+    wide = 1000 .* rand(rng, 0:4, 3, 50)  # more categories than tables have: in lists
+    @test finish!(MutualInformationJob(wide; categories=5000, backend=Device())) == finish!(MutualInformationJob(wide; categories=5000))
+end
+
+@testset "device: mutual information stops and goes on, and its blocks are as small as the memory" begin
+    rng = MersenneTwister(67)
+    X, wide = rand(rng, 0:3, 6, 90), rand(rng, 0:49, 6, 90)
+    for device in DEVICES
+        job = in_small_blocks(X; block=2, rows=40, categories=4, backend=device)
+        steps = [advance!(job, 0.0)]
+        while !steps[end][1]
+            push!(steps, advance!(job, 0.0))
+        end
+        @test length(steps) > 9 && issorted([finished for (_, finished, _) in steps])
+        @test steps[end] == (true, 6, 6)
+        @test job.mi == finish!(MutualInformationJob(X; categories=4))
+        @test isempty(job.counter.counts)
+    end
+    for (data, categories, room, block, rows) in ((X, 4, 1500, 1, 90), (X, 4, 800, 1, 45), (wide, 50, 4 * 150^2, 3, 90), (wide, 50, 4 * 50^2, 1, 90))
+        made(a) = sizeof(a) > room ? throw(OutOfMemoryError()) : Remote(copy(a))  # room bytes for each array
+        job = MutualInformationJob(data; categories=categories, backend=Device(made))
+        @test finish!(job) == finish!(MutualInformationJob(data; categories=categories))
+        @test (job.counter.block, job.counter.rows) == (block, rows)
+    end
+    none(a) = length(a) > 0 ? throw(OutOfMemoryError()) : a
+    @test_throws OutOfMemoryError finish!(MutualInformationJob(X; categories=4, backend=Device(none)))
+end

@@ -1,7 +1,7 @@
 # What Python calls (pyjuice_lvd/circuit/circuit.py): positional arguments, indices from 0, arrays that belong to the caller.
 
-mutual_information_job(X, mask, categories, pseudocount, columns) =
-    MutualInformationJob(X; categories=categories, pseudocount=pseudocount, mask=mask, columns=columns)
+mutual_information_job(X, mask, categories, pseudocount, columns, on::Backend=CPU()) =
+    MutualInformationJob(X; categories=categories, pseudocount=pseudocount, mask=mask, columns=columns, backend=on)
 
 mutual_information(job::MutualInformationJob) = job.mi
 

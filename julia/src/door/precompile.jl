@@ -41,6 +41,7 @@ precompile(accumulate_posterior!, (Array{Float32,3}, CPUEngine, SoftEvidence, Ve
 precompile(grow_circuit, (Circuit, Vector{Float64}, Float64, Vector{Int}, Float64, Float64, Int))
 precompile(circuit_with_heads, (Circuit, Vector{Int32}))
 precompile(advance!, (MutualInformationJob, Float64))
+precompile(count_pairs!, (TableCounter, MutualInformationJob))
 precompile(chow_liu_parents, (Matrix{Float64},))
 precompile(leaves_of, (String, Vector{Int}, Vector{Float64}, Vector{Float64}))
 precompile(tree_circuit, (Vector{Int}, Int, Int, Int, Float64, Int, Vector{Leaf}))

@@ -158,9 +158,3 @@ function run_epochs!(job)
     end
     return mean
 end
-
-"Runs a job to its end and returns the mutual information."
-function finish!(job::MutualInformationJob)
-    advance!(job)
-    return job.mi
-end
