@@ -1,6 +1,7 @@
 """Circuits on a device: what they answer and learn there is what they do on the CPU."""
 
 from copy import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,19 @@ def test_em_learns_the_same_and_later_calls_see_what_it_learned(circuit: Circuit
     with use_device("array"):
         other.fit_em(X, epochs=2)
     assert same(other, circuit)
+
+
+@pytest.mark.parametrize("num_cats", [4, 60])  # as products of matrices, and counted
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_trees_are_the_same(num_cats: int, share: float) -> None:
+    values = np.minimum(rng.integers(0, num_cats, (200, 9)), np.arange(9) * num_cats // 9)
+    mask = rng.random(values.shape) < share if share else None
+    make = partial(Circuit.hclt, values, mask=mask, num_latents=2, num_cats=num_cats, seed=1)
+    wanted = make()
+    with use_device("array"):
+        found = make()
+    arrays = zip(found.engine.arrays().values(), wanted.engine.arrays().values(), strict=True)
+    assert all(np.array_equal(a, b) for a, b in arrays)
 
 
 def joint_model() -> tuple[JointModel, np.ndarray]:

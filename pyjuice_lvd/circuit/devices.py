@@ -27,7 +27,8 @@ def current() -> str:
 def use_device(device: str) -> Iterator[str]:
     """Within the block, evaluate and learn circuits on a device.
 
-    Likelihoods, EM, flows and what goes by them (prune, grow) run there; sampling, marginals, max-product on the CPU.
+    Likelihoods, EM, flows and what goes by them (prune, grow) run there, and the counts of pairs of variables behind
+    Chow-Liu trees; sampling, marginals, max-product on the CPU.
     Gives the name of the device; "auto" is "cpu".
 
     Parameters

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integers, number, one_of, plain_array
+from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.leaves import (
     Leaves,
@@ -120,10 +121,13 @@ def hclt_over(
 def chow_liu_parents(
     X: Table, num_cats: int, pseudocount: float, progress: Progress, *, mask: Mask | None = None
 ) -> npt.NDArray[np.int64]:
-    """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root."""
+    """Find the Chow-Liu tree of a table's variables: the parent of each, int64 (V,), -1 for the root.
+
+    The same on every device: pairs are counted on the one in use, and counts are integers.
+    """
     reducer = current()
     columns = empty((X.shape[1], X.shape[0]), np.uint32)
-    job = julia.call("mutual_information_job", X, mask, num_cats, float(pseudocount), columns)
+    job = julia.call("mutual_information_job", X, mask, num_cats, float(pseudocount), columns, *backend())
     julia.call("share_out!", job, reducer.rank + 1, reducer.size)
     with progress.stage("mutual information", total=X.shape[1], unit="variables") as stage:
         done = False
