@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import lvd_juice
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.bench import Case, ParityError, cases, run, scaling
@@ -46,8 +47,9 @@ def test_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert "bench: done" in err
-    keys = "machine quick flops tolerance cases peers samples edges threads memory startup targets seconds"
+    keys = "machine device quick flops tolerance cases peers samples edges threads memory startup targets seconds"
     assert set(result) == set(keys.split())
+    assert result["device"] == "cpu"
     assert [case["name"] for case in result["cases"]] == ["image", "patch", "128 latents", "256 latents"]
     for case in result["cases"]:
         assert case["edges"] == 5 * 16 + 4
@@ -78,6 +80,46 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
     for words in ("sgemm", "edges x samples", "parity", "128 latents", "edges kept", "first_em_step_s", "target"):
         assert words in out.replace("edges of sums", "edges")
+
+
+@pytest.mark.usefixtures("small")
+def test_on_a_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    call: Callable[..., Any] = julia.call
+    jobs: list[tuple[object, ...]] = []
+
+    def noted(name: str, *arguments: object) -> Any:
+        if name == "em_job":
+            jobs.append(arguments)
+        return call(name, *arguments)
+
+    monkeypatch.setattr(julia, "call", noted)
+    assert main(["bench", "--quick", "--json", "--quiet", "--device", "array"]) == 0
+    result = json.loads(capsys.readouterr()[0])
+    assert result["device"] == "array"
+    assert all(isinstance(arguments[-1], julia.Handle) for arguments in jobs)  # the backend, which the CPU's have not
+    for timed in (*result["cases"], *result["edges"]):
+        assert max(timed["parity"].values()) < result["tolerance"]
+        assert timed["em_step_ms"]["min"] > 0 < timed["likelihood_ms"]["min"]
+    assert [count["samples"] for count in result["samples"]["counts"]] == [300, 900]
+    assert not any(result[part] for part in ("peers", "threads", "memory", "startup", "targets"))
+    assert main(["bench", "--quick", "--quiet", "--device", "array"]) == 0
+    out = capsys.readouterr()[0]
+    assert "circuits on array" in out
+    assert "edges kept" in out
+    assert "target" not in out
+
+
+@pytest.mark.usefixtures("small")
+def test_devices_that_are_not_there() -> None:
+    ran = lvd_juice("bench", "--device", "tpu", check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("lvd-juice: error: Invalid value for '--device': 'tpu' is not one of 'cpu'")
+    ran = lvd_juice("bench", "--device", "cuda", "--quiet", check=False)
+    if ran.returncode == 0:
+        pytest.skip("CUDA.jl works here")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("lvd-juice: error: device: found ")
+    assert ran.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("small")

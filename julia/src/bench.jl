@@ -4,7 +4,7 @@ taken in turn, so that their ratios mean something on a machine that others use 
 """
 module Bench
 
-using ..LVDJuice: Circuit, CPUEngine, Plan, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
+using ..LVDJuice: Circuit, CPUEngine, Engine, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
 using ..LVDJuice: child, edges, expect!, isinput, kept_width, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!
 
 "log p of every sample under head 1, in nats, evaluated unit by unit in the log domain."
@@ -47,12 +47,12 @@ end
 to_shares!(flow, pseudocount) = flow .= (flow .+ pseudocount / length(flow)) ./ (sum(flow) + pseudocount)
 
 """
-Seconds of each EM step, and of each evaluation of all likelihoods: two vectors. Each has its turn of `share` seconds, after a first
-run that is not counted. An EM step is one batch.
+Seconds of each EM step, and of each evaluation of all likelihoods, on the job's backend: two vectors. Each has its turn of `share` seconds,
+after a first run that is not counted. An EM step is one batch.
 """
-function timings(plan::Plan, job::EMJob, X, share)
+function timings(job::EMJob, X, share)
     out = zeros(1, num_samples(X))
-    works = (() -> step!(job), () -> certain_log_likelihood!(out, CPUEngine(plan), X, 1:1))
+    works = (() -> step!(job), () -> certain_log_likelihood!(out, evaluator(job.engine), X, 1:1))
     seconds = (Float64[], Float64[])
     for (work, times) in zip(works, seconds)
         work()
@@ -67,6 +67,10 @@ function timings(plan::Plan, job::EMJob, X, share)
     end
     return seconds
 end
+
+"What likelihoods are timed on, with the parameters of now: on the CPU without what a job keeps of its inputs between steps."
+evaluator(e::CPUEngine) = CPUEngine(e.plan)
+evaluator(e::Engine) = e
 
 "The first batch of an epoch, again and again."
 function step!(job::EMJob)

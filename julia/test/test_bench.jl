@@ -13,8 +13,8 @@ end
 @testset "timings and memory of an EM job" begin
     c = hclt([0, 1, 2]; latents=4, categories=3)
     X = rand(MersenneTwister(8), Int32(0):Int32(2), 3, 100)
-    job = EMJob(c, X, ones(Int32, 100); batch_size=100)
-    for seconds in LVDJuice.Bench.timings(Plan(c), job, X, 0.3)  # seconds: with other work beside, a step may take tens of ms
+    for backend in (CPU(), Device()), seconds in LVDJuice.Bench.timings(EMJob(c, X, ones(Int32, 100); batch_size=100, backend=backend), X, 0.3)
+        # Seconds: with other work beside, a step may take tens of ms.
         @test length(seconds) >= 2 && all(s -> 0 <= s < 10, seconds)
     end
     shared = zeros(10)

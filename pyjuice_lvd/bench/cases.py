@@ -13,6 +13,7 @@ import threadpoolctl  # type: ignore[import-untyped]
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
+from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.engine import Engine
 from pyjuice_lvd.circuit.rows import as_heads, as_weights
 from pyjuice_lvd.errors import LVDJuiceError
@@ -117,26 +118,25 @@ def relative_error(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 def batch_job(
     circuit: Circuit, X: npt.NDArray[np.uint8], batch_size: int, epochs: int, *, shuffle: bool = False
 ) -> julia.Handle:
-    """Start an EM job, which borrows X."""
+    """Start an EM job on the device in use, which borrows X."""
     sources = as_heads(None, len(X), 1), as_weights(None, len(X))
     job: julia.Handle = julia.call(
         "em_job", engine_of(circuit).circuit, X, None, *sources, epochs, batch_size, STEP_SIZE, STEP_SIZE, PSEUDOCOUNT,
-        shuffle, 0, 0,
+        shuffle, 0, 0, *backend(),
     )  # fmt: skip
     return job
 
 
 def time_circuit(circuit: Circuit, X: npt.NDArray[np.uint8], effort: Effort) -> dict[str, Any]:
-    """Time EM steps on all of X as one batch, all likelihoods, and sgemm on one thread, in turn.
+    """Time EM steps on all of X as one batch, all likelihoods, and sgemm on one thread, in turn: sgemm on the CPU.
 
     Gives milliseconds (the least and the median) and GFLOP/s (of the least): for sums, the operations that count are
     FORWARD_FLOPS an edge and sample for a likelihood, and BACKWARD_FLOPS more for an EM step.
     """
     job = batch_job(circuit, X, len(X), 1)
-    plan = engine_of(circuit).plan(soft=False)
     seconds: tuple[list[Times], ...] = ([], [], [])
     for _ in range(effort.rounds):
-        turn = (*julia.call("Bench.timings", plan, job, X, effort.share), time_sgemm(effort.share))
+        turn = (*julia.call("Bench.timings", job, X, effort.share), time_sgemm(effort.share))
         for times, more in zip(seconds, turn, strict=True):
             times.append(more)
     em, likelihood, sgemm = map(np.concatenate, seconds)

@@ -10,11 +10,8 @@ from pyjuice_lvd.report.tables import lay_out, table
 def as_text(result: dict[str, Any]) -> str:
     """Lay out what `run_bench` found, for people."""
     machine = result["machine"]
-    return lay_out(
-        f"{machine['cpu']}, {machine['cores']} cores; Julia {machine['julia']} ({machine['bridge']}),"
-        f" {machine['threads']} thread(s); sgemm on one, {machine['blas']}.\n"
-        f"Times are the least of many (and the median). GFLOP/s: {result['flops']}.",
-        table(
+    tables = (
+        (
             ("circuit", "V, K, C, batch", "EM step ms", "likelihood ms", "GFLOP/s", "sgemm", "ratio", "parity"),
             [
                 (
@@ -29,46 +26,47 @@ def as_text(result: dict[str, Any]) -> str:
                 for case in result["cases"]
             ],
         ),
-        *(
-            [
-                table(
-                    ("peer", "circuit", "EM step ms", "likelihood ms", "parity"),
-                    [(peer["peer"], peer["case"], *_speed(peer), _parity(peer)) for peer in result["peers"]],
-                )
-            ]
-            if result["peers"]
-            else []
+        (
+            ("peer", "circuit", "EM step ms", "likelihood ms", "parity"),
+            [(peer["peer"], peer["case"], *_speed(peer), _parity(peer)) for peer in result["peers"]],
         ),
-        table(
+        (
             ("samples", "EM us a sample", "likelihood us a sample"),
             [
                 (f"{n['samples']:,}", f"{n['em_us_per_sample']:.2f}", f"{n['likelihood_us_per_sample']:.2f}")
                 for n in result["samples"]["counts"]
             ],
         ),
-        table(
+        (
             ("pruned circuit", "edges kept", "edges", "EM step ms", "likelihood ms", "of the dense step", "parity"),
             [
                 (e["name"], f"{e['keep']:.0%}", f"{e['edges']:,}", *_speed(e), f"{e['of_dense']:.2f}", _parity(e))
                 for e in result["edges"]
             ],
         ),
-        table(
+        (
             ("threads", "EM step ms", "speed-up"),
             [(t["threads"], _times(t["em_step_ms"]), f"{t['speedup']:.2f}") for t in result["threads"]],
         ),
-        table(
+        (
             ("circuit", "EM job MiB", "parameters MiB", "of twice the parameters and a tile a thread"),
             [
                 (name, _mebibytes(m["job_bytes"]), _mebibytes(m["parameter_bytes"]), f"{m['of_bound']:.2f}")
                 for name, m in result["memory"].items()
             ],
         ),
-        table(("start-up", "s"), [(what, f"{seconds:.1f}") for what, seconds in result["startup"].items()]),
-        table(
+        (("start-up", "s"), [(what, f"{seconds:.1f}") for what, seconds in result["startup"].items()]),
+        (
             ("target", "wanted", "found", "met"),
             [(t["what"], t["wanted"], f"{t['found']:.3g}", "yes" if t["met"] else "NO") for t in result["targets"]],
         ),
+    )
+    return lay_out(
+        f"{machine['cpu']}, {machine['cores']} cores; Julia {machine['julia']} ({machine['bridge']}),"
+        f" {machine['threads']} thread(s); circuits on {result['device']}; sgemm on one CPU thread,"
+        f" {machine['blas']}.\n"
+        f"Times are the least of many (and the median). GFLOP/s: {result['flops']}.",
+        *(table(names, rows) for names, rows in tables if rows),
     )
 
 

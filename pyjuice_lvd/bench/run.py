@@ -24,6 +24,7 @@ from pyjuice_lvd.bench.cases import (
 )
 from pyjuice_lvd.bench.peers import time_peers
 from pyjuice_lvd.bench.scaling import measure_memory, time_edges, time_samples, time_startup, time_threads
+from pyjuice_lvd.circuit.devices import CPU, current
 from pyjuice_lvd.progress import SILENT, Progress
 
 PRUNED = (
@@ -38,9 +39,11 @@ EDGES = (0.5, 0.25, 0.1)
 
 
 def run_bench(*, quick: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
-    """Measure everything, on one thread but for the scaling in threads.
+    """Measure everything, on one thread but for the scaling in threads, with circuits on the device in use.
 
-    `quick`: fewer repetitions and sizes. Raises ParityError where a circuit that is timed gives wrong answers.
+    On another device than the CPU, those parts of the result that are the CPU's are empty: peers, threads, memory,
+    start-up and targets. `quick`: fewer repetitions and sizes. Raises ParityError where a circuit that is timed gives
+    wrong answers.
     """
     began, step_flops = time.monotonic(), FORWARD_FLOPS + BACKWARD_FLOPS
     info, cores = julia.start(), _cores()
@@ -57,31 +60,42 @@ def run_bench(*, quick: bool = False, progress: Progress = SILENT) -> dict[str, 
             "threads": info.threads,
             "lvd_juice": version("lvd-juice"),
         },
+        "device": current(),
         "quick": quick,
         "flops": f"edges of sums x samples x {FORWARD_FLOPS} (likelihood) or {step_flops} (EM step)",
         "tolerance": TOLERANCE,
         "cases": [],
+        "peers": [],
+        "samples": {},
+        "edges": [],
+        "threads": [],
+        "memory": {},
+        "startup": {},
+        "targets": [],
     }
-    with progress.stage("bench", total=len(CASES) + 6, unit="parts") as stage:
+    on_cpu = current() == CPU
+    with progress.stage("bench", total=len(CASES) + (6 if on_cpu else 2), unit="parts") as stage:
         for case in CASES:
             circuit, X = case.circuit(), case.rows(case.batch_size)
             parity = check_parity(case.name, circuit, X)
             result["cases"].append({**vars(case), "parity": parity, **time_circuit(circuit, X, effort)})
             stage.advance(part=case.name)
-        result["peers"] = time_peers(CASES[0], effort)
-        stage.advance(part="peers")
+        if on_cpu:
+            result["peers"] = time_peers(CASES[0], effort)
+            stage.advance(part="peers")
         result["samples"] = time_samples(STREAM, SAMPLES[: 2 if quick else None])
         stage.advance(part="samples")
         result["edges"] = [part for case in PRUNED for part in time_edges(case, EDGES[-1:] if quick else EDGES, effort)]
         stage.advance(part="edges")
-        counts = (1,) if cores == 1 else (1, cores)
-        result["threads"] = time_threads(THREADED, counts, effort, turns=1 if quick else 2)
-        stage.advance(part="threads")
-        result["memory"] = {case.name: measure_memory(case) for case in CASES}
-        stage.advance(part="memory")
-        result["startup"] = time_startup(cold=not quick)
-        stage.advance(part="startup")
-    result["targets"] = _targets(result)
+        if on_cpu:
+            counts = (1,) if cores == 1 else (1, cores)
+            result["threads"] = time_threads(THREADED, counts, effort, turns=1 if quick else 2)
+            stage.advance(part="threads")
+            result["memory"] = {case.name: measure_memory(case) for case in CASES}
+            stage.advance(part="memory")
+            result["startup"] = time_startup(cold=not quick)
+            stage.advance(part="startup")
+            result["targets"] = _targets(result)
     result["seconds"] = time.monotonic() - began
     return result
 

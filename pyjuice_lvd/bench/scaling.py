@@ -102,8 +102,7 @@ def worker(fields: str) -> None:
     case, effort = Case(**(given := json.loads(fields))[0]), Effort(**given[1])
     circuit, X = case.circuit(), case.rows(case.batch_size)
     job = batch_job(circuit, X, len(X), 1)
-    plan = engine_of(circuit).plan(soft=False)
-    turns = [julia.call("Bench.timings", plan, job, X, effort.share)[0] for _ in range(effort.rounds)]
+    turns = [julia.call("Bench.timings", job, X, effort.share)[0] for _ in range(effort.rounds)]
     print(json.dumps(np.concatenate(turns).tolist()))
 
 

@@ -12,8 +12,9 @@ from pyjuice_lvd.checks import one_of
 from pyjuice_lvd.errors import InputError, JuliaError
 
 CPU = "cpu"
-CIRCUIT_DEVICES = ("auto", CPU, "cuda", "array")
+NAMES = (CPU, "cuda", "array")
 """Names of devices: "array" is the device engine on Julia's own arrays, so on the CPU, to try what a GPU would do."""
+CIRCUIT_DEVICES = ("auto", *NAMES)
 
 _CURRENT: ContextVar[str] = ContextVar("device", default=CPU)
 
