@@ -6,11 +6,8 @@ struct TableCounter <: PairCounter
     seen::Vector{NTuple{2,Vector{UInt32}}}
 end
 
-"Cells of a table; where it would be too large, pairs of values to sort."
-table_size(N, categories) = fits_table(categories) ? categories^2 : N
-
 counter_bytes(::CPU, N::Int, categories::Int, incomplete::Bool) =
-    Threads.nthreads() * (4.0 * table_size(N, categories) + 8.0 * incomplete * N)
+    Threads.nthreads() * ((fits_table(categories) ? 4.0 * categories^2 : 8.0 * N) + 8.0 * incomplete * N)
 
 pair_counter(::CPU, N::Int, V::Int, categories::Int, incomplete::Bool) =
     TableCounter([zeros(UInt32, fits_table(categories) ? categories^2 : 0) for _ in 1:Threads.nthreads()],

@@ -3,8 +3,9 @@
 "Up to so many categories, tables are matrix products of one-hot values: 2 C^2 operations a pair and sample, which then cost less than an access to memory."
 const MOST_ONE_HOT = 32
 
-"Rows of the matrix of a block's tables, and samples of a pass: enough to keep a device busy, so little that a CPU is done with a pass in some tenths of a second."
-const ONE_HOT_SIDE, COUNTED_SIDE, COUNTED_SAMPLES = 2^11, 2^13, 2^12
+# Rows of the matrix of a block's tables, as a product and counted, variables of a block that is counted, and samples of a pass: enough to keep a
+# device busy, so little that a CPU is done with a pass in some tenths of a second, after which Python may want to be back.
+const ONE_HOT_SIDE, COUNTED_SIDE, COUNTED_VARIABLES, COUNTED_SAMPLES = 2^11, 2^13, 2^6, 2^10
 
 """
 Tables of all pairs of a block of own variables, from the job's `next` on, and a block from `other` on. That of variables k and l of the two has
@@ -28,10 +29,14 @@ end
 counter_bytes(::Device, N::Int, categories::Int, incomplete::Bool) = 0.0
 
 function pair_counter(device::Device{A}, N::Int, V::Int, categories::Int, incomplete::Bool) where {A}
-    side = categories <= MOST_ONE_HOT ? ONE_HOT_SIDE : COUNTED_SIDE
-    none(T, dimensions) = device.array(zeros(T, ntuple(_ -> 0, dimensions)))
-    return DeviceCounter{A}(device, clamp(side ÷ categories, 1, max(V, 1)), min(N, COUNTED_SAMPLES), 0, 0, none(UInt32, 2), none(Float32, 2),
-                            (none(Float32, 2), none(Float32, 2)), none(Int64, 2), (none(Int64, 1), none(Int64, 1)))
+    block = categories <= MOST_ONE_HOT ? ONE_HOT_SIDE ÷ categories : min(COUNTED_SIDE ÷ categories, COUNTED_VARIABLES)
+    return DeviceCounter{A}(device, clamp(block, 1, max(V, 1)), min(N, COUNTED_SAMPLES), 0, 0, no_room(device.array)...)
+end
+
+"`counts`, `part`, `hot`, `sums` and `terms` without a number."
+function no_room(place)
+    none(T, dimensions) = place(zeros(T, ntuple(_ -> 0, dimensions)))
+    return none(UInt32, 2), none(Float32, 2), (none(Float32, 2), none(Float32, 2)), none(Int64, 2), (none(Int64, 1), none(Int64, 1))
 end
 
 function make_room!(p::DeviceCounter, job::MutualInformationJob)
@@ -45,12 +50,7 @@ function make_room!(p::DeviceCounter, job::MutualInformationJob)
     return nothing
 end
 
-function drop_room!(p::DeviceCounter)
-    none(T, dimensions) = p.device.array(zeros(T, ntuple(_ -> 0, dimensions)))
-    p.counts, p.part, p.hot = none(UInt32, 2), none(Float32, 2), (none(Float32, 2), none(Float32, 2))
-    p.sums, p.terms = none(Int64, 2), (none(Int64, 1), none(Int64, 1))
-    return nothing
-end
+drop_room!(p::DeviceCounter) = ((p.counts, p.part, p.hot, p.sums, p.terms) = no_room(p.device.array); nothing)
 
 "One pass over samples. Where the device's memory has no room for it, the two blocks are begun anew with fewer variables, or samples of a pass."
 function count_pairs!(p::DeviceCounter, job::MutualInformationJob)
@@ -108,7 +108,7 @@ function count_blocks!(p::DeviceCounter, categories::Int, x, y)
         matrix_product!(p.part, p.hot[1], p.hot[2], 0f0, false, true)
         launch!(add_counts!, p.counts, length(p.counts), p.counts, p.part)
     else
-        launch!(count_pair!, p.counts, p.block^2, p.counts, x, y, p.block, p.rows)
+        launch!(count_samples!, p.counts, p.block^2, p.counts, x, y, p.block, p.rows)
     end
 end
 
@@ -116,7 +116,7 @@ end
 function note_pairs!(p::DeviceCounter, job::MutualInformationJob, own, others)
     incomplete = isempty(job.entropy)
     launch!(pair_sums!, p.counts, p.block^2, p.sums, p.counts, p.terms..., p.block, job.categories, incomplete)
-    sums = Array(p.sums)
+    sums = Array(p.sums)::Matrix{Int64}
     for (k, i) in enumerate(own), (l, j) in enumerate(others)
         i < j || continue
         of_pair(column) = sums[(l - 1) * p.block + k, column]
@@ -142,7 +142,7 @@ function add_counts!(i, counts, part)
 end
 
 "Adds all samples to one pair's table, sample by sample."
-function count_pair!(i, counts, x, y, block, rows)
+function count_samples!(i, counts, x, y, block, rows)
     k, l = at(i, block)
     @inbounds for n in 1:rows
         a, b = x[k, n], y[l, n]
