@@ -15,15 +15,15 @@ def shares(n: int, size: int, room: int | None = None) -> Iterator[slice]:
     return (slice(first, min(first + step, n)) for first in range(0, n, step))
 
 
-def paced(n: int, first: int, seconds: float) -> Iterator[slice]:
-    """Cut n entries into shares that take about so many seconds, going by the one before; the first has `first`.
+def paced(n: int, first: int, seconds: float, unit: int) -> Iterator[slice]:
+    """Cut n entries into shares that take about so many seconds, going by the one before; the first has about `first`.
 
-    They are whole multiples of 64 entries, which the engine works on together.
+    They are whole multiples of `unit` entries, which are worked on together: fewer take as long.
     """
-    start, step = 0, first
+    start, step = 0, unit * max(1, first // unit)
     while start < n:
         began = time.monotonic()
         yield slice(start, min(start + step, n))
         start += step
         change = seconds / max(time.monotonic() - began, 1e-3)
-        step = 64 * max(1, int(step * min(change, 4.0)) // 64)
+        step = unit * max(1, int(step * min(change, 4.0)) // unit)

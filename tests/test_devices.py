@@ -85,6 +85,25 @@ def test_trees_are_the_same(num_cats: int, share: float) -> None:
     assert all(np.array_equal(a, b) for a, b in arrays)
 
 
+def test_likelihoods_of_many_rows_go_in_whole_passes(circuit: Circuit, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, sizes = julia.call, []
+
+    def noted(name: str, *arguments: object) -> object:
+        if name == "log_likelihoods!":
+            sizes.append(len(arguments[0]))
+        return call(name, *arguments)
+
+    many = np.tile(X, (70, 1))
+    with use_device("array"):
+        at_once = julia.call("samples_at_once", circuit.engine.evaluator(soft=False))
+        monkeypatch.setattr(julia, "call", noted)
+        found = circuit.log_likelihood(many)
+    assert len(many) > 2 * at_once
+    assert sum(sizes) == len(many)
+    assert all(size % at_once == 0 for size in sizes[:-1])
+    np.testing.assert_allclose(found, circuit.log_likelihood(many), rtol=1e-5)
+
+
 def joint_model() -> tuple[JointModel, np.ndarray]:
     return tiny_model(), np.random.default_rng(5).integers(0, 256, (60, 2, 2, 1)).astype(np.uint8)
 

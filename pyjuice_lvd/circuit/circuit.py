@@ -358,7 +358,7 @@ class Circuit(Answers, Comparisons):
         evaluator = self.engine.evaluator(soft=isinstance(rows, Evidence))
         out = np.empty((len(rows), self.num_heads if which < 0 else 1))
         with progress.stage("log-likelihood", total=len(rows)) as stage:
-            for piece in self.engine.pieces(len(rows)):
+            for piece in self.engine.pieces(len(rows), evaluator):
                 if isinstance(rows, Evidence):
                     julia.call("log_likelihoods!", out[piece], evaluator, rows.handle, piece.start, which)
                 else:

@@ -20,6 +20,9 @@ from pyjuice_lvd.shares import paced
 PIECE = 0.1
 """Seconds that one call of a long job takes: between calls, progress is shown and Ctrl-C is heard."""
 
+TILE = 64
+"""Rows that the CPU works on together (julia/src/cpu/)."""
+
 ARRAYS = (
     "kind", "variable", "categories", "param_start", "param_stride", "success", "child_start", "child",
     "weight", "leaf", "heads", "head_weight",
@@ -237,9 +240,10 @@ class Engine:
         sources = as_heads(heads, n, self.num_heads), as_weights(weights, n)
         return self.run("flow_job", rows, hidden, *sources, stage="flows", total=n, progress=progress)
 
-    def pieces(self, n: int) -> Iterator[slice]:
-        """Cut rows into pieces of about `PIECE`: between them, Ctrl-C is heard."""
-        return paced(n, 64 * max(1, min(16, 10**7 // max(self._edges, 1))), PIECE)
+    def pieces(self, n: int, evaluator: julia.Handle | None = None) -> Iterator[slice]:
+        """Cut rows into pieces of about `PIECE`, of whole passes of an evaluator: between them, Ctrl-C is heard."""
+        unit = TILE if current() == CPU or evaluator is None else int(julia.call("samples_at_once", evaluator))
+        return paced(n, TILE * max(1, min(16, 10**7 // max(self._edges, 1))), PIECE, unit)
 
 
 def for_julia(rows: Rows, *, masked: bool = False) -> Table | julia.Handle:
