@@ -224,35 +224,6 @@ end
     end
 end
 
-@testset "device: joint models and models with offsets learn what they learn on the CPU" begin
-    rng = MersenneTwister(65)
-    tried = rand(rng, UInt16(0):UInt16(1), 1, 2, 60)
-    for device in DEVICES, candidates in (nothing, tried)
-        patches = rand(rng, UInt8(0):UInt8(2), 2, 2, 60)
-        settings = (candidates=candidates, epochs=3, batch_size=25, step_size=(0.9, 0.4), pseudocount=0.2, prior_pseudocount=0.3)
-        models = [small_joint() for _ in 1:2]
-        means = [finish!(JointEMJob(model..., patches; settings..., backend=backend)) for (model, backend) in zip(models, (CPU(), device))]
-        @test means[2] ≈ means[1] rtol = 1e-5
-        for (mine, theirs) in zip([models[1][1]; models[1][2]], [models[2][1]; models[2][2]])
-            @test same_parameters(mine, theirs)
-        end
-        patches = rand(rng, UInt8.(0:7), 4, 2, 60)
-        found = map((CPU(), device)) do backend
-            em, prior = random_emissions(2; steps=[4, 2]), hclt([0, 1]; latents=2, categories=3, seed=7)
-            circuit(em.shapes[1][1]).leaf[1:2] .= 0  # a value that one variable's units may not have
-            em = Emissions([[engine(circuit(e), backend) for e in shape] for shape in em.shapes], em.steps, em.join, em.shifts)
-            scores = zeros(Float32, num_states(em), 2, 60)
-            mean = finish!(OffsetEMJob(prior, em, patches; settings..., backend=backend))
-            emission_scores!(scores, em, patches)
-            return mean, [prior; [circuit(e) for shape in em.shapes for e in shape]], em, scores
-        end
-        @test found[2][1] ≈ found[1][1] rtol = 1e-5
-        @test all(same_parameters(pair...) for pair in zip(found[1][2], found[2][2]))
-        @test close_to(found[2][3].join, found[1][3].join; rtol=1e-4)
-        @test found[2][4] ≈ found[1][4] rtol = 1e-5
-    end
-end
-
 "A job whose blocks and passes are small."
 function in_small_blocks(X; block, rows, settings...)
     job = MutualInformationJob(X; settings...)
@@ -300,4 +271,33 @@ end
     end
     none(a) = length(a) > 0 ? throw(OutOfMemoryError()) : a
     @test_throws OutOfMemoryError finish!(MutualInformationJob(X; categories=4, backend=Device(none)))
+end
+
+@testset "device: joint models and models with offsets learn what they learn on the CPU" begin
+    rng = MersenneTwister(65)
+    tried = rand(rng, UInt16(0):UInt16(1), 1, 2, 60)
+    for device in DEVICES, candidates in (nothing, tried)
+        patches = rand(rng, UInt8(0):UInt8(2), 2, 2, 60)
+        settings = (candidates=candidates, epochs=3, batch_size=25, step_size=(0.9, 0.4), pseudocount=0.2, prior_pseudocount=0.3)
+        models = [small_joint() for _ in 1:2]
+        means = [finish!(JointEMJob(model..., patches; settings..., backend=backend)) for (model, backend) in zip(models, (CPU(), device))]
+        @test means[2] ≈ means[1] rtol = 1e-5
+        for (mine, theirs) in zip([models[1][1]; models[1][2]], [models[2][1]; models[2][2]])
+            @test same_parameters(mine, theirs)
+        end
+        patches = rand(rng, UInt8.(0:7), 4, 2, 60)
+        found = map((CPU(), device)) do backend
+            em, prior = random_emissions(2; steps=[4, 2]), hclt([0, 1]; latents=2, categories=3, seed=7)
+            circuit(em.shapes[1][1]).leaf[1:2] .= 0  # a value that one variable's units may not have
+            em = Emissions([[engine(circuit(e), backend) for e in shape] for shape in em.shapes], em.steps, em.join, em.shifts)
+            scores = zeros(Float32, num_states(em), 2, 60)
+            mean = finish!(OffsetEMJob(prior, em, patches; settings..., backend=backend))
+            emission_scores!(scores, em, patches)
+            return mean, [prior; [circuit(e) for shape in em.shapes for e in shape]], em, scores
+        end
+        @test found[2][1] ≈ found[1][1] rtol = 1e-5
+        @test all(same_parameters(pair...) for pair in zip(found[1][2], found[2][2]))
+        @test close_to(found[2][3].join, found[1][3].join; rtol=1e-4)
+        @test found[2][4] ≈ found[1][4] rtol = 1e-5
+    end
 end
