@@ -1,28 +1,6 @@
 # The device engine, on Julia's own arrays and on arrays whose numbers cannot be looked at one by one: nothing falls back to the host.
 
-"An array elsewhere: only kernels, matrix products and whole copies reach its numbers."
-struct Remote{T,N,A<:AbstractArray{T,N}} <: AbstractArray{T,N}
-    data::A
-end
-
-Base.size(a::Remote) = size(a.data)
-Base.getindex(a::Remote, i...) = error("a number was read one by one")
-Base.setindex!(a::Remote, x, i...) = error("a number was written one by one")
-Base.Array(a::Remote) = Array(a.data)
-Base.view(a::Remote, i...) = Remote(view(a.data, i...))
-Base.reshape(a::Remote, sizes::Int...) = Remote(reshape(a.data, sizes...))
-Base.fill!(a::Remote, x) = (fill!(a.data, x); a)
-Base.copyto!(a::Remote, b::Remote) = (copyto!(a.data, b.data); a)
-near(a) = a
-near(a::Remote) = a.data
-const LAUNCHES = Ref(0)  # of kernels and of batches of matrix products
-LVDJuice.launch!(f, ::Remote, n::Int, args...) = (LAUNCHES[] += n > 0; LVDJuice.launch!(f, zeros(0), n, map(near, args)...))
-function LVDJuice.matrix_products!(::Remote, cs, as, bs, beta::Float32, turn_a::Bool=false, turn_b::Bool=false)
-    LAUNCHES[] += 1
-    foreach((c, a, b) -> LVDJuice.matrix_product!(c, a, b, beta, turn_a, turn_b), cs, as, bs)
-end
-LVDJuice.matrix_product!(c::Remote, a::Remote, b::Remote, beta::Float32, turn_a::Bool=false, turn_b::Bool=false) =
-    LVDJuice.matrix_product!(near(c), near(a), near(b), beta, turn_a, turn_b)
+include("remote.jl")
 
 const DEVICES = Any[Device(), Device(a -> Remote(copy(a)))]
 if Base.find_package("JLArrays") !== nothing  # arrays that are tested like a GPU's, by KernelAbstractions.jl; minutes
@@ -63,9 +41,9 @@ end
     device = Device(a -> Remote(copy(a)))
     function launches(make, depth)
         c = make(2^depth - 1)
-        X, before = zeros(UInt8, c.num_vars, 8), LAUNCHES[]
+        X, before = zeros(UInt8, c.num_vars, 8), WORK[]
         accumulate!(engine(c, device), X, LVDJuice.Sources(ones(Int32, 8)), 1:8, 1:8)
-        return LAUNCHES[] - before
+        return WORK[] - before
     end
     tree(V) = hclt([i ÷ 2 for i in 1:V]; latents=3, categories=2)
     thinned(V) = prune(tree(V), rand(MersenneTwister(V), 0:1, V, 50), ones(Int, 50); keep=0.6)
@@ -299,5 +277,13 @@ end
         @test all(same_parameters(pair...) for pair in zip(found[1][2], found[2][2]))
         @test close_to(found[2][3].join, found[1][3].join; rtol=1e-4)
         @test found[2][4] ≈ found[1][4] rtol = 1e-5
+    end
+end
+
+@testset "device: each kernel was launched, with what a GPU's compiler takes: numbers, and arrays of them" begin
+    @test Set(kernels()) == Set(first.(collect(LAUNCHES)))
+    for (f, types) in LAUNCHES
+        @test all(T -> isbitstype(T <: AbstractArray ? eltype(T) : T), types)
+        @test Base.return_types(f, Tuple{Int,types...}) == [Nothing]  # nothing in it is left to be found out as it runs
     end
 end
