@@ -6,7 +6,7 @@ using LVDJuice: LVDJuice
 
 @kernel function each!(f, args...)
     i = @index(Global, Linear)
-    f(i, args...)
+    @inline f(i, args...)  # as a call, it would take its arguments from memory
 end
 
 "In the order of the array's own queue: what is launched later, or copied to the host, comes after it."

@@ -49,8 +49,11 @@ function matrix_products!(::Array, cs, as, bs, beta::Float32, turn_a::Bool=false
     return nothing
 end
 
-"Sample and item of index `i`, of `rows` samples an item."
-@inline at(i::Int, rows::Int) = (i - 1) % rows + 1, (i - 1) ÷ rows + 1
+"Sample and item of index `i`, of `rows` samples an item: by a division that cannot throw, for then nothing in a kernel does."
+@inline function at(i::Int, rows::Int)
+    item, sample = divrem((i - 1) % UInt, max(rows, 1) % UInt)
+    return sample % Int + 1, item % Int + 1
+end
 
 # The scalar forms of what simd.jl has for 16 samples.
 @inline function rounded_exponent(top::Float32)
@@ -150,9 +153,9 @@ end
 "part[:, p] = the product of pair p, of blocks that have `slow_count` times `fast_count` of them each."
 function pair_product!(i, part, values, rows, slow_count, fast_count, slow_first, fast_first)
     n, p = at(i, rows)
-    block, pair = divrem(p - 1, slow_count * fast_count)
-    j, k = divrem(pair, fast_count)
-    @inbounds part[n, p] = values[n, slow_first[block + 1] + j + 1] * values[n, fast_first[block + 1] + k + 1]
+    pair, block = at(p, slow_count * fast_count)
+    k, j = at(pair, fast_count)
+    @inbounds part[n, p] = values[n, slow_first[block] + j] * values[n, fast_first[block] + k]
     return nothing
 end
 
@@ -283,12 +286,12 @@ side and `others` on the other, from the columns behind `own` and `other`; a uni
 """
 function send_pair_flow!(i, flows, values, part, rows, count, next, others, step, own, other)
     n, j = at(i, rows)
-    block, unit = divrem(j - 1, count)
-    total, first_pair = 0f0, 1 + block * count * others + unit * next
+    unit, block = at(j, count)
+    total, first_pair = 0f0, 1 + (block - 1) * count * others + (unit - 1) * next
     @inbounds for k in 1:others
-        total += values[n, other[block + 1] + k] * part[n, first_pair + (k - 1) * step]
+        total += values[n, other[block] + k] * part[n, first_pair + (k - 1) * step]
     end
-    @inbounds flows[n, own[block + 1] + unit + 1] += values[n, own[block + 1] + unit + 1] * total
+    @inbounds flows[n, own[block] + unit] += values[n, own[block] + unit] * total
     return nothing
 end
 
