@@ -66,6 +66,8 @@ include("device/batches.jl")
 include("device/levels.jl")
 include("device/kernels.jl")
 include("device/engine.jl")
+include("device/evaluate.jl")
+include("device/flows.jl")
 include("device/information.jl")
 
 include("exact.jl")
