@@ -152,6 +152,40 @@ os.abort()
 """
 
 
+WAITS = """
+import os, signal, subprocess, sys, time
+from pyjuice_lvd import julia
+
+signal.alarm(100)  # a process that Julia does not hear of is waited for for ever
+heard = []
+if {own}:
+    signal.signal(signal.SIGCHLD, lambda *_: heard.append(1))
+julia.start(threads=1)
+for _ in range(3):
+    assert julia.evaluate("success(`true`)")
+julia.evaluate("begin global later = run(`sleep 0.3`; wait=false); 0 end")
+time.sleep(0.8)  # it ends while Python is at work
+assert julia.evaluate("(wait(later); later.exitcode)") == 0
+julia.evaluate("begin global later = run(`sleep 0.3`; wait=false); 0 end")
+julia.call("Base.invokelatest", julia.evaluate("() -> (wait(later); success(`true`))"))
+heard.clear()
+subprocess.run(["true"])
+assert heard == [1] * {own}, heard
+child = os.fork()
+if child == 0:  # has nothing to tell Julia, which it would do by a pipe that both have
+    subprocess.run(["true"])
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print("done")
+"""
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_julia_hears_of_the_end_of_its_own_processes_and_whoever_else_listens_too(own: int) -> None:
+    ran = python(WAITS.format(own=own))
+    assert ran.stdout == "done\n", ran.stderr
+
+
 def test_signals_are_as_they_were_before_julia() -> None:
     ran = python(SIGNALS, LVD_THREADS="2")
     assert ran.stdout == "set() 0\n", ran.stderr

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class _Running:
         self.ended = False
         by_others = juliacall_has_started()
         self.signals = signals.Ours()
-        with signals.kept(), signals.heard():
+        with signals.kept(), self.signals.waiting(), signals.heard():
             bridge = via_juliacall if choice.bridge == "juliacall" else libjulia
             self.started: Started = bridge.start(choice.julia, threads)
         if by_others:
@@ -89,9 +89,9 @@ class _Running:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Let Julia load packages: it may precompile them in other processes, and then leaves SIGCHLD as it likes."""
+        """Let Julia load packages: it may precompile them in other processes."""
         self.signals.stand()
-        with signals.kept(), self.started.children():
+        with signals.kept(), self.signals.waiting(), self.started.children():
             yield
 
     def _end(self) -> None:
@@ -139,11 +139,12 @@ class _Session:
         results = (Value * MAX_RESULTS)()
         try:
             self.busy = True
-            self.running.signals.stand()
-            count = self.entry(name.encode(), len(arguments), values, results, MAX_RESULTS)
-            while count == _PAUSED:  # a long call comes back now and then: here Ctrl-C is heard
+            with self.running.signals.waiting() if self.running.signals.may_wait else nullcontext():
                 self.running.signals.stand()
-                count = self.entry(b"", 0, values, results, MAX_RESULTS)
+                count = self.entry(name.encode(), len(arguments), values, results, MAX_RESULTS)
+                while count == _PAUSED:  # a long call comes back now and then: here Ctrl-C is heard
+                    self.running.signals.stand()
+                    count = self.entry(b"", 0, values, results, MAX_RESULTS)
             del alive
             if count < 0:
                 return decode(results[0], arguments)

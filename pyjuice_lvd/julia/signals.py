@@ -11,6 +11,8 @@ from contextlib import contextmanager
 # Julia's threads stop for a garbage collection by a fault on a page of memory. SIGUSR2 stops one for a look at it, and
 # ends the process where nobody handles it: it stays Julia's unless somebody had a use for it.
 FAULT, LOOK = signal.SIGSEGV, signal.SIGUSR2
+# By this, Julia hears that a process of its own has ended. It takes it over as it starts the first one, and not again.
+CHILD = signal.SIGCHLD
 # Those that Julia blocks in the thread that starts it, to wait for them in one of its own.
 AWAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1}
 
@@ -35,9 +37,10 @@ def _action(number: int) -> _Action:
 def kept() -> Iterator[None]:
     """Put the handlers and the mask of this thread back when the body is done, whoever set them and from what language.
 
-    What the body needs of signals (Julia waits for its child processes by SIGCHLD) it has until then.
+    But for those that Julia goes on needing: see `Ours`.
     """
-    before = {number: _action(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, FAULT}}
+    not_ours = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, FAULT, CHILD}
+    before = {number: _action(number) for number in not_ours}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         yield
@@ -83,12 +86,14 @@ def take_back() -> None:
 class Ours:
     """The handlers that stay Julia's: made before it starts, `taken` once it has.
 
-    Others take them away: faulthandler, as it is switched on or off, puts its own or the default in their place.
+    Others take them away: faulthandler, as it is switched on or off, puts its own or the default in their place. One is
+    shared with whoever else has a use for it: while Julia is at work (`waiting`), it has its own of SIGCHLD.
     """
 
     def __init__(self) -> None:
-        self._before = {number: _action(number) for number in (FAULT, LOOK)}
+        self._before = {number: _action(number) for number in (FAULT, LOOK, CHILD)}
         self._fault = _Action()
+        self._child: _Action | None = None  # Julia's, once it has started processes
 
     def taken(self) -> None:
         """Look at what Julia has put in their place."""
@@ -100,8 +105,32 @@ class Ours:
         if self._fault.handler != self._taken[FAULT].handler:
             _sigaction(FAULT, self._taken[FAULT], None)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Let Julia wait for its processes in the body, those too that it started before or that ended meanwhile.
+
+        Where nobody else handles SIGCHLD it stays Julia's afterwards, else it is put back.
+        """
+        before = _action(CHILD)
+        if self._child is not None and before.handler != self._child.handler:
+            _sigaction(CHILD, self._child, None)
+            signal.raise_signal(CHILD)  # for those whose end others heard: Julia looks after all of its own
+        try:
+            yield
+        finally:
+            now = _action(CHILD)
+            if now.handler != before.handler:
+                self._child = now if now.handler else None
+                if before.handler:
+                    _sigaction(CHILD, before, None)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether Julia has started processes: else a call need not look after them."""
+        return self._child is not None
+
     def give_back(self) -> None:
         """Put back what was there before, in a process that has no use for Julia's."""
-        for number, action in self._taken.items():
+        for number, action in (self._taken | ({CHILD: self._child} if self._child is not None else {})).items():
             if _action(number).handler == action.handler:
                 _sigaction(number, self._before[number], None)
