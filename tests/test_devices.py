@@ -131,6 +131,8 @@ def test_devices_that_are_not_there(tmp_path: Path) -> None:
     wanted = "device: found 'tpu', wanted one of auto, cpu, cuda, array"
     with pytest.raises(InputError, match=wanted), use_device("tpu"):
         pass
+    with use_device("array"), use_device("auto") as name:
+        assert name == "array"
     with use_device("auto") as name:
         assert name == "cpu"
     if _cuda_works():

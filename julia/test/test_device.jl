@@ -66,6 +66,19 @@ end
     @test sum(d -> length(d.members), drafts) == 2 * count(g -> !isempty(g.blocks), groups)
 end
 
+@testset "device: passes are as large as what they are for, and no larger" begin
+    X = rand(MersenneTwister(66), 0:3, 5, 3000)
+    for device in DEVICES
+        c = hclt([0, 1, 1, 2, 2]; latents=3, categories=4)
+        e = engine(c, device)
+        for count in (3000, 100, 3, 700, 3000)
+            @test log_likelihood(e, X[:, 1:count]) ≈ log_likelihood(c, X[:, 1:count]) rtol=1e-5
+            @test count <= e.rows < 4 * max(count, LVDJuice.TILE)
+        end
+        @test LVDJuice.samples_at_once(e) >= 3000
+    end
+end
+
 @testset "device: flows of random circuits, from several heads, weighted" begin
     rng = MersenneTwister(61)
     for trial in 1:24, device in DEVICES

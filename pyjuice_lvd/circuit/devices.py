@@ -30,7 +30,7 @@ def use_device(device: str) -> Iterator[str]:
 
     Likelihoods, EM, flows and what goes by them (prune, grow) run there, and the counts of pairs of variables behind
     Chow-Liu trees; sampling, marginals, max-product on the CPU.
-    Gives the name of the device; "auto" is "cpu".
+    Gives the name of the device; "auto" is the one of the block around this one, or "cpu".
 
     Parameters
     ----------
@@ -53,7 +53,9 @@ def use_device(device: str) -> Iterator[str]:
 def usable(device: str) -> str:
     """Name the device that `device` stands for, once it is known to work."""
     one_of("device", device, CIRCUIT_DEVICES)
-    if device in ("auto", CPU):
+    if device == "auto":
+        return current()
+    if device == CPU:
         return CPU
     _backend(device)
     return device
@@ -77,7 +79,7 @@ def _load_cuda() -> None:
     try:
         julia.load_extension("LVDJuiceCUDAExt")
     except (InputError, JuliaError) as error:
-        why = str(error).splitlines()[0]
+        why = str(error).splitlines()[0].rstrip(":")
         raise InputError(
             f"device: found 'cuda', but Julia cannot load CUDA.jl ({why}); `lvd-juice setup --with cuda` installs it"
         ) from error

@@ -39,7 +39,8 @@ mutable struct DeviceEngine{A} <: Engine
     schedule::Schedule
     device::Device{A}
     soft::Bool
-    rows::Int                   # samples of a pass
+    most::Int                   # samples of a pass at most
+    rows::Int                   # those that there is room for now
     first::Vector{Int32}        # of each group: its first column, less 1
     levels::Vector{Level}
     evidence_batches::Vector{EvidenceBatch}  # of the inputs, where evidence is soft
@@ -69,7 +70,7 @@ end
 
 function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size::Int=0)
     c = schedule.circuit
-    any_numbers(c) && throw(ArgumentError("Poisson and Gaussian inputs are for the backend CPU() alone"))
+    any_numbers(c) && throw(ArgumentError("device: found Poisson or Gaussian inputs in the circuit, which are for the CPU alone"))
     place(x) = device.array(x)
     none(T, dimensions=1) = place(zeros(T, ntuple(_ -> 0, dimensions)))
     first, columns = first_columns(schedule)
@@ -84,7 +85,7 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     inputs, _ = input_table(schedule, first)
     learned, categories = input_table(schedule, first, ==(CATEGORICAL))
     beyond = zeros(Float32, widest_in_scratch(schedule) * maximum(g -> length(g.blocks) + 1, schedule.groups))
-    return DeviceEngine(schedule, device, soft, rows, first, levels_of(place, schedule, first, limit),
+    return DeviceEngine(schedule, device, soft, rows, rows, first, levels_of(place, schedule, first, limit),
                         soft ? evidence_batches(place, schedule, first) : EvidenceBatch[], place.(inputs), place.((learned[3], learned[4], categories)),
                         any(g -> g.kind != CATEGORICAL && num_input_params(g.kind, g.categories) > 0, schedule.groups),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
@@ -107,7 +108,7 @@ place(e::DeviceEngine, x) = e.device.array(x)
 circuit(e::DeviceEngine) = e.schedule.circuit
 schedule(e::DeviceEngine) = e.schedule
 is_soft(e::DeviceEngine) = e.soft
-samples_at_once(e::DeviceEngine) = e.rows
+samples_at_once(e::DeviceEngine) = e.most
 steps_at_once(::DeviceEngine, ::Int) = 1
 
 "Launches a kernel for every sample and each of `items`."
@@ -133,11 +134,14 @@ function upper_rows(array, start, stride, rows, columns)
 end
 
 """
-Makes the room for the values and flows of a pass, where there is none; where the device's memory has not as much, passes have fewer samples from
-now on.
+Makes the room for the values and flows of passes over so many samples, where there is none, or far too much: all of it is worked on in every
+pass. Where the device's memory has not as much, passes have fewer samples from now on.
 """
-function make_room!(e::DeviceEngine)
-    isempty(e.values) || return
+function make_room!(e::DeviceEngine, samples::Int)
+    wanted = min(nextpow(2, max(samples, TILE)), e.most)
+    isempty(e.values) || !(e.rows ÷ 4 < wanted <= e.rows) || return
+    drop_room!(e)
+    e.rows = wanted
     while true
         try
             room(T, columns) = place(e, zeros(T, e.rows, columns))
@@ -150,7 +154,7 @@ function make_room!(e::DeviceEngine)
         catch error
             drop_room!(e)
             is_full(error) && e.rows > 1 || rethrow()
-            e.rows ÷= 2
+            e.rows = e.most = e.rows ÷ 2
         end
     end
 end

@@ -74,7 +74,7 @@ log_value(value::Float32, exponent::Int32) = log(Float64(value)) + exponent * lo
 
 "Calls `f(range, value, exponent)` with the heads' values of all samples, pass by pass."
 function each_pass(f, e::DeviceEngine, X::Data)
-    make_room!(e)
+    make_room!(e, num_samples(X))
     for range in pieces(1:num_samples(X), e.rows)
         load_pass!(e, X, 1:num_samples(X), range)
         forward!(e)

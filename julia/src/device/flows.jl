@@ -8,7 +8,7 @@ function accumulate!(after::F, e::DeviceEngine, X::Data, sources::Starts, order,
     prepare!(e)
     begin_accumulating!(e, length(range))
     total, uncertain = 0.0, Int[]
-    make_room!(e)
+    make_room!(e, length(range))
     for pass in pieces(range, e.rows)
         load_pass!(e, X, order, pass)
         forward!(e)
