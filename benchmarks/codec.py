@@ -6,14 +6,16 @@ DATA is what the runs were fitted on; test images at even distances are taken, o
 bytes of the file, with its headers, what log p(x) promises, and processor time of both ways, after an image that has
 all compiled; and the bytes of images that no model expects, each a file of its own. Beside them PNG, WebP, JPEG 2000
 and JPEG XL, without loss, each image alone, by Pillow and imagecodecs where they are there; their headers count too.
-All must come back as they were. `--fuzz N` mutates the file of the first run so many times: each must end in one error
-or in the images. One thread, unless `--threads` says otherwise.
+All must come back as they were. `--fuzz N` mutates the file of the first run so many times, every other time a stream
+whose sum is made right again: each must end in one error or in the images. One thread, unless
+`--threads` says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import struct
 import sys
 import time
 from collections import Counter
@@ -27,7 +29,7 @@ from common import machine, start
 from PIL import Image
 
 from pyjuice_lvd.cli.models import Run
-from pyjuice_lvd.codec.container import Block, read_blocks, read_header
+from pyjuice_lvd.codec.container import Block, packed_block, read_blocks, read_header
 from pyjuice_lvd.data.load import load_data
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_json
@@ -143,23 +145,36 @@ def _speed(images: Images, encoding: float, decoding: float) -> dict[str, float]
     }
 
 
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flip a bit, or leave out or put in up to 49 bytes, at one to three places."""
+    found = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at = rng.integers(len(found)) if found else 0
+        match rng.integers(3):
+            case 0 if found:
+                found[at] ^= 1 << rng.integers(8)
+            case 1:
+                del found[at : at + rng.integers(1, 50)]
+            case _:
+                found[at:at] = rng.bytes(rng.integers(1, 50))
+    return bytes(found)
+
+
+def mutated_stream(data: bytes, rng: np.random.Generator) -> bytes:
+    """Mutate the stream of a file's last block, and make its sum right again, so that decoding begins."""
+    start = data.rindex(b"BLCK")
+    number, count, size, _, checksum = struct.unpack_from("<5I", data, start + 4)
+    return data[:start] + packed_block(number, count, mutated(data[len(data) - size :], rng), checksum)
+
+
 def fuzzed(model: DensityModel, images: Images, times: int, seed: int = 0) -> dict[str, int]:
-    """Mutate a file so many times; returns how they ended. Raises what is none of the two."""
+    """Mutate a file so many times, every other time its stream alone; returns how they ended, if in one of two ways."""
     packed, rng, ends = model.compress(images), np.random.default_rng(seed), Counter[str]()
     codec = model._codec()  # once, for all
-    for _ in range(times):
-        mutated = bytearray(packed)
-        for _ in range(rng.integers(1, 4)):
-            at = rng.integers(len(mutated))
-            match rng.integers(3):
-                case 0:
-                    mutated[at] ^= 1 << rng.integers(8)
-                case 1:
-                    del mutated[at : at + rng.integers(1, 50)]
-                case _:
-                    mutated[at:at] = rng.bytes(rng.integers(1, 50))
+    for turn in range(times):
+        damaged = (mutated_stream if turn % 2 else mutated)(packed, rng)
         try:
-            found = codec.decompress(bytes(mutated), "data", 0, None, None, SILENT)
+            found = codec.decompress(damaged, "data", 0, None, None, SILENT)
         except InputError as error:
             if "\n" in str(error):
                 raise
