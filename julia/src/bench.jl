@@ -5,7 +5,7 @@ taken in turn, so that their ratios mean something on a machine that others use 
 module Bench
 
 using ..LVDJuice: Circuit, CPUEngine, Engine, EMJob, PRODUCT, SUM, CATEGORICAL, TILE
-using ..LVDJuice: child, edges, expect!, isinput, kept_width, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!
+using ..LVDJuice: child, edges, expect!, isinput, kept_width, certain_log_likelihood!, log_values, maximise!, num_samples, num_units, settle!, weighted
 
 "log p of every sample under head 1, in nats, evaluated unit by unit in the log domain."
 reference_log_likelihood(c::Circuit, X) = [log_values(c, X, n)[c.heads[1]] for n in 1:num_samples(X)]
@@ -25,7 +25,7 @@ function reference_step(c::Circuit, X, pseudocount)
             else
                 for e in edges(c, u)
                     v = child(c, u, e)
-                    share = c.kind[u] == PRODUCT ? flow[u] : c.weight[e] * exp(value[v] - value[u]) * flow[u]
+                    share = c.kind[u] == PRODUCT ? flow[u] : weighted(c, e, value[v] - value[u]) * flow[u]
                     weight[e] += share
                     flow[v] += share
                 end

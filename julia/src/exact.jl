@@ -10,12 +10,15 @@ function log_values(c::Circuit, X::Data, n::Integer)
         elseif c.kind[u] == PRODUCT
             sum(out[v] for v in children(c, u))
         else
-            top = maximum(out[v] for v in children(c, u))
-            isfinite(top) ? top + log(sum(c.weight[e] * exp(out[child(c, u, e)] - top) for e in edges(c, u))) : -Inf
+            top = reduce(max, (c.weight[e] > 0 ? out[child(c, u, e)] : -Inf for e in edges(c, u)); init=-Inf)
+            isfinite(top) ? top + log(sum(weighted(c, e, out[child(c, u, e)] - top) for e in edges(c, u))) : -Inf
         end
     end
     return out
 end
+
+"theta_e exp(nats) of edge `e` of a sum: 0 where its weight is 0, however likely what it leads to."
+@inline weighted(c::Circuit, e, nats) = c.weight[e] > 0 ? c.weight[e] * exp(nats) : 0.0
 
 log_input(c, u, X::Masked, n) = X.mask[c.variable[u], n] ? 0.0 : log_input(c, u, X.values, n)
 

@@ -53,6 +53,20 @@ end
     @test log_likelihood(c, reshape([1, 0, 1], 3, 1))[1] == -Inf  # a true zero stays one
 end
 
+@testset "what an edge of weight 0 leads to counts for nothing, however likely" begin
+    V = 400  # under the first component all ones are certain, under the second they have -921 nats
+    c = mixture([fully_factorized(num_vars=V, num_cats=2) for _ in 1:2], [0, 1])
+    inputs = findall(==(LVDJuice.CATEGORICAL), c.kind)
+    for (k, p) in enumerate((1f0, 0.1f0)), u in inputs[(k - 1) * V + 1:k * V]
+        LVDJuice.probabilities(c, u) .= (1 - p, p)
+    end
+    X = ones(Int, V, 1)
+    values = LVDJuice.log_values(c, X, 1)
+    @test values[c.heads[1]] ≈ V * log(0.1) rtol=1e-6
+    @test log_likelihood(c, X)[1] ≈ V * log(0.1) rtol=1e-6
+    @test LVDJuice.exact_unit_flows(c, values, 1)[inputs] ≈ [zeros(V); ones(V)]
+end
+
 @testset "a star of hundreds of groups neither overflows nor underflows" begin
     c = hclt([0; fill(1, 499)]; latents=4, categories=4, seed=2)
     X = rand(MersenneTwister(6), 0:3, 500, 65)

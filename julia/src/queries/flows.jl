@@ -90,7 +90,7 @@ function exact_unit_flows(c::Circuit, log_value::Vector{Float64}, head::Integer)
         flow[u] > 0 || continue
         for e in edges(c, u)
             v = child(c, u, e)
-            flow[v] += c.kind[u] == PRODUCT ? flow[u] : c.weight[e] * exp(log_value[v] - log_value[u]) * flow[u]
+            flow[v] += c.kind[u] == PRODUCT ? flow[u] : weighted(c, e, log_value[v] - log_value[u]) * flow[u]
         end
     end
     return flow
