@@ -7,8 +7,7 @@ bytes of the file, with its headers, what log p(x) promises, and processor time 
 all compiled; and the bytes of images that no model expects, each a file of its own. Beside them PNG, WebP, JPEG 2000
 and JPEG XL, without loss, each image alone, by Pillow and imagecodecs where they are there; their headers count too.
 All must come back as they were. `--fuzz N` mutates the file of the first run so many times, every other time a stream
-whose sum is made right again: each must end in one error or in the images. One thread, unless
-`--threads` says otherwise.
+whose sum is made right again: each must end in one error or in the images. One thread, unless `--threads` says so.
 """
 
 from __future__ import annotations

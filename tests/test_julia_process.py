@@ -157,20 +157,24 @@ import os, signal, subprocess, sys, time
 from pyjuice_lvd import julia
 
 signal.alarm(100)  # a process that Julia does not hear of is waited for for ever
-heard = []
-if {own}:
+heard, listens = [], "{listens}"
+if listens == "before":
     signal.signal(signal.SIGCHLD, lambda *_: heard.append(1))
 julia.start(threads=1)
+julia.call("Base.invokelatest", julia.evaluate("() -> (global earlier = run(`sleep 0.1`; wait=false); 0)"))
+if listens == "after":  # Julia has a process
+    signal.signal(signal.SIGCHLD, lambda *_: heard.append(1))
+time.sleep(0.3)
 for _ in range(3):
     assert julia.evaluate("success(`true`)")
 julia.evaluate("begin global later = run(`sleep 0.3`; wait=false); 0 end")
 time.sleep(0.8)  # it ends while Python is at work
-assert julia.evaluate("(wait(later); later.exitcode)") == 0
+assert julia.evaluate("(wait(later); wait(earlier); later.exitcode + earlier.exitcode)") == 0
 julia.evaluate("begin global later = run(`sleep 0.3`; wait=false); 0 end")
 julia.call("Base.invokelatest", julia.evaluate("() -> (wait(later); success(`true`))"))
 heard.clear()
 subprocess.run(["true"])
-assert heard == [1] * {own}, heard
+assert heard == [1] * (listens != "nobody"), heard
 child = os.fork()
 if child == 0:  # has nothing to tell Julia, which it would do by a pipe that both have
     subprocess.run(["true"])
@@ -180,9 +184,9 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("own", [0, 1])
-def test_julia_hears_of_the_end_of_its_own_processes_and_whoever_else_listens_too(own: int) -> None:
-    ran = python(WAITS.format(own=own))
+@pytest.mark.parametrize("listens", ["nobody", "before", "after"])
+def test_julia_hears_of_the_end_of_its_own_processes_and_whoever_else_listens_too(listens: str) -> None:
+    ran = python(WAITS.format(listens=listens))
     assert ran.stdout == "done\n", ran.stderr
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class _Session:
         results = (Value * MAX_RESULTS)()
         try:
             self.busy = True
-            with self.running.signals.waiting() if self.running.signals.may_wait else nullcontext():
+            with self.running.signals.waiting():
                 self.running.signals.stand()
                 count = self.entry(name.encode(), len(arguments), values, results, MAX_RESULTS)
                 while count == _PAUSED:  # a long call comes back now and then: here Ctrl-C is heard

@@ -124,13 +124,9 @@ class Ours:
                 if before.handler:
                     _sigaction(CHILD, before, None)
 
-    @property
-    def may_wait(self) -> bool:
-        """Whether Julia has started processes: else a call need not look after them."""
-        return self._child is not None
-
     def give_back(self) -> None:
         """Put back what was there before, in a process that has no use for Julia's."""
-        for number, action in (self._taken | ({CHILD: self._child} if self._child is not None else {})).items():
-            if _action(number).handler == action.handler:
+        taken = {**self._taken, CHILD: self._child}
+        for number, action in taken.items():
+            if action is not None and _action(number).handler == action.handler:
                 _sigaction(number, self._before[number], None)

@@ -111,10 +111,7 @@ end
 
 "Divides weights by their sum; equal ones where that is 0."
 function normalise_weights!(weights)
-    total = 0.0
-    for w in weights
-        total += w
-    end
+    total = sum_in_order(weights)
     for i in eachindex(weights)
         weights[i] = total < TINY ? 1 / length(weights) : weights[i] / total
     end

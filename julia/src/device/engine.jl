@@ -118,14 +118,10 @@ over!(f::F, e::DeviceEngine, items::Int, args::Vararg{Any,K}) where {F,K} = laun
 group_columns(e::DeviceEngine, array, gi::Int) = view(array, :, e.first[gi] + 1:e.first[gi] + width(e.schedule.groups[gi]))
 
 "What a dense block's weights are of `array`, in their layout: (units of the child group, sums)."
-function block_matrix(array, g::Group, b::Block, inputs::Int)
-    return upper_rows(array, b.first, b.stride, inputs, width(g))
-end
+block_matrix(array, g::Group, b::Block, inputs::Int) = upper_rows(array, b.first, b.stride, inputs, width(g))
 
 "The table of a group of inputs, (units, categories), of `array`, in the parameters' layout."
-function table_matrix(array, g::Group)
-    return upper_rows(array, g.param_start, Int(g.param_stride), width(g), Int(g.categories))
-end
+table_matrix(array, g::Group) = upper_rows(array, g.param_start, Int(g.param_stride), width(g), Int(g.categories))
 
 "The first `rows` rows of a matrix whose columns lie `stride` apart, from `start` on: all of it where there are no others."
 function upper_rows(array, start, stride, rows, columns)
@@ -147,7 +143,7 @@ function make_room!(e::DeviceEngine, samples::Int)
             room(T, columns) = place(e, zeros(T, e.rows, columns))
             groups, columns = length(e.schedule.groups), sum(kept_width, e.schedule.groups)
             e.values, e.flows = room(Float32, columns), room(Float32, columns)
-            e.scratch = map(size -> room(Float32, maximum(Int[1; [size(batch) for level in e.levels for batch in level.batches]])),
+            e.scratch = map(columns_of -> room(Float32, maximum(Int[1; [columns_of(batch) for level in e.levels for batch in level.batches]])),
                             (sums_of, children_of))
             e.exponents, e.lost = room(Int32, groups), room(Float32, groups)
             return
