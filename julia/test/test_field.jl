@@ -1,8 +1,8 @@
 # A field of states and offsets against sums over all of its values, one by one.
 
-using LVDJuice: Field, FieldCounts, FieldEMJob, MessageRoom, SplitMix, Spot, apply!, circuit, combs, field_beliefs, field_log_likelihood,
+using LVDJuice: Field, FieldCounts, FieldEMJob, MessageRoom, SplitMix, Spot, apply!, channel_rooms, circuit, combs, field_beliefs, field_log_likelihood,
                 field_posteriors!, field_scores!, field_step!, free_spot, limit_free!, num_channels, num_states, sample_field!, table_step!,
-                upward, usual_places
+                upward
 
 "A random field of 2 x 2 positions, S states in Q groups, D offsets of each channel."
 function random_field(group, D; seed=1, rows=2, columns=2)
@@ -105,23 +105,25 @@ end
         @test all(iszero, posteriors[2]) && all(iszero, counts.first) && all(iszero, counts.next[1])
         @test field_beliefs(f, spots)[1] == -Inf
     end
-    @testset "what is unknown has offsets that are usual, or near known ones" begin
-        f = random_field([1], [24]; rows=1, columns=3)
+    @testset "what is unknown has the offsets that its channel leaves likely" begin
+        f = random_field([1], [24, 5]; rows=1, columns=3)
         near = [abs(d - d2) <= 1 ? 1.0 : 1e-9 for d in 1:24, d2 in 1:24]
         near ./= sum(near, dims=2)
-        f.first_offsets[1] .= 1e-9
-        f.first_offsets[1][4] = 1
         f.next_offsets[1][1][:, :, 1, 1] = near
-        @test usual_places(f) == [collect(2:6)]  # two steps from 4 at most
-        spots = [free_spot(f), free_spot(f), Spot([[10, 12]], [0.3 0.4], 0.0)]
-        limited = copy(spots)
-        limit_free!(limited, usual_places(f))
-        @test limited[1].places == limited[2].places == [[2:6; 8:14]] && limited[3] === spots[3]
-        @test field_log_likelihood(f, limited) ≈ field_log_likelihood(f, spots) rtol = 1e-2  # one jump, of 1e-9, to what is known
-        usual = [free_spot(f), free_spot(f), Spot([[5, 6]], [0.3 0.4], 0.0)]
-        limited = copy(usual)
-        limit_free!(limited, usual_places(f))
-        @test field_log_likelihood(f, limited) ≈ field_log_likelihood(f, usual) atol = 1e-6
+        known(i, offset) = Spot([[offset], [2, 4]], [0.3 0.4], 0.0)
+        free = free_spot(f)
+        for (spots, places) in (([known(1, 10), free, free], nothing), ([known(1, 10), free, known(3, 11)], [10, 11]),
+                                ([free, free, known(3, 11)], [10:12, 9:13]))
+            limited = copy(spots)
+            limit_free!(limited, channel_rooms(f))
+            places isa Vector{Int} && @test limited[2].places == [places, 1:5]
+            places isa Vector{UnitRange{Int}} && @test [limited[i].places[1] for i in 2:-1:1] == places
+            @test all(limited[i] === spots[i] for i in 1:3 if spots[i] !== free)
+            @test field_log_likelihood(f, limited) ≈ field_log_likelihood(f, spots) atol = 1e-6
+        end
+        nothing_known = fill(free, 3)
+        limit_free!(nothing_known, channel_rooms(f))
+        @test all(spot -> spot === free, nothing_known)
     end
     @testset "EM raises the likelihood" begin
         f = random_field([1, 1, 2], [3, 2]; rows=2, columns=3)

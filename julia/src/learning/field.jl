@@ -162,17 +162,28 @@ function through_offsets!(room::MessageRoom, m::Int, from, to, but::Int=0)
     return data
 end
 
+"out[., o, .] = sum over i of table[o, i] in[., i, .], of `left` values before and `right` ones after."
 function through_channel!(out::Vector{Float64}, table::Matrix{Float64}, in::Vector{Float64}, left, n, m, right)
     @inbounds for r in 0:right - 1, o in 1:m
-        to, p, from = left * (o - 1 + m * r), table[o, 1], left * n * r
+        to, from, i = left * (o - 1 + m * r), left * n * r, 1
         @simd ivdep for l in 1:left
-            out[to + l] = p * in[from + l]
+            out[to + l] = 0.0
         end
-        for i in 2:n
-            p, from = table[o, i], left * (i - 1 + n * r)
+        while i + 3 <= n  # four at a time: `out` is read and written less often
+            p1, p2, p3, p4 = table[o, i], table[o, i + 1], table[o, i + 2], table[o, i + 3]
+            f2, f3, f4 = from + left, from + 2left, from + 3left
+            @simd ivdep for l in 1:left
+                sum = muladd(p2, in[f2 + l], p1 * in[from + l]) + muladd(p4, in[f4 + l], p3 * in[f3 + l])
+                out[to + l] += sum
+            end
+            from, i = from + 4left, i + 4
+        end
+        while i <= n
+            p = table[o, i]
             @simd ivdep for l in 1:left
                 out[to + l] = muladd(p, in[from + l], out[to + l])
             end
+            from, i = from + left, i + 1
         end
     end
 end

@@ -180,13 +180,13 @@ end
 
 "Calls `work(n, terms, spots, room)` for each image, on all threads, with what its positions' patches say."
 function on_images(work, f::Field, em::Emissions, patches::Array{<:Integer,3}, mask)
-    threads, usual = Threads.nthreads(), mask === nothing ? Vector{Int}[] : usual_places(f)
+    threads = Threads.nthreads()
     for range in pieces(1:size(patches, 3), FIELD_IMAGES_AT_ONCE * threads)
         _, terms, spots = image_spots(em, patches[:, :, range], mask === nothing ? nothing : mask[:, :, range], nothing, CUT_EXACT)
-        mask === nothing || foreach(n -> limit_free!(view(spots, :, n), usual), eachindex(range))
         Threads.@threads for t in 1:threads
-            room = MessageRoom(f)
+            room, channels = MessageRoom(f), channel_rooms(f)
             for n in t:threads:length(range)
+                mask === nothing || limit_free!(view(spots, :, n), channels)
                 work(range[n], view(terms, :, n), view(spots, :, n), room)
             end
         end

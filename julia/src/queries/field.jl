@@ -49,34 +49,50 @@ function field_beliefs(f::Field, spots::AbstractVector{Spot}, room::MessageRoom=
     return total, out, joint
 end
 
-"""
-    usual_places(field) -> offsets of each channel
+"The field of one channel, as if the others did not exist."
+of_channel(f::Field, c::Int) = Field(f.rows, f.columns, f.group, f.members, f.first, f.first_offsets[c:c], f.next,
+                                     [offsets[c:c] for offsets in f.next_offsets])
 
-Those that any position has with more than `LEAST_OF_OFFSET` before anything is known.
-"""
-function usual_places(f::Field)
-    _, marginals, _ = field_beliefs(f, [free_spot(f) for _ in 1:num_positions(f)])
-    return [findall(d -> maximum(sum(view(each, :, d, :), dims=1)) > LEAST_OF_OFFSET, axes(each, 2)) for each in marginals]
-end
+"What a field of all channels is limited by: a field and room for messages of each channel."
+channel_rooms(f::Field) = [(own, MessageRoom(own)) for own in (of_channel(f, c) for c in eachindex(f.first_offsets))]
 
+# What a position of which nothing is known may have of an offset, at most, to do without it.
 const LEAST_OF_OFFSET = 1e-5
 
 """
-Limits the spots of which nothing is known to offsets that are `usual`, or as those of the image's known patches, between them, or one or two
-beside: all combinations of 32 offsets are too many.
+    limit_free!(spots, channels)
+
+Limits the spots of which nothing is known to offsets that have more than `LEAST_OF_OFFSET` there, given what is known of the channel alone,
+in either comb: all combinations of 32 offsets of three channels are too many. `channels`: [`channel_rooms`](@ref) of the field.
 """
-function limit_free!(spots::AbstractVector{Spot}, usual)
-    known = [spot for spot in spots if !isfree(spot)]
-    (isempty(known) || length(known) == length(spots)) && return
-    places = map(enumerate(usual)) do (c, own)
-        D = length(first(spot for spot in spots if isfree(spot)).places[c])
-        seen = reduce(union, (spot.places[c] for spot in known))
-        near = [d for d in 1:D if minimum(seen) - 2 <= d <= maximum(seen) + 2]
-        D > 1 ? sort(union(own, near)) : [1]
+function limit_free!(spots::AbstractVector{Spot}, channels)
+    free = findall(isfree, spots)
+    (isempty(free) || length(free) == length(spots)) && return
+    likely = [likely_offsets(own, [of_channel(spot, c) for spot in spots], room) for (c, (own, room)) in enumerate(channels)]
+    for i in free
+        places = [findall(>(LEAST_OF_OFFSET), view(share, :, i)) for share in likely]
+        spots[i] = Spot([isempty(own) ? [1] : own for own in places], spots[i].values, 0.0)  # none: impossible, or nobody asks
     end
-    for (i, spot) in enumerate(spots)
-        isfree(spot) && (spots[i] = Spot(places, spot.values, 0.0))
+end
+
+"What a spot says of one channel, under all offsets of the others."
+of_channel(spot::Spot, c::Int) =
+    Spot(spot.places[c:c], isfree(spot) ? spot.values : sum_others(spot.values, length.(spot.places), c), spot.scale)
+
+"Of a field of one channel: what each offset has at each position, (offsets, positions), in the comb where that is more."
+function likely_offsets(f::Field, spots::Vector{Spot}, room::MessageRoom)
+    found = zeros(num_offsets(f)[1], length(spots))
+    for tree in combs(f)
+        up = upward(room, f, tree, spots)
+        up.total > -Inf || continue
+        downward(room, f, tree, spots, up) do i, share, _
+            share === nothing && return  # the comb goes on without offsets there
+            for (offset, d) in enumerate(spots[i].places[1])
+                found[d, i] = max(found[d, i], sum(view(share, :, offset)))
+            end
+        end
     end
+    return found
 end
 
 """
@@ -247,12 +263,11 @@ end
 -log p(x_i | all other patches) of each patch, Float64 `(positions, images)`, by leaving out each in turn.
 """
 function field_anomalies!(out, f::Field, em::Emissions, patches)
-    usual = usual_places(f)
     on_images(f, em, patches, nothing) do n, terms, spots, room
-        whole, others = field_log_likelihood(f, spots, room), collect(spots)
+        whole, others, channels = field_log_likelihood(f, spots, room), collect(spots), channel_rooms(f)
         for i in eachindex(others)
             others[i] = free_spot(f)
-            limit_free!(others, usual)
+            limit_free!(others, channels)
             out[i, n] = field_log_likelihood(f, others, room) - whole
             others[i] = spots[i]
         end
