@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyjuice_lvd.data.color import COLORS, color_transform
+from pyjuice_lvd.data.color import COLORS, chosen, color_transform
 from pyjuice_lvd.errors import InputError
 
 
@@ -109,6 +109,12 @@ def test_the_mean_colour_of_independent_channels(name):
         found = mean(distributions)
         assert found.shape == (2, 3)
         np.testing.assert_allclose(found[0], expected, atol=1e-9 if transform.lossless else 0.5)
+    for known in ([-1, -1, -1], [0, 127, 128], [255, 200, 3]):
+        like = np.array(known, np.int16)
+        shown = transform.nearest(exact, np.broadcast_to(like, exact.shape))
+        expected = np.einsum("a,b,c,abcd->d", *p, shown.astype(float))
+        found = chosen(transform.means(distributions), np.broadcast_to(like, (2, 3)))
+        np.testing.assert_allclose(found[0], expected, atol=1e-9 if transform.lossless else 0.5)
     one = transform.inverse(np.array([230, 20, 140], np.uint8))
     np.testing.assert_allclose(transform.exact_mean(distributions)[1], one, atol=0.5)
     np.testing.assert_allclose(transform.mean(distributions)[1], transform.nearest(one), atol=0.5)
@@ -133,6 +139,41 @@ def test_the_nearest_colour_by_hand(stored, exact, nearest):
     assert tuple(color.tolist()) == exact
     assert tuple(transform.nearest(color).tolist()) == nearest
     assert transform.outside(color) == (exact != nearest)
+
+
+@pytest.mark.parametrize(
+    ("color", "known", "nearest"),
+    [
+        # R = -6 without wrap-around, Cg = 52: a bright red or a dark cyan?
+        ((250, 94, 92), (-1, -1, -1), (250, 94, 92)),
+        ((250, 94, 92), (5, 90, 200), (0, 94, 92)),
+        ((250, 94, 92), (240, 90, 90), (250, 94, 92)),
+        # R = 259: a cyan or a white?
+        ((3, 130, 160), (-1, -1, -1), (3, 130, 160)),
+        ((3, 130, 160), (9, 9, 9), (3, 130, 160)),
+        ((3, 130, 160), (200, 9, 9), (255, 130, 160)),
+        ((60, 120, 40), (255, 3, 3), (60, 120, 40)),  # inside: what is known is no matter
+    ],
+)
+def test_the_nearest_colour_beside_a_known_one(color, known, nearest):
+    found = COLORS["ycocg"].nearest(np.array(color, np.uint8), np.array(known, np.int16))
+    assert tuple(found.tolist()) == nearest
+
+
+def test_known_colours_change_nothing_inside_the_cube():
+    """A channel goes to the end that is close by, and only from beyond it, wherever Cg leaves that open."""
+    colors, transform = grid(np.arange(256, dtype=np.uint8)), COLORS["ycocg"]
+    y, co, cg = (transform.forward(colors).astype(int) - [0, 128, 128]).T
+    t = y - cg // 2
+    b = t - co // 2
+    plain = np.stack([b + co, t + cg, b], axis=1)
+    far = (cg < -32) | (cg >= 32)
+    alone = transform.nearest(colors)
+    for level, end in ((0, 0), (127, 0), (128, 255), (255, 255)):
+        found = transform.nearest(colors, np.full(colors.shape, level, np.int16))
+        beyond = ((plain < 0) if end == 0 else (plain > 255)) & far[:, None]
+        assert (found[beyond] == end).all()
+        np.testing.assert_array_equal(found[~beyond], alone[~beyond])
 
 
 def test_the_nearest_colour_of_all():

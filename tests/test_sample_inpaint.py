@@ -13,7 +13,8 @@ from PIL import Image
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.cli.main import main
-from pyjuice_lvd.data.masks import read_mask
+from pyjuice_lvd.data.color import COLORS
+from pyjuice_lvd.data.masks import nearest_known, read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.files.run import RunDirectory
@@ -196,6 +197,38 @@ def test_colours_outside_the_cube(lvd_juice: Any, name: str) -> None:
     shown = cells("w.png", HEIGHT, WIDTH, 12)[0, 2:, :, half:].astype(int)
     np.testing.assert_array_equal(np.unique(shown[:2].reshape(-1, 3), axis=0), [yellow, white])
     assert np.abs(shown[2] - [255, 255, 128]).max() <= 1
+
+
+def test_what_is_known_close_by_tells_a_dark_colour_from_a_bright_one() -> None:
+    """R = -6 is stored as R = 250: beside a dark red it is 0, beside a bright one it is meant."""
+    color = COLORS["ycocg"]
+    circuit = Circuit.fully_factorized(num_vars=9, num_cats=256)
+    meant = color.forward(np.array([[10, 90, 80], [250, 94, 92], [240, 90, 90]], np.uint8))
+    rows = np.array([[*meant[known], *meant[1], *meant[1]] for known in (0, 2)])
+    circuit.fit_em(rows, epochs=1, step_size=1.0, pseudocount=0)
+    model = CircuitModel(circuit, num_cats=256, image_shape=(1, 3, 3), color="ycocg")
+    images = np.array([[[[10, 90, 80], [0, 0, 0], [0, 0, 0]]], [[[240, 90, 90], [0, 0, 0], [0, 0, 0]]]], np.uint8)
+    hidden = np.array([[False, True, True]])
+    wanted = np.array([[0, 94, 92], [250, 94, 92]])[:, None, None].repeat(2, axis=2)
+    np.testing.assert_array_equal(model.inpaint(images, hidden, n_samples=1)[0, :, :, 1:], wanted)
+    np.testing.assert_allclose(model.posterior_mean(images, hidden)[:, :, 1:], wanted, atol=1e-6)
+    nothing_known = np.ones((1, 3), bool)
+    assert model.inpaint(images, nothing_known, n_samples=1)[0, 0, 0, 1].tolist() == [250, 94, 92]
+    np.testing.assert_allclose(model.posterior_mean(images, nothing_known)[0, 0, 1], [250, 94, 92], atol=1e-6)
+    exact = model.inpaint(images, hidden, n_samples=1, exact=True)
+    assert exact[0, 0, 0, 1].tolist() == [250, 94, 92]
+    assert model.share_outside_rgb(exact, model.inpaint(images, hidden, n_samples=1), hidden) == 0.5
+
+
+def test_the_nearest_known_pixel() -> None:
+    images = np.arange(2 * 2 * 3 * 1, dtype=np.uint8).reshape(2, 2, 3, 1)
+    hidden = np.zeros(images.shape, bool)
+    hidden[0, :, 1:] = True
+    hidden[1] = True
+    found = nearest_known(images, hidden)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found[0, ..., 0], [[0, 0, 0], [3, 3, 3]])
+    np.testing.assert_array_equal(found[1], -1)
 
 
 def test_no_share_where_none_can_be_told(lvd_juice: Any) -> None:

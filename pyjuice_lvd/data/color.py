@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pyjuice_lvd.errors import InputError
 
 UInt8 = npt.NDArray[np.uint8]
+Int16 = npt.NDArray[np.int16]
 Float64 = npt.NDArray[np.float64]
 
 # BT.709 luma weights of R, G, B (ITU-R BT.709-6, item 3.2); chroma is scaled to the full 8-bit range around 128.
@@ -36,21 +37,28 @@ class ColorTransform:
 
     `nearest` takes colours that `inverse` gave: where it has wrapped around a colour outside the RGB cube, it gives the
     nearest one inside. Only `ycocg` wraps around, and `_ycocg_nearest` says what counts as outside; elsewhere, and for
-    any colour twice, `nearest` changes nothing.
+    any colour twice, `nearest` changes nothing. Known colours close by, `like`, int16 of the same shape with -1 where
+    nothing is known, say more of what was meant.
 
-    `mean` takes distributions of the transformed channels, float64 (..., C, 256), to the mean colour of the image,
-    float64 (..., C): for `rgb` and grey the channels' means; for `ycocg` the mean of `nearest` of the colours of
-    independent channels; for `ycc709` the linear map of the means, clamped to 0..255. `exact_mean` is the mean of what
-    `inverse` gives, the wrap-around of `ycocg` included.
+    `means` takes distributions of the transformed channels, float64 (..., C, 256), to mean colours of the image,
+    float64 (..., 3, C), of which `chosen` takes one: for `rgb` and grey all are the channels' means; for `ycocg` the
+    mean of `nearest` of the colours of independent channels, with nothing known close by, then with 0 and with 255
+    close by; for `ycc709` the linear map of the means, clamped to 0..255. `exact_mean`, float64 (..., C), is the mean
+    of what `inverse` gives, the wrap-around of `ycocg` included.
     """
 
     name: str
     lossless: bool
     forward: Callable[[UInt8], UInt8]
     inverse: Callable[[UInt8], UInt8]
-    nearest: Callable[[UInt8], UInt8]
-    mean: Callable[[Float64], Float64]
+    nearest: Callable[..., UInt8]
+    means: Callable[[Float64], Float64]
     exact_mean: Callable[[Float64], Float64]
+
+    def mean(self, distributions: Float64) -> Float64:
+        """Give the mean colour (..., C) of distributions (..., C, 256) where nothing is known close by (`means`)."""
+        found: Float64 = self.means(distributions)[..., 0, :]
+        return found
 
     @property
     def wraps_around(self) -> bool:
@@ -61,6 +69,17 @@ class ColorTransform:
         """Which of the colours (..., C) that `inverse` gave are of outside the RGB cube: those `nearest` changes."""
         changed: npt.NDArray[np.bool_] = (self.nearest(images) != images).any(axis=-1)
         return changed
+
+
+READINGS = 3
+"""How many means `ColorTransform.means` gives."""
+
+
+def chosen(means: Float64, like: Int16) -> Float64:
+    """Choose of the `means` (..., 3, C) by the colours that are known close by, `like` (..., C) (`ColorTransform`)."""
+    alone, dark, bright = np.moveaxis(means, -2, 0)
+    found: Float64 = np.where(like < 0, alone, np.where(like < _MIDDLE, dark, bright))
+    return found
 
 
 def color_transform(name: str, channels: int) -> ColorTransform:
@@ -76,7 +95,7 @@ def color_transform(name: str, channels: int) -> ColorTransform:
     return COLORS[name] if channels == 3 else replace(COLORS["rgb"], name=name)
 
 
-def _identity(images: UInt8) -> UInt8:
+def _identity(images: UInt8, like: Int16 | None = None) -> UInt8:
     return images
 
 
@@ -85,6 +104,12 @@ _CHROMA = _LEVELS - 128  # what a stored chroma stands for
 _HALF = _CHROMA >> 1  # floor(x / 2)
 _NEAR = 32  # a colour outside the cube has its Cg in -32..31 (`_ycocg_nearest`)
 _NEAR_CG = (-_NEAR <= _CHROMA) & (_CHROMA < _NEAR)
+_MIDDLE = 128  # what is known close by is dark below it, and bright from it on
+
+
+def _same(mean: Callable[[Float64], Float64]) -> Callable[[Float64], Float64]:
+    """Give a mean for each reading, where there is but one."""
+    return lambda distributions: np.repeat(mean(distributions)[..., None, :], READINGS, axis=-2)
 
 
 def _mean_levels(distributions: Float64) -> Float64:
@@ -133,8 +158,10 @@ def _ycocg_to_rgb(images: UInt8) -> UInt8:
     return out
 
 
-def _ycocg_nearest(images: UInt8) -> UInt8:
+def _ycocg_nearest(images: UInt8, like: Int16 | None = None) -> UInt8:
     """Undo the lifting steps in whole numbers, without wrap-around, where Cg is in -32..31; clamp R, G, B to 0..255.
+
+    Elsewhere a channel is clamped to 0 where `like`, if given, is dark there, and to 255 where it is bright.
 
     A stored colour has two readings: the colour that wraps around to it, and what Y, Co and Cg say as they stand, which
     may be outside the RGB cube. Where that is inside, the two are the same. Where it is outside, either a saturated
@@ -149,31 +176,37 @@ def _ycocg_nearest(images: UInt8) -> UInt8:
     for start in range(0, len(pixels), _BLOCK):
         block = pixels[start : start + _BLOCK]
         y, co, cg = np.moveaxis(_rgb_to_ycocg(block).astype(np.int16), -1, 0)
-        near = _NEAR_CG[cg][:, None]
+        clamped = np.broadcast_to(_NEAR_CG[cg][:, None], block.shape)
         co -= 128
         cg -= 128
         t = y - (cg >> 1)
         b = t - (co >> 1)
-        out[start : start + _BLOCK] = np.where(near, np.stack([co + b, cg + t, b], axis=-1).clip(0, 255), block)
+        plain = np.stack([co + b, cg + t, b], axis=-1)
+        if like is not None:
+            known = like.reshape(-1, 3)[start : start + _BLOCK]
+            clamped = clamped | (known >= 0) & ((plain < 0) == (known < _MIDDLE))
+        out[start : start + _BLOCK] = np.where(clamped, plain.clip(0, 255), block)
     return out.reshape(images.shape)
 
 
-def _ycocg_mean(distributions: Float64) -> Float64:
-    """Mean of `_ycocg_nearest` of the colours where Y, Co and Cg are independent.
+def _ycocg_means(distributions: Float64) -> Float64:
+    """Means of `_ycocg_nearest` of the colours where Y, Co and Cg are independent (`ColorTransform.means`).
 
-    Cg alone says of which colours the channels are clamped, and of which they wrap around.
+    Cg alone says of which colours the channels are clamped, and of which it matters what is known close by.
     """
     y, co, cg = (distributions[..., c, :] for c in range(3))
-    return _mean_of_sums(y, co, [(cg * _NEAR_CG, _CLAMPED), (cg * ~_NEAR_CG, _WRAPPED)])
+    beyond = (_WRAPPED, _CLAMPED_BELOW, _CLAMPED_ABOVE)
+    return _means_of_sums(y, co, [cg * _NEAR_CG, cg * ~_NEAR_CG], [(_CLAMPED, each) for each in beyond])
 
 
 def _ycocg_exact_mean(distributions: Float64) -> Float64:
     """Mean colour where Y, Co and Cg are independent, wrap-around included."""
     y, co, cg = (distributions[..., c, :] for c in range(3))
-    return _mean_of_sums(y, co, [(cg, _WRAPPED)])
+    mean: Float64 = _means_of_sums(y, co, [cg], [(_WRAPPED,)])[..., 0, :]
+    return mean
 
 
-_SUMS = 512  # whole numbers -128..383, which hold all sums of `_mean_of_sums`, are told apart by their residues
+_SUMS = 512  # whole numbers -128..383, which hold all sums of `_means_of_sums`, are told apart by their residues
 _RESIDUES = np.arange(_SUMS)
 
 
@@ -185,20 +218,30 @@ def _averaging(levels: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
 
 
 _WRAPPED = _averaging(_RESIDUES % 256)
-_CLAMPED = _averaging(((_RESIDUES + 128) % _SUMS - 128).clip(0, 255))
+_PLAIN = (_RESIDUES + 128) % _SUMS - 128  # what a residue stands for
+_CLAMPED = _averaging(_PLAIN.clip(0, 255))
+_CLAMPED_BELOW = _averaging(np.where(_PLAIN < 0, 0, _RESIDUES % 256))
+_CLAMPED_ABOVE = _averaging(np.where(_PLAIN > 255, 255, _RESIDUES % 256))
 
 
-def _mean_of_sums(y: Float64, co: Float64, parts: list[tuple[Float64, npt.NDArray[np.complex128]]]) -> Float64:
-    """Mean R, G, B of independent Y, Co and Cg; `parts` share the distribution of Cg out, each with its averaging.
+def _means_of_sums(
+    y: Float64, co: Float64, parts: list[Float64], readings: Sequence[tuple[npt.NDArray[np.complex128], ...]]
+) -> Float64:
+    """Mean R, G, B of independent Y, Co and Cg by each of the readings, (..., readings, 3).
 
-    `_ycocg_to_rgb` has R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the
-    signed co, cg. The distribution of a sum of independent numbers is a convolution, here one mod 512.
+    `parts` share the distribution of Cg out; a reading has an averaging for each of them. `_ycocg_to_rgb` has
+    R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the signed co, cg. The
+    distribution of a sum of independent numbers is a convolution, here one mod 512.
     """
     luma = np.fft.rfft(y, _SUMS)
-    less_cg = sum(_spectrum(cg, -_HALF) * averaging for cg, averaging in parts)
-    more_cg = sum(_spectrum(cg, _CHROMA - _HALF) * averaging for cg, averaging in parts)
-    spectra = (luma * _spectrum(co, _CHROMA - _HALF) * less_cg, luma * more_cg, luma * _spectrum(co, -_HALF) * less_cg)
-    return np.stack([spectrum.real.sum(axis=-1) for spectrum in spectra], axis=-1)
+    red, blue = luma * _spectrum(co, _CHROMA - _HALF), luma * _spectrum(co, -_HALF)
+    out = np.zeros((*y.shape[:-1], len(readings), 3))
+    for place, cg in enumerate(parts):
+        less, more = _spectrum(cg, -_HALF), _spectrum(cg, _CHROMA - _HALF)
+        for channel, spectrum in enumerate((red * less, luma * more, blue * less)):
+            for reading, averagings in enumerate(readings):
+                out[..., reading, channel] += (spectrum @ averagings[place]).real
+    return out
 
 
 def _spectrum(distributions: Float64, values: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
@@ -240,7 +283,7 @@ COLORS: dict[str, ColorTransform] = {
         forward=_rgb_to_ycocg,
         inverse=_ycocg_to_rgb,
         nearest=_ycocg_nearest,
-        mean=_ycocg_mean,
+        means=_ycocg_means,
         exact_mean=_ycocg_exact_mean,
     ),
     "rgb": ColorTransform(
@@ -249,7 +292,7 @@ COLORS: dict[str, ColorTransform] = {
         forward=_identity,
         inverse=_identity,
         nearest=_identity,
-        mean=_mean_levels,
+        means=_same(_mean_levels),
         exact_mean=_mean_levels,
     ),
     "ycc709": ColorTransform(
@@ -258,7 +301,7 @@ COLORS: dict[str, ColorTransform] = {
         forward=_rgb_to_ycc709,
         inverse=_ycc709_to_rgb,
         nearest=_identity,
-        mean=_ycc709_mean,
+        means=_same(_ycc709_mean),
         exact_mean=_ycc709_mean,
     ),
 }

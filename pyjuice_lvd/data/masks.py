@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt
 
 from pyjuice_lvd.checks import plain_array
 from pyjuice_lvd.data.color import ColorTransform
@@ -38,6 +39,22 @@ def as_image_mask(mask: npt.ArrayLike, shape: tuple[int, ...], color: ColorTrans
             f"mask: found channels of one pixel hidden apart, wanted whole pixels: {color.name} mixes channels"
         )
     return np.broadcast_to(pixels, shape)
+
+
+def nearest_known(images: npt.NDArray[np.uint8], hidden: Hidden) -> npt.NDArray[np.int16]:
+    """Give each pixel of images (N, H, W, C) the colour of the known pixel that is nearest to it, -1 where none is.
+
+    A pixel counts as known if any channel of it is.
+    """
+    found, masks = np.full(images.shape, -1, np.int16), np.asarray(hidden.all(axis=-1))
+    different, which = np.unique(masks.reshape(len(masks), -1), axis=0, return_inverse=True)
+    for number, mask in enumerate(different.reshape(-1, *masks.shape[1:])):
+        if mask.all():
+            continue
+        rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)
+        own = which.ravel() == number
+        found[own] = images[own][:, rows, columns]
+    return found
 
 
 def read_mask(mask: str, height: int, width: int) -> npt.NDArray[np.bool_]:

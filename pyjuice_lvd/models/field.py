@@ -14,7 +14,7 @@ from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
-from pyjuice_lvd.data.masks import Hidden
+from pyjuice_lvd.data.masks import Hidden, nearest_known
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_arrays
@@ -159,12 +159,13 @@ class FieldModel(ShapeModel):
             known, masks = self._cut(images, hidden, rows)
             totals, state, offset = self.emissions.draws(known, masks, n_samples, drawn_seed(rng))
             self._check_possible(totals, rows)
+            like = nearest_known(images[rows], hidden[rows])
             for draw in range(n_samples):
                 patches = known.copy()
                 self.emissions.fill(
                     patches, masks, state[:, draw], offset[:, draw], rng, modes=biased_modes, exact=exact
                 )
-                drawn[draw, rows] = np.where(hidden[rows], self._images(patches, exact), images[rows])
+                drawn[draw, rows] = np.where(hidden[rows], self._images(patches, exact, like), images[rows])
         return drawn
 
     def patch_anomaly(self, images: UInt8, *, progress: Progress = SILENT) -> Float64:

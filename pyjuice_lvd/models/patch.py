@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.data.color import ColorTransform
-from pyjuice_lvd.data.masks import Hidden
+from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen
+from pyjuice_lvd.data.masks import Hidden, nearest_known
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.large import by_blocks
@@ -131,14 +131,19 @@ class PatchModel(DensityModel):
         """Give the means of hidden pixels, mixed over the posterior of all latents (`DensityModel.posterior_mean`)."""
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)
-        variables, mean = self._grid[1], self.color.exact_mean if exact else self.color.mean
+        height, width, channels = self.image_shape
+        means, readings = (self.color.exact_mean, 1) if exact else (self.color.means, READINGS)
 
         def mean_colors(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-            pixels = marginals.reshape(len(marginals), -1, self.image_shape[2], LEVELS)
-            return mean(pixels).reshape(len(marginals), -1)
+            return means(marginals.reshape(len(marginals), -1, channels, LEVELS)).reshape(len(marginals), -1)
 
-        for rows, found in self._mixed(images, hidden, variables, mean_colors, "posterior mean", progress, exact=exact):
-            out[rows] = np.where(hidden[rows], from_patches(found, self.image_shape, self.patch), images[rows])
+        size = self._grid[1] * readings
+        for rows, found in self._mixed(images, hidden, size, mean_colors, "posterior mean", progress, exact=exact):
+            mean = from_patches(found, (height, width, readings * channels), self.patch)
+            if not exact:
+                known = nearest_known(images[rows], hidden[rows])
+                mean = chosen(mean.reshape(-1, height, width, readings, channels), known)
+            out[rows] = np.where(hidden[rows], mean, images[rows])
         return out
 
     def patches(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -155,10 +160,12 @@ class PatchModel(DensityModel):
             return images, np.broadcast_to(np.False_, images.shape)
         return images, self._hidden(mask, images)
 
-    def _images(self, patches: npt.NDArray[np.uint8], exact: bool) -> npt.NDArray[np.uint8]:
-        """Put drawn patches together to images (`DensityModel.sample` says what `exact` is)."""
+    def _images(
+        self, patches: npt.NDArray[np.uint8], exact: bool, like: npt.NDArray[np.int16] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Put drawn patches together to images (`DensityModel.sample` says what `exact` is); `like`: what is known."""
         images = self.color.inverse(from_patches(patches, self.image_shape, self.patch))
-        return images if exact else self.color.nearest(images)
+        return images if exact else self.color.nearest(images, like)
 
     @property
     def _grid(self) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_numbers, as_table
-from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.color import chosen, color_transform
+from pyjuice_lvd.data.masks import nearest_known
 from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
@@ -152,8 +153,9 @@ class CircuitModel(DensityModel):
         drawn = self.circuit.sample(n_samples, X=self._rows(X), mask=hidden, seed=seed, progress=progress)
         if self.image_shape is None:
             return drawn
+        masks = hidden.reshape(X.shape)
         # Neither a lossy transform nor `nearest` gives the known pixels back.
-        return np.where(hidden.reshape(X.shape), self._pixels(drawn, exact), X)
+        return np.where(masks, self._pixels(drawn, exact, nearest_known(X, masks)), X)
 
     def marginals(
         self, X: npt.ArrayLike, mask: npt.ArrayLike | None, /, *, progress: Progress = SILENT
@@ -186,7 +188,8 @@ class CircuitModel(DensityModel):
             if self.color is None:
                 found = found @ np.arange(self.num_cats)
             else:
-                found = self.color.exact_mean(found) if exact else self.color.mean(found)
+                known = nearest_known(X[part], hidden[part].reshape(X[part].shape))
+                found = self.color.exact_mean(found) if exact else chosen(self.color.means(found), known)
             means[part] = np.where(hidden[part].reshape(found.shape), found, X[part])
         return means
 
@@ -230,13 +233,18 @@ class CircuitModel(DensityModel):
         """Turn checked images or rows into rows of the circuit's variables."""
         return self.modelled(X).reshape(len(X), self.dims)
 
-    def _pixels(self, rows: Table, exact: bool) -> Array:
-        """Turn drawn rows (..., dims) into images (..., H, W, C); `DensityModel.sample` says what `exact` is."""
+    def _pixels(self, rows: Table, exact: bool, like: npt.NDArray[np.int16] | None = None) -> Array:
+        """Turn drawn rows (..., dims) into images (..., H, W, C); `DensityModel.sample` says what `exact` is.
+
+        `like`, (..., H, W, C) or less: what is known close by.
+        """
         if self.image_shape is None:
             return rows
         images = rows.reshape(*rows.shape[:-1], *self.image_shape)
         images = images if self.color is None else self.color.inverse(images)
-        return images if exact or self.color is None else self.color.nearest(images)
+        if exact or self.color is None:
+            return images
+        return self.color.nearest(images, None if like is None else np.broadcast_to(like, images.shape))
 
     def _missing(self, X: Array) -> Mask | None:
         """Say which values of checked rows are missing."""
