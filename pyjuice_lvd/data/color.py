@@ -195,14 +195,14 @@ def _ycocg_means(distributions: Float64) -> Float64:
     Cg alone says of which colours the channels are clamped, and of which it matters what is known close by.
     """
     y, co, cg = (distributions[..., c, :] for c in range(3))
-    beyond = (_WRAPPED, _CLAMPED_BELOW, _CLAMPED_ABOVE)
-    return _means_of_sums(y, co, [cg * _NEAR_CG, cg * ~_NEAR_CG], [(_CLAMPED, each) for each in beyond])
+    near, far = cg * _NEAR_CG, cg * ~_NEAR_CG
+    return _means_of_sums(y, co, [(near, _CLAMPED), (far, np.hstack([_WRAPPED, _CLAMPED_BELOW, _CLAMPED_ABOVE]))])
 
 
 def _ycocg_exact_mean(distributions: Float64) -> Float64:
     """Mean colour where Y, Co and Cg are independent, wrap-around included."""
     y, co, cg = (distributions[..., c, :] for c in range(3))
-    mean: Float64 = _means_of_sums(y, co, [cg], [(_WRAPPED,)])[..., 0, :]
+    mean: Float64 = _means_of_sums(y, co, [(cg, _WRAPPED)])[..., 0, :]
     return mean
 
 
@@ -214,7 +214,7 @@ def _averaging(levels: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
     """What the spectrum of a distribution over `_RESIDUES` is multiplied by, its real part then summed: mean level."""
     twice = np.where((_RESIDUES == 0) | (_RESIDUES == _SUMS // 2), 1, 2)[: _SUMS // 2 + 1]  # real: half a spectrum
     weights: npt.NDArray[np.complex128] = np.fft.rfft(levels).conj() * twice / _SUMS
-    return weights
+    return weights[:, None]
 
 
 _WRAPPED = _averaging(_RESIDUES % 256)
@@ -224,23 +224,20 @@ _CLAMPED_BELOW = _averaging(np.where(_PLAIN < 0, 0, _RESIDUES % 256))
 _CLAMPED_ABOVE = _averaging(np.where(_PLAIN > 255, 255, _RESIDUES % 256))
 
 
-def _means_of_sums(
-    y: Float64, co: Float64, parts: list[Float64], readings: Sequence[tuple[npt.NDArray[np.complex128], ...]]
-) -> Float64:
-    """Mean R, G, B of independent Y, Co and Cg by each of the readings, (..., readings, 3).
+def _means_of_sums(y: Float64, co: Float64, parts: Sequence[tuple[Float64, npt.NDArray[np.complex128]]]) -> Float64:
+    """Mean R, G, B of independent Y, Co and Cg, (..., readings, 3).
 
-    `parts` share the distribution of Cg out; a reading has an averaging for each of them. `_ycocg_to_rgb` has
-    R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the signed co, cg. The
-    distribution of a sum of independent numbers is a convolution, here one mod 512.
+    `parts` share the distribution of Cg out, each with its averaging, (257, readings), or (257, 1) for all readings.
+    `_ycocg_to_rgb` has R = Y + (co - half co) - half cg, G = Y + (cg - half cg) and B = Y - half co - half cg, for the
+    signed co, cg. The distribution of a sum of independent numbers is a convolution, here one mod 512.
     """
     luma = np.fft.rfft(y, _SUMS)
     red, blue = luma * _spectrum(co, _CHROMA - _HALF), luma * _spectrum(co, -_HALF)
-    out = np.zeros((*y.shape[:-1], len(readings), 3))
-    for place, cg in enumerate(parts):
+    out = np.zeros((*y.shape[:-1], max(averaging.shape[1] for _, averaging in parts), 3))
+    for cg, averaging in parts:
         less, more = _spectrum(cg, -_HALF), _spectrum(cg, _CHROMA - _HALF)
         for channel, spectrum in enumerate((red * less, luma * more, blue * less)):
-            for reading, averagings in enumerate(readings):
-                out[..., reading, channel] += (spectrum @ averagings[place]).real
+            out[..., channel] += (spectrum @ averaging).real
     return out
 
 
