@@ -65,12 +65,7 @@ function allowed_values(c::Circuit)
     return allowed
 end
 
-"""
-    limit_inputs!(circuit, allowed)
-
-Sets the probabilities of values that are not `allowed`, Bool `(categories, variables)`, to 0, and scales the others up. An input
-that would lose everything gets equal shares.
-"""
+"[`limit_inputs!`](@ref)"
 function limit_inputs!(c::Circuit, allowed::AbstractMatrix{Bool})
     limited = [!all(view(allowed, :, v)) for v in 1:c.num_vars]
     for u in 1:num_units(c)
@@ -86,14 +81,6 @@ function limit_inputs!(c::Circuit, allowed::AbstractMatrix{Bool})
         pause(10 + 3 * length(p))
     end
     return nothing
-end
-
-"The same of an engine's circuit."
-function limit_inputs!(e::Engine, allowed::AbstractMatrix{Bool})
-    all(allowed) && return nothing
-    settle!(e)
-    limit_inputs!(circuit(e), allowed)
-    return refresh!(e)
 end
 
 "The tables in Float64, as the sums over offsets read them."
