@@ -198,8 +198,11 @@ end
 # Of a sum whose largest terms are near 1, if they are possible at all: below it, terms may have been lost to underflow.
 const LEAST_SUM = 1e-250
 
-# Patches that are done together: their rows and values fit the caches, and all threads have several.
+# Patches that are done together: on a CPU, their rows and values fit the caches, and all threads have several. Elsewhere a pass is full.
 const PATCHES_AT_ONCE = 128
+
+patches_at_once(::CPUEngine) = PATCHES_AT_ONCE * Threads.nthreads()
+patches_at_once(e::Engine) = max(PATCHES_AT_ONCE * Threads.nthreads(), samples_at_once(e))
 
 "Some patches, by their numbers, and their rows of each channel under one shape."
 struct ShapeRows{R<:ChannelRows}
@@ -220,26 +223,24 @@ function emission_scores!(out::Array{Float32,3}, em::Emissions, patches::Array{<
     x, all_out, tables = reshape(patches, V, P * N), reshape(out, size(out, 1), P * N), OffsetTables(em)
     hidden = mask === nothing ? nothing : reshape(mask, V, P * N)
     shapes_of = tried === nothing ? nothing : reshape(tried, size(tried, 1), P * N)
-    at_once = PATCHES_AT_ONCE * Threads.nthreads()
+    at_once = patches_at_once(em.shapes[1][1])
     tried === nothing || (at_once *= cld(length(em.shapes), size(tried, 1)))  # as many under each shape
     for range in pieces(1:P * N, at_once)
-        sums, scale, lost = zeros(num_states(em), length(range)), fill(-Inf, length(range)), fill(false, length(range))
+        sums, scale, small = zeros(num_states(em), length(range)), fill(-Inf, length(range)), [Float64[] for _ in range]
         for k in eachindex(em.shapes)
             own = shapes_of === nothing ? collect(1:length(range)) : findall(i -> k - 1 in view(shapes_of, :, range[i]), 1:length(range))
             isempty(own) && continue
             channels = shape_rows(em, k, x[:, range[own]], hidden === nothing ? nothing : hidden[:, range[own]])
-            add_shape!(sums, scale, lost, em, tables, k, channels, own)
+            foreach(release!, em.shapes[k])  # there may be hundreds of circuits
+            add_shape!(sums, scale, small, em, tables, k, channels, own)
             seen === nothing || seen(k, ShapeRows(range[own], channels))
             pause()
         end
         Threads.@threads for i in eachindex(range)
             for h in 1:num_states(em)
-                @inbounds all_out[h, range[i]] = log(sums[h, i]) + scale[i]
+                found = log(sums[h, i]) + scale[i]
+                all_out[h, range[i]] = isempty(small[i]) ? found : log_add(found, small[i][h])
             end
-        end
-        for i in findall(lost)
-            n, of = range[i], shapes_of === nothing ? eachindex(em.shapes) : sort(unique(shapes_of[:, range[i]])) .+ 1
-            exact_scores!(view(all_out, :, n), em, of, x[:, n:n], hidden === nothing ? nothing : hidden[:, n:n])
         end
         if hidden !== nothing
             for n in range
@@ -254,9 +255,9 @@ shape_rows(em::Emissions, k::Int, x, mask) = [ChannelRows(em, k, c, x, mask) for
 
 """
 Adds shape `k`'s part of p(x | h) to `sums`, (states, patches), which are to be multiplied by exp(`scale`); patch n of the rows is `own[n]`
-there. A patch is `lost` where a state's part is so small that its terms may have been lost.
+there. Where a state's part is so small that its terms may have been lost, the patch's go to `small`, their logarithms, in place of that.
 """
-function add_shape!(sums, scale, lost, em, tables, k, channels, own)
+function add_shape!(sums, scale, small, em, tables, k, channels, own)
     threads = Threads.nthreads()
     Threads.@threads for t in 1:threads
         m, product, part = (zeros(num_states(em)) for _ in 1:3)
@@ -273,8 +274,12 @@ function add_shape!(sums, scale, lost, em, tables, k, channels, own)
                     part[h] += tables.join[h, j] * product[h]
                 end
             end
-            any(<(LEAST_SUM), part) && (lost[own[n]] = true)
-            add_scaled!(view(sums, :, own[n]), scale, own[n], part, scale_of(channels, n))
+            if any(<(LEAST_SUM), part)
+                isempty(small[own[n]]) && (small[own[n]] = fill(-Inf, num_states(em)))
+                add_logarithms!(small[own[n]], em, k, channels, n)
+            else
+                add_scaled!(view(sums, :, own[n]), scale, own[n], part, scale_of(channels, n))
+            end
         end
     end
 end
@@ -288,23 +293,17 @@ function add_scaled!(sum, scale, i, part, own)
     sum .+= exp(own - scale[i]) .* part
 end
 
-"log p(x | h) of one patch into `out`, (states,), over the shapes `of`, in the log domain."
-function exact_scores!(out, em::Emissions, of, x, mask)
-    totals = fill(-Inf, num_states(em))
-    for k in of
-        channels = shape_rows(em, k, x, mask)
-        all(rows -> possible(rows, 1), channels) || continue
-        for (head, j) in enumerate(em.joins[k]), h in 1:num_states(em)
-            term = log(Float64(em.join[h, j])) + sum(log_offset_sum(em.shifts[c], rows, h, head) for (c, rows) in enumerate(channels))
-            totals[h] = log_add(totals[h], term)
-        end
+"The same of patch `n` of the rows, in the log domain: to `totals`, (states,)."
+function add_logarithms!(totals, em::Emissions, k, channels, n)
+    for (head, j) in enumerate(em.joins[k]), h in 1:num_states(em)
+        term = log(Float64(em.join[h, j])) + sum(log_offset_sum(em.shifts[c], rows, n, h, head) for (c, rows) in enumerate(channels))
+        totals[h] = log_add(totals[h], term)
     end
-    out .= totals
 end
 
-function log_offset_sum(shift, rows::ChannelRows, h, head)
-    rows.free[1] && return 0.0
-    return mapreduce(log_add, rows_of(rows, 1); init=-Inf) do row
+function log_offset_sum(shift, rows::ChannelRows, n, h, head)
+    rows.free[n] && return 0.0
+    return mapreduce(log_add, rows_of(rows, n); init=-Inf) do row
         log(Float64(shift[h, rows.offset[row] + 1])) + log(Float64(rows.values[head, row])) + rows.scale[row]
     end
 end
