@@ -414,22 +414,25 @@ which is chosen such that nothing is lost that any of these states needs.
 function activate!(room::ShareRoom, em::Emissions, channels, n::Int, weights, scores, least)
     empty!(room.active)
     empty!(room.weight)
-    scale = scale_of(channels, n)
-    if any(h -> weights[h] > least && -Inf < scores[h] < scale - 300, eachindex(weights))
-        states = [h for h in eachindex(weights) if weights[h] > least && scores[h] > -Inf]
-        for (c, rows) in enumerate(channels)
-            rows.free[n] && continue
-            most(row) = log(maximum(em.shifts[c][states, rows.offset[row] + 1]))
-            rescale!(rows, n, maximum(rows.scale[row] + most(row) for row in rows_of(rows, n)))
-        end
-        scale = scale_of(channels, n)
-    end
     for h in eachindex(weights)
-        if weights[h] > least && scores[h] > -Inf
-            push!(room.active, h)
-            push!(room.weight, weights[h] * exp(scale - scores[h]))
-        end
+        weights[h] > least && scores[h] > -Inf && push!(room.active, h)
     end
+    scale = scale_for!(em, channels, n, room.active, scores)
+    for h in room.active
+        push!(room.weight, weights[h] * exp(scale - scores[h]))
+    end
+end
+
+"What is taken out of the values of patch `n`: less than usual where that would lose what one of the `states` needs."
+function scale_for!(em::Emissions, channels, n::Int, states, scores)
+    usual = scale_of(channels, n)
+    any(h -> scores[h] < usual - 300, states) || return usual
+    for (c, rows) in enumerate(channels)
+        rows.free[n] && continue
+        most(row) = log(maximum(em.shifts[c][states, rows.offset[row] + 1]))
+        rescale!(rows, n, maximum(rows.scale[row] + most(row) for row in rows_of(rows, n)))
+    end
+    return scale_of(channels, n)
 end
 
 """
