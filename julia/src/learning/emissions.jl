@@ -323,13 +323,14 @@ struct ShareRoom
     of_offsets::Vector{Matrix{Float64}}
     sums::Vector{Vector{Float64}}
     shifts::Vector{Matrix{Float64}}
+    own::Vector{Float64}        # of one head: that of each state, but for the values' probability
     back::Vector{Float64}
 end
 
 function ShareRoom(em::Emissions)
     S, R, D = num_states(em), maximum(length, em.joins), [size(shift, 2) for shift in em.shifts]
     return ShareRoom(Int[], Float64[], zeros(S, R), [zeros(R, d) for d in D], [zeros(S, d) for d in D], [zeros(S) for _ in D],
-                     [zeros(S, d) for d in D], zeros(S))
+                     [zeros(S, d) for d in D], zeros(S), zeros(S))
 end
 
 """
@@ -342,25 +343,25 @@ function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::
         own = rows_of(rows, n)
         for (place, row) in enumerate(own), i in 1:count
             @inbounds room.shifts[c][i, place] = tables.shifts[c][room.active[i], rows.offset[row] + 1]
+            @inbounds room.of_offsets[c][i, place] = 0.0
         end
-        fill!(view(room.of_offsets[c], 1:count, 1:length(own)), 0.0)
     end
     for (head, j) in enumerate(joins)
         for (c, rows) in enumerate(channels)
             active_sum!(room.sums[c], room.shifts[c], rows, n, head, count)
         end
-        total = 0.0
         @inbounds for i in 1:count
-            product = room.weight[i] * tables.join[room.active[i], j]
-            for c in eachindex(channels)
-                product *= room.sums[c][i]
-            end
-            room.joint[i, head] = product
-            total += product
+            room.own[i] = room.weight[i] * tables.join[room.active[i], j]
+        end
+        times_others!(room, 0, count)
+        total = 0.0
+        @inbounds @simd for i in 1:count
+            room.joint[i, head] = room.back[i]
+            total += room.back[i]
         end
         for (c, rows) in enumerate(channels)
             if total > least
-                row_shares!(room, tables, channels, c, n, head, j, count)
+                row_shares!(room, channels, c, n, head, count)
             else
                 room.of_rows[c][head, 1:length(rows_of(rows, n))] .= 0.0
             end
@@ -374,15 +375,8 @@ function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::
 end
 
 "What the rows of channel `c` have of head `head`; of their offsets, but for the offset's probability, the sum over heads."
-function row_shares!(room, tables, channels, c, n, head, j, count)
-    rows, back, offsets, shifts = channels[c], room.back, room.of_offsets[c], room.shifts[c]
-    @inbounds for i in 1:count
-        p = room.weight[i] * tables.join[room.active[i], j]
-        for other in eachindex(channels)
-            other == c || (p *= room.sums[other][i])
-        end
-        back[i] = p
-    end
+function row_shares!(room, channels, c, n, head, count)
+    rows, back, offsets, shifts = channels[c], times_others!(room, c, count), room.of_offsets[c], room.shifts[c]
     for (place, row) in enumerate(rows_of(rows, n))
         p, total = value(rows, head, row), 0.0
         @inbounds @simd for i in 1:count
@@ -391,6 +385,21 @@ function row_shares!(room, tables, channels, c, n, head, j, count)
         end
         room.of_rows[c][head, place] = total * p
     end
+end
+
+"`room.back` becomes `room.own` times the sums of all channels but `c`."
+function times_others!(room, c, count)
+    back, own = room.back, room.own
+    @inbounds @simd for i in 1:count
+        back[i] = own[i]
+    end
+    for (other, sums) in enumerate(room.sums)
+        other == c && continue
+        @inbounds @simd for i in 1:count
+            back[i] *= sums[i]
+        end
+    end
+    return back
 end
 
 function active_sum!(m, shifts, rows, n, head, count)
