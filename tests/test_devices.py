@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import lvd_juice
-from models import offset_model, tiny_model
+from models import field_model, offset_model, tiny_model
 
 from pyjuice_lvd import Circuit, julia
 from pyjuice_lvd.circuit import Evidence
 from pyjuice_lvd.circuit.devices import current, use_device
 from pyjuice_lvd.errors import InputError
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end
 from pyjuice_lvd.models.offsets import OffsetModel
@@ -113,7 +114,12 @@ def shapes_under_offsets() -> tuple[OffsetModel, np.ndarray]:
     return model, np.random.default_rng(5).choice(values[0], (40, 4, 4, 1)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("make", [joint_model, shapes_under_offsets])
+def shapes_below_a_field() -> tuple[FieldModel, np.ndarray]:
+    model, values = field_model((4, 4, 1), (2, 2), "rgb", (64,), [list(range(0, 256, 16))])
+    return model, np.random.default_rng(5).choice(values[0], (40, 4, 4, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("make", [joint_model, shapes_under_offsets, shapes_below_a_field])
 def test_models_of_patches_answer_and_learn_as_on_the_cpu(make) -> None:
     (model, images), (other, _) = make(), make()
     before = model.score_samples(images)
@@ -125,6 +131,40 @@ def test_models_of_patches_answer_and_learn_as_on_the_cpu(make) -> None:
         scores = other.score_samples(images)
     np.testing.assert_allclose(scores, model.score_samples(images), rtol=1e-5)
     assert abs(scores - before).max() > 0.01
+
+
+def test_posteriors_of_offsets_are_as_on_the_cpu() -> None:
+    model, images = shapes_under_offsets()
+    mask = np.random.default_rng(6).random(images.shape) < 0.4
+
+    def answers() -> list[np.ndarray]:
+        scores = model.score_samples(images, mask=mask)
+        return [scores, model.posterior(images, mask=mask), *model.offset_posterior(images, mask=mask)]
+
+    wanted = answers()
+    with use_device("array"):
+        found = answers()
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [("cpu", "array"), ("array", "cpu")])
+def test_training_goes_on_on_another_device(devices: tuple[str, str], tmp_path: Path) -> None:
+    (once, images), (model, _), (resumed, _) = (shapes_under_offsets() for _ in range(3))
+    settings = {"epochs": 2, "batch_size": 16, "step_size": (0.5, 0.1)}
+    fit_end_to_end(once, images, images, **settings)
+
+    def stop(history: list[float]) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "checkpoint.safetensors"
+    with use_device(devices[0]), pytest.raises(KeyboardInterrupt):
+        fit_end_to_end(model, images, images, **settings, checkpoint=path, on_epoch=stop)
+    with use_device(devices[1]):
+        history = fit_end_to_end(resumed, images, images, **settings, checkpoint=path)
+    assert len(history) == settings["epochs"]
+    for mine, other in zip(resumed.learned(), once.learned(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-6)
 
 
 def test_devices_that_are_not_there(tmp_path: Path) -> None:

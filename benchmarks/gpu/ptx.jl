@@ -23,7 +23,7 @@ const PTX_VERSION = v"7.8"  # the first that knows sm_90
 
 """
 What launches all kernels: likelihoods, posteriors and EM of circuits that are dense, pruned, and of pairs of units; hidden values, soft evidence;
-mutual information of few categories and of many.
+a batch of more samples than single precision adds up; a model with offsets that has windows and ties; mutual information of few categories and of many.
 """
 function work()
     rng, device = MersenneTwister(1), Device(a -> Remote(copy(a)))
@@ -37,6 +37,13 @@ function work()
         finish!(EMJob(c, SoftEvidence(copy(scores)), head_of; epochs=1, backend=device))
         LVDJuice.accumulate_posterior!(zeros(Float32, 3, 6, 200), engine(c, device; soft=true), SoftEvidence(scores), head_of)
     end
+    finish!(EMJob(tree(), repeat(X, 1, 50), repeat(head_of, 50); epochs=1, batch_size=10_000, backend=device))
+    shape = engine(hclt([0, 1]; latents=3, categories=4, heads=2), device)
+    LVDJuice.limit_inputs!(shape, [true true; true false; true false; true true])
+    LVDJuice.settle!(shape)
+    prior, ties = LVDJuice.tied_tree([0, 1], [1, 1], [0.4, 0.6], reshape([0.3, 0.7, 0.8, 0.2], 2, 2, 1))
+    emissions = Emissions([[shape]], [2], fill(0.5f0, 2, 2), [fill(0.5f0, 2, 2)])
+    finish!(OffsetEMJob(prior, emissions, rand(rng, UInt8(0):UInt8(3), 2, 2, 50); ties=Ties(ties), epochs=1, backend=device))
     for categories in (3, 256)
         finish!(MutualInformationJob(X; categories=categories, mask=rand(rng, Bool, size(X)), backend=device))
     end

@@ -9,6 +9,8 @@ function LVDJuice.backend(::Val{:cuda})
     return Device(CuArray)
 end
 
+LVDJuice.zeros_at(::Type{CuArray}, T, sizes::Int...) = CUDA.zeros(T, sizes...)
+
 "By one call of CUBLAS where all columns are without gaps: it takes the first matrix' stride for that of all, and no views of other kinds."
 function LVDJuice.matrix_products!(::CuArray, cs::Vector{<:CuMatrix{Float32}}, as::Vector{<:CuMatrix{Float32}}, bs::Vector{<:CuMatrix{Float32}},
                                    beta::Float32, turn_a::Bool=false, turn_b::Bool=false)

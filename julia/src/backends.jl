@@ -16,6 +16,8 @@ Where circuits are evaluated: `CPU()`, in tiles of samples on all threads, or [`
 | [`accumulate_posterior!`](@ref)`(posterior, engine, X, head_of)` | both, of soft evidence, and the posterior of what it is of |
 | [`counts!`](@ref)`(counts, engine, scale)` | takes out what was added up: plain arrays that add up |
 | [`apply!`](@ref)`(engine, [counts,] step, pseudocount)` | the M-step |
+| [`apply_tied!`](@ref)`(engine, ties, step, pseudocount)` | the same, of sums some of whose parameters are one |
+| [`limit_inputs!`](@ref)`(engine, allowed)` | takes values that are not allowed from the inputs |
 | [`settle!`](@ref)`(engine)` | brings the circuit's parameters up to date |
 | [`refresh!`](@ref)`(engine)` | takes the circuit's parameters anew, where others changed them |
 | [`release!`](@ref)`(engine)` | gives back the room that it works in |
@@ -98,6 +100,30 @@ The flows are the engine's own statistics, which are cleared, or `counts`, from 
 function apply! end
 
 """
+    apply_tied!(engine, ties, step, pseudocount)
+
+[`apply!`](@ref) from the engine's own statistics, once tied edges have each other's ([`Ties`](@ref)); `nothing`: no edges are tied.
+"""
+apply_tied!(e::Engine, ::Nothing, step, pseudocount) = apply!(e, step, pseudocount)
+
+apply_tied!(e::Engine, ties::Ties, step, pseudocount) =
+    apply!(e, tie!(counts!(ExpectedCounts(circuit(e)), e), ties), step, pseudocount, 1.0)
+
+"""
+    limit_inputs!(engine, allowed)
+    limit_inputs!(circuit, allowed)
+
+Sets the probabilities of values that are not `allowed`, Bool `(categories, variables)`, to 0, and scales the others up. An input
+that would lose everything gets equal shares.
+"""
+function limit_inputs!(e::Engine, allowed::AbstractMatrix{Bool})
+    all(allowed) && return nothing
+    settle!(e)
+    limit_inputs!(circuit(e), allowed)
+    return refresh!(e)
+end
+
+"""
     settle!(engine)
 
 Brings the circuit's parameters up to date with the steps that were applied.
@@ -136,16 +162,22 @@ function scale_of(counts::ExpectedCounts)
 end
 
 # What engines share: flows add up in single precision, `accumulated` samples of them, and before these are too many they go to
-# `counts`, in double precision. `take_counts!(counts, engine, scale)` is a backend's own: it adds what single precision holds and clears it.
+# double precision (`widen!`). Here that is `counts`, by `take_counts!(counts, engine, scale)`, which a backend adds.
 
 "Makes room for the flows of `count` samples more."
 function begin_accumulating!(e::Engine, count::Int)
     if 0 < e.accumulated && e.accumulated + count > SINGLE_PRECISION_SAMPLES
-        e.counts === nothing && (e.counts = ExpectedCounts(circuit(e)))
-        take_counts!(e.counts, e, 1.0)
+        widen!(e)
+        e.accumulated = 0
     end
     e.accumulated += count
     return nothing
+end
+
+"Adds what single precision holds to what double precision does, and clears it."
+function widen!(e::Engine)
+    e.counts === nothing && (e.counts = ExpectedCounts(circuit(e)))
+    take_counts!(e.counts, e, 1.0)
 end
 
 function counts!(counts::ExpectedCounts, e::Engine, scale::Real=1)

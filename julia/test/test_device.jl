@@ -108,6 +108,18 @@ end
         end
         @test same_parameters(c, other)
     end
+    for device in DEVICES  # what is done exactly is learned from, too
+        c = sharpen!(MersenneTwister(1), hclt([i ÷ 2 for i in 1:5]; latents=4, categories=3, heads=2, seed=1), 100)
+        other, X = twin(c), assignments(5, 3)
+        e = engine(other, device)
+        sources = LVDJuice.Sources(ones(Int32, size(X, 2)))
+        _, uncertain = accumulate!(e, X, sources, 1:size(X, 2), 1:size(X, 2))
+        @test length(uncertain) > 10
+        for (own, backend) in ((c, CPU()), (other, device))
+            finish!(EMJob(own, X, ones(Int, size(X, 2)); epochs=2, batch_size=60, step_size=(0.8, 0.3), pseudocount=0.1, backend=backend))
+        end
+        @test same_parameters(c, other; rtol=1e-3)
+    end
     for device in DEVICES
         make() = hclt([0, 1, 1, 2]; latents=5, categories=4, heads=2, seed=3)
         X, head_of = rand(rng, 0:3, 4, 20_000), rand(rng, 1:2, 20_000)
@@ -264,7 +276,7 @@ end
     @test_throws OutOfMemoryError finish!(MutualInformationJob(X; categories=4, backend=Device(none)))
 end
 
-@testset "device: joint models and models with offsets learn what they learn on the CPU" begin
+@testset "device: joint models learn what they learn on the CPU" begin
     rng = MersenneTwister(65)
     tried = rand(rng, UInt16(0):UInt16(1), 1, 2, 60)
     for device in DEVICES, candidates in (nothing, tried)
@@ -276,20 +288,102 @@ end
         for (mine, theirs) in zip([models[1][1]; models[1][2]], [models[2][1]; models[2][2]])
             @test same_parameters(mine, theirs)
         end
-        patches = rand(rng, UInt8.(0:7), 4, 2, 60)
-        found = map((CPU(), device)) do backend
-            em, prior = random_emissions(2; steps=[4, 2]), hclt([0, 1]; latents=2, categories=3, seed=7)
-            circuit(em.shapes[1][1]).leaf[1:2] .= 0  # a value that one variable's units may not have
-            em = Emissions([[engine(circuit(e), backend) for e in shape] for shape in em.shapes], em.steps, em.join, em.shifts)
-            scores = zeros(Float32, num_states(em), 2, 60)
-            mean = finish!(OffsetEMJob(prior, em, patches; settings..., backend=backend))
-            emission_scores!(scores, em, patches)
-            return mean, [prior; [circuit(e) for shape in em.shapes for e in shape]], em, scores
+    end
+end
+
+"Shapes under offsets on a backend: in the first variable residuals have a window; `sharpest`: their parameters lie that far apart."
+function emissions_on(backend; steps=[4, 2], sharpest=1)
+    em = random_emissions(2; steps=steps)
+    circuits, allowed = [[circuit(e) for e in shape] for shape in em.shapes], fill(true, 8, 2)
+    allowed[3:7, 1] .= false
+    for c in Iterators.flatten(circuits)
+        sharpest > 1 && sharpen!(MersenneTwister(1), c, sharpest)
+        LVDJuice.limit_inputs!(c, allowed)
+    end
+    return Emissions([[engine(c, backend) for c in shape] for shape in circuits], em.steps, em.join, em.shifts)
+end
+
+"A prior over four positions, some of whose parameters are tied."
+function tied_prior()
+    shares(sizes...) = (x = rand(MersenneTwister(64), sizes...) .+ 0.1; x ./ sum(x, dims=1))
+    prior, ties = tied_tree([2, 0, 2, 3], [1, 1, 2, 1], vec(shares(3, 1)), shares(3, 3, 2))
+    return prior, Ties(ties)
+end
+
+"All that a job with offsets learns is that of another."
+function same_model(a, b; rtol=1e-4)
+    return all(same_parameters(circuit(x), circuit(y); rtol=rtol) for (x, y) in zip(learning(a), learning(b))) &&
+           all(close_to(x, y; rtol=rtol) for (x, y) in zip([[a.emissions.join]; a.emissions.shifts], [[b.emissions.join]; b.emissions.shifts]))
+end
+
+@testset "device: models with offsets: likelihoods, shares, and what they learn, are the CPU's" begin
+    rng = MersenneTwister(68)
+    patches, mask = rand(rng, UInt8.(0:7), 4, 4, 60), rand(rng, 4, 4, 60) .< 0.3
+    mask[:, 1, 1] .= true
+    for device in DEVICES, candidates in (nothing, rand(rng, UInt16(0):UInt16(1), 1, 4, 60)), sharpest in (1, 80)
+        settings = (candidates=candidates, epochs=2, batch_size=25, step_size=(0.9, 0.4), pseudocount=0.2, prior_pseudocount=0.3)
+        wanted, found = map((CPU(), device)) do backend
+            (prior, ties), em = tied_prior(), emissions_on(backend; sharpest=sharpest)
+            job = OffsetEMJob(prior, em, patches; ties=ties, settings..., backend=backend)
+            means = [advance!(job)[3] for _ in 1:2]
+            scores, joins = zeros(Float32, 3, 4, 60), zeros(Float32, 5, 240)
+            emission_scores!(scores, em, patches, Array(mask))
+            emission_shares!(joins, (), em, reshape(patches, 4, 240), nothing, ones(Float32, 3, 240))
+            (job=job, means=means, scores=scores, joins=joins, ties=ties)
         end
-        @test found[2][1] ≈ found[1][1] rtol = 1e-5
-        @test all(same_parameters(pair...) for pair in zip(found[1][2], found[2][2]))
-        @test close_to(found[2][3].join, found[1][3].join; rtol=1e-4)
-        @test found[2][4] ≈ found[1][4] rtol = 1e-5
+        @test found.means ≈ wanted.means rtol = 1e-5
+        @test same_model(found.job, wanted.job; rtol=sharpest == 1 ? 1e-4 : 1e-3)
+        @test close_to(exp.(found.scores), exp.(wanted.scores); rtol=1e-3)
+        @test close_to(found.joins, wanted.joins; rtol=1e-3)
+        weight = circuit(found.job.prior).weight
+        @test all(length(unique(weight[found.ties.numbers .== number])) == 1 for number in 1:maximum(found.ties.numbers))
+        @test all(LVDJuice.allowed_values(circuit(e))[3:7, 1] == fill(false, 5) for shape in found.job.emissions.shapes for e in shape)
+    end
+end
+
+@testset "device: what a model with offsets learns stays there, and goes on elsewhere" begin
+    rng = MersenneTwister(69)
+    patches = rand(rng, UInt8.(0:7), 4, 4, 40)
+    settings = (epochs=2, batch_size=15, step_size=(0.9, 0.4), pseudocount=0.2, prior_pseudocount=0.3)
+    function job_on(backend, prior, ties, em)
+        on = Emissions([[engine(circuit(e), backend) for e in shape] for shape in em.shapes], em.steps, em.join, em.shifts)
+        return OffsetEMJob(prior, on, patches; ties=ties, settings..., backend=backend)
+    end
+    for device in DEVICES
+        job = job_on(device, tied_prior()..., emissions_on(CPU()))
+        before = deepcopy([circuit(e) for e in learning(job)])
+        for _ in 1:4  # the prior, both shapes and the tables
+            expect!(job)
+            maximise!(job)
+        end
+        @test job.position == 15
+        @test all(e -> e.ahead, learning(job))
+        @test all(same_parameters(circuit(e), c; rtol=0) for (e, c) in zip(learning(job), before))
+        @test sum(advance!(job)[1:2]) > 0 && !any(e -> e.ahead, learning(job))
+        wanted, found = job_on(CPU(), tied_prior()..., emissions_on(CPU())), job_on(CPU(), tied_prior()..., emissions_on(CPU()))
+        advance!(wanted)
+        advance!(found, -1)  # a batch on the CPU, the others on the device
+        on_device = job_on(device, circuit(found.prior), found.ties, found.emissions)
+        LVDJuice.continue_from!(on_device, found.epoch, found.position, found.total)
+        @test advance!(on_device)[3] ≈ wanted.total / 40 rtol = 1e-5
+        @test same_model(on_device, wanted)
+    end
+end
+
+@testset "device: patches below a field learn what they learn on the CPU, and jobs share batches" begin
+    rng = MersenneTwister(70)
+    patches = rand(rng, UInt8.(0:7), 4, 4, 25)
+    for device in DEVICES
+        wanted, found = map((CPU(), device)) do backend
+            job = FieldEMJob(random_field([1, 1, 2], [4, 2]), emissions_on(backend; steps=[2, 4]), patches; epochs=2, batch_size=12)
+            (job=job, means=[advance!(job)[3] for _ in 1:2])
+        end
+        @test found.means ≈ wanted.means rtol = 1e-5
+        @test all(same_parameters(circuit(a), circuit(b)) for (a, b) in zip(learning(found.job), learning(wanted.job)))
+        make(backend) = ((prior, ties) = tied_prior(); OffsetEMJob(prior, emissions_on(backend), patches; ties=ties, epochs=2, batch_size=12, backend=backend))
+        alone, jobs = make(CPU()), [make(device) for _ in 1:2]
+        @test run_shared!(jobs) ≈ [advance!(alone)[3] for _ in 1:2] rtol = 1e-5
+        @test same_model(jobs[1], alone; rtol=1e-3)
     end
 end
 

@@ -18,15 +18,20 @@ Statistics(c::Circuit; leaf::Bool=true) =
 
 "Adds the statistics, times `scale`, to `counts`, and clears them."
 function take_counts!(counts::ExpectedCounts, c::Circuit, stat::Statistics, scale::Float64)
-    theta = c.weight
-    @inbounds @simd for e in eachindex(theta)
-        counts.weight[e] += scale * (Float64(theta[e]) * stat.weight[e])
-    end
-    @inbounds @simd for e in eachindex(stat.leaf)
-        counts.leaf[e] += scale * stat.leaf[e]
-    end
+    add_flows!(counts, c, stat.weight, stat.leaf, scale)
     fill!(stat.weight, 0f0)
     fill!(stat.leaf, 0f0)
+end
+
+"Adds flows, times `scale`; those of edges leave out the weight."
+function add_flows!(counts::ExpectedCounts, c::Circuit, weight, leaf, scale::Float64)
+    theta = c.weight
+    @inbounds @simd for e in eachindex(theta)
+        counts.weight[e] += scale * (Float64(theta[e]) * weight[e])
+    end
+    @inbounds @simd for e in eachindex(leaf)
+        counts.leaf[e] += scale * leaf[e]
+    end
 end
 
 """

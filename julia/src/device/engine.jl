@@ -31,9 +31,9 @@ is_full(error) = error isa OutOfMemoryError
 const PASS_NUMBERS = 2^25
 
 """
-A circuit on a device. Its parameters are taken when it is made, and the circuit's own are brought up to date by [`settle!`](@ref). Flows
-are summed in single precision, and every few thousand samples in double precision in `counts`, on the host. The room for a pass is made
-when it is first needed.
+A circuit on a device. Its parameters are taken when it is made, stay there, and the circuit's own are brought up to date by [`settle!`](@ref).
+Flows are summed in single precision, and every few thousand samples in double precision in `wide`. The room for a pass is made when it is
+first needed.
 """
 mutable struct DeviceEngine{A} <: Engine
     schedule::Schedule
@@ -45,7 +45,7 @@ mutable struct DeviceEngine{A} <: Engine
     levels::Vector{Level}
     evidence_batches::Vector{EvidenceBatch}  # of the inputs, where evidence is soft
     inputs::Tuple               # column, variable, start, stride of all input units
-    learned::Tuple              # start, stride, categories of the categorical ones
+    learned::Tuple              # variable, start, stride, categories of the categorical ones
     learns_on_host::Bool        # whether others are learned, too: from counts
     sums::Tuple                 # of every sum unit: its first edge, and how many
     small::Tuple                # of input groups whose small values have lost digits: groups, first, width
@@ -55,6 +55,7 @@ mutable struct DeviceEngine{A} <: Engine
     leaf::AbstractVector{Float32}
     weight_flow::AbstractVector{Float32}  # statistics, less the weight; none before there is need of them
     leaf_flow::AbstractVector{Float32}    # of soft evidence, less the parameter
+    wide::Tuple                           # both, in double precision, the latter with the parameter; none before there is need of them
     values::AbstractMatrix{Float32}       # (rows, columns)
     flows::AbstractMatrix{Float32}
     scratch::Tuple                        # (rows, sums of the largest batch), (rows, units or pairs of its child groups)
@@ -64,15 +65,15 @@ mutable struct DeviceEngine{A} <: Engine
     evidence::AbstractArray{Float32,3}    # (rows, categories, variables), in their place where it is soft
     ahead::Bool                 # whether the parameters here are newer than the circuit's
     accumulated::Int            # samples in the statistics
-    exact::Union{Nothing,Statistics}  # flows of samples that were done exactly
-    counts::Union{Nothing,ExpectedCounts}
+    exact::Union{Nothing,Statistics}  # flows of samples that were done exactly, on the host
+    ties::Tuple                 # those that were applied last, and their edges, tie by tie, as lists
 end
 
 function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size::Int=0)
     c = schedule.circuit
     any_numbers(c) && throw(ArgumentError("device: found Poisson or Gaussian inputs in the circuit, which are for the CPU alone"))
     place(x) = device.array(x)
-    none(T, dimensions=1) = place(zeros(T, ntuple(_ -> 0, dimensions)))
+    none(T, dimensions=1) = zeros_at(device.array, T, ntuple(_ -> 0, dimensions)...)
     first, columns = first_columns(schedule)
     limit = max(columns, widest_in_scratch(schedule))
     numbers = limit + (soft ? 2 * c.num_vars * Int(maximum(schedule.limits)) : 0)
@@ -86,14 +87,14 @@ function engine(schedule::Schedule, device::Device; soft::Bool=false, batch_size
     learned, categories = input_table(schedule, first, ==(CATEGORICAL))
     beyond = zeros(Float32, widest_in_scratch(schedule) * maximum(g -> length(g.blocks) + 1, schedule.groups))
     return DeviceEngine(schedule, device, soft, rows, rows, first, levels_of(place, schedule, first, limit),
-                        soft ? evidence_batches(place, schedule, first) : EvidenceBatch[], place.(inputs), place.((learned[3], learned[4], categories)),
+                        soft ? evidence_batches(place, schedule, first) : EvidenceBatch[], place.(inputs), place.((learned[2:end]..., categories)),
                         any(g -> g.kind != CATEGORICAL && num_input_params(g.kind, g.categories) > 0, schedule.groups),
                         place.((c.child_start[sum_units], Int32[length(edges(c, u)) for u in sum_units])),
                         place.(small_inputs(schedule, first, soft)), place.((head_columns, schedule.head_group[own])),
                         Int[findfirst(==(u), head_units) for u in c.heads], place(vcat(c.weight, beyond)),
-                        place(vcat(c.leaf, zeros(Float32, widest_stride(schedule)))), none(Float32), none(Float32), none(Float32, 2),
-                        none(Float32, 2), (none(Float32, 2), none(Float32, 2)), none(Int32, 2), none(Float32, 2), none(Int32, 2),
-                        none(Float32, 3), false, 0, nothing, nothing)
+                        place(vcat(c.leaf, zeros(Float32, widest_stride(schedule)))), none(Float32), none(Float32),
+                        (none(Float64), none(Float64)), none(Float32, 2), none(Float32, 2), (none(Float32, 2), none(Float32, 2)),
+                        none(Int32, 2), none(Float32, 2), none(Int32, 2), none(Float32, 3), false, 0, nothing, (nothing,))
 end
 
 "Units of the widest group, or pairs of units where those are more."
@@ -104,6 +105,7 @@ widest_stride(schedule::Schedule) = maximum(g -> isinput(g.kind) ? g.param_strid
 
 "An array where kernels are."
 place(e::DeviceEngine, x) = e.device.array(x)
+zeros_at(e::DeviceEngine, T, sizes::Int...) = zeros_at(e.device.array, T, sizes...)
 
 circuit(e::DeviceEngine) = e.schedule.circuit
 schedule(e::DeviceEngine) = e.schedule
@@ -140,7 +142,7 @@ function make_room!(e::DeviceEngine, samples::Int)
     e.rows = wanted
     while true
         try
-            room(T, columns) = place(e, zeros(T, e.rows, columns))
+            room(T, columns) = zeros_at(e, T, e.rows, columns)
             groups, columns = length(e.schedule.groups), sum(kept_width, e.schedule.groups)
             e.values, e.flows = room(Float32, columns), room(Float32, columns)
             e.scratch = map(columns_of -> room(Float32, maximum(Int[1; [columns_of(batch) for level in e.levels for batch in level.batches]])),
@@ -157,9 +159,9 @@ end
 
 "Gives back what `make_room!` and `load_pass!` took."
 function drop_room!(e::DeviceEngine)
-    none = place(e, zeros(Float32, 0, 0))
+    none, no_numbers = zeros_at(e, Float32, 0, 0), zeros_at(e, Int32, 0, 0)
     e.values, e.flows, e.scratch, e.lost = none, none, (none, none), none
-    e.exponents, e.x, e.evidence = place(e, zeros(Int32, 0, 0)), place(e, zeros(Int32, 0, 0)), place(e, zeros(Float32, 0, 0, 0))
+    e.exponents, e.x, e.evidence = no_numbers, no_numbers, zeros_at(e, Float32, 0, 0, 0)
     return nothing
 end
 
@@ -169,10 +171,10 @@ sample_at(order, range::UnitRange, row::Int) = Int(order[min(first(range) + row 
 "Puts what is known of samples `order[range]` where kernels are: their categories, -1 where one is hidden, or the evidence."
 function load_pass!(e::DeviceEngine, X::Union{AbstractMatrix,Masked}, order, range::UnitRange)
     x, values, mask = Matrix{Int32}(undef, e.rows, circuit(e).num_vars), X isa Masked ? X.values : X, X isa Masked ? X.mask : nothing
-    for n in 1:e.rows
-        sample = sample_at(order, range, n)
-        for i in axes(x, 2)
-            x[n, i] = hidden(mask, i, sample) ? Int32(-1) : category(values[i, sample])
+    Threads.@threads for i in axes(x, 2)
+        for n in 1:size(x, 1)
+            sample = sample_at(order, range, n)
+            @inbounds x[n, i] = hidden(mask, i, sample) ? Int32(-1) : category(values[i, sample])
         end
     end
     e.x = place(e, x)
@@ -195,47 +197,85 @@ end
 "Makes the room to accumulate in, where there is none."
 function prepare!(e::DeviceEngine)
     isempty(e.weight_flow) || return
-    e.weight_flow, e.leaf_flow = place(e, zeros(Float32, length(e.weight))), place(e, zeros(Float32, length(e.leaf)))
+    e.weight_flow, e.leaf_flow = zeros_at(e, Float32, length(e.weight)), zeros_at(e, Float32, length(e.leaf))
     return nothing
 end
 
 function release!(e::DeviceEngine)
     drop_room!(e)
-    e.weight_flow, e.leaf_flow = place(e, zeros(Float32, 0)), place(e, zeros(Float32, 0))
-    e.accumulated, e.exact, e.counts = 0, nothing, nothing
+    e.weight_flow, e.leaf_flow = zeros_at(e, Float32, 0), zeros_at(e, Float32, 0)
+    e.wide = zeros_at(e, Float64, 0), zeros_at(e, Float64, 0)
+    e.accumulated, e.exact = 0, nothing
     return nothing
 end
 
-"Adds what single precision holds, times `scale`, to `counts`, and clears it."
-function take_counts!(counts::ExpectedCounts, e::DeviceEngine, scale::Float64)
-    c = circuit(e)
-    if !isempty(e.weight_flow)
-        settle!(e)
-        multiply_in!(e)
-        own = Statistics(Array(e.weight_flow)[1:length(c.weight)], Array(e.leaf_flow)[1:length(c.leaf)])
-        take_counts!(counts, c, own, scale)
-        fill!(e.weight_flow, 0f0)
-        fill!(e.leaf_flow, 0f0)
+"Makes what single precision holds whole: the inputs' flows, where they leave the parameters out, and those of samples that were done exactly."
+function complete!(e::DeviceEngine)
+    e.soft && launch!(multiply_by!, e.leaf, length(e.leaf), e.leaf_flow, e.leaf)
+    e.exact === nothing && return nothing
+    for (flow, exact) in ((e.weight_flow, e.exact.weight), (e.leaf_flow, e.exact.leaf))
+        launch!(move_into!, flow, length(exact), flow, place(e, exact))
     end
-    e.exact === nothing || take_counts!(counts, c, e.exact, scale)
-    e.exact, e.accumulated = nothing, 0
+    e.exact = nothing
+    return nothing
+end
+
+function widen!(e::DeviceEngine)
+    complete!(e)
+    isempty(e.wide[1]) && (e.wide = (zeros_at(e, Float64, length(e.weight)), zeros_at(e, Float64, length(e.leaf))))
+    launch!(move_into!, e.weight, length(e.weight), e.wide[1], e.weight_flow)
+    launch!(move_into!, e.leaf, length(e.leaf), e.wide[2], e.leaf_flow)
+    return nothing
+end
+
+"All flows, those of edges less the weights, where kernels are: in single precision, or in double where there are too many samples."
+function all_flows!(e::DeviceEngine)
+    prepare!(e)
+    e.accumulated = 0
+    if isempty(e.wide[1])
+        complete!(e)
+        return e.weight_flow, e.leaf_flow
+    end
+    widen!(e)
+    return e.wide
+end
+
+function counts!(counts::ExpectedCounts, e::DeviceEngine, scale::Real=1)
+    flows, c = all_flows!(e), circuit(e)
+    settle!(e)
+    weight, leaf = map(Array, flows)
+    add_flows!(counts, c, weight, view(leaf, 1:length(c.leaf)), Float64(scale))
+    foreach(flow -> fill!(flow, 0), flows)
     return counts
 end
 
-"Makes the inputs' statistics flows, where they leave the parameters out."
-multiply_in!(e::DeviceEngine) = e.soft && launch!(multiply_by!, e.leaf, length(e.leaf), e.leaf_flow, e.leaf)
-
 function apply!(e::DeviceEngine, step::Real, pseudocount::Real)
-    prepare!(e)
-    if e.counts !== nothing || e.exact !== nothing || e.learns_on_host
-        return apply!(e, counts!(ExpectedCounts(circuit(e)), e), step, pseudocount, 1.0)
-    end
-    s, a = Float32(step), Float32(pseudocount)
-    multiply_in!(e)
-    launch!(sum_step!, e.weight, length(e.sums[1]), e.weight, e.weight_flow, s, a, e.sums...)
-    launch!(categorical_step!, e.leaf, length(e.learned[1]), e.leaf, e.leaf_flow, s, a, e.learned...)
-    fill!(e.leaf_flow, 0f0)  # of inputs that have nothing to learn
-    e.ahead, e.accumulated = true, 0
+    e.learns_on_host && return apply!(e, counts!(ExpectedCounts(circuit(e)), e), step, pseudocount, 1.0)
+    return take_step!(e, all_flows!(e)..., Float32(step), Float32(pseudocount))
+end
+
+function apply_tied!(e::DeviceEngine, ties::Ties, step::Real, pseudocount::Real)
+    e.learns_on_host && return invoke(apply_tied!, Tuple{Engine,Ties,Any,Any}, e, ties, step, pseudocount)
+    e.ties[1] === ties || (e.ties = (ties, map(list -> place(e, list), tied_edges(ties))...))
+    flows = all_flows!(e)
+    launch!(tie_edges!, e.weight, length(e.ties[2]) - 1, flows[1], e.weight, e.ties[2:3]...)
+    return take_step!(e, flows..., Float32(step), Float32(pseudocount))
+end
+
+"The M-step from these flows, which are cleared."
+function take_step!(e::DeviceEngine, weight_flow, leaf_flow, step::Float32, pseudocount::Float32)
+    launch!(sum_step!, e.weight, length(e.sums[1]), e.weight, weight_flow, step, pseudocount, e.sums...)
+    launch!(categorical_step!, e.leaf, length(e.learned[1]), e.leaf, leaf_flow, step, pseudocount, e.learned[2:end]...)
+    fill!(leaf_flow, 0)  # of inputs that have nothing to learn
+    e.ahead = true
+    return nothing
+end
+
+function limit_inputs!(e::DeviceEngine, allowed::AbstractMatrix{Bool})
+    e.learns_on_host && return invoke(limit_inputs!, Tuple{Engine,AbstractMatrix{Bool}}, e, allowed)
+    all(allowed) && return nothing
+    launch!(limit_input!, e.leaf, length(e.learned[1]), e.leaf, place(e, allowed), e.learned...)
+    e.ahead = true
     return nothing
 end
 

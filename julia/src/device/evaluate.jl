@@ -65,26 +65,27 @@ end
 "The heads' values, NaN where they are not certain, and their exponents, of a pass: on the host, `(rows, units that are heads)`."
 function head_values(e::DeviceEngine)
     sizes = (e.rows, length(e.heads[1]))
-    value, exponent = place(e, zeros(Float32, sizes)), place(e, zeros(Int32, sizes))
+    value, exponent = zeros_at(e, Float32, sizes...), zeros_at(e, Int32, sizes...)
     over!(take_head!, e, sizes[2], value, exponent, e.values, e.exponents, e.lost, e.rows, e.heads...)
     return Array(value), Array(exponent)
 end
 
 log_value(value::Float32, exponent::Int32) = log(Float64(value)) + exponent * log(2.0)
 
-"Calls `f(range, value, exponent)` with the heads' values of all samples, pass by pass."
+"Calls `f(range)` pass by pass, with the values of these samples where kernels are."
 function each_pass(f, e::DeviceEngine, X::Data)
     make_room!(e, num_samples(X))
     for range in pieces(1:num_samples(X), e.rows)
         load_pass!(e, X, 1:num_samples(X), range)
         forward!(e)
-        f(range, head_values(e)...)
+        f(range)
     end
 end
 
 function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::DeviceEngine, X::Data, heads)
     uncertain = Int[]
-    each_pass(e, X) do range, value, exponent
+    each_pass(e, X) do range
+        value, exponent = head_values(e)
         for (row, n) in enumerate(range)
             for (i, head) in enumerate(heads)
                 h = e.head_place[head]
@@ -93,23 +94,22 @@ function log_likelihood!(out::AbstractMatrix{<:AbstractFloat}, e::DeviceEngine, 
             all(i -> isfinite(out[i, n]), axes(out, 1)) || push!(uncertain, n)
         end
     end
-    settle!(e)  # what is redone is redone by the circuit
+    isempty(uncertain) || settle!(e)  # they are redone by the circuit
     return uncertain
 end
 
 function head_values!(values::Matrix{Float32}, scale::Vector{Float64}, e::DeviceEngine, X::Data)
-    uncertain = Int[]
-    each_pass(e, X) do range, value, exponent
-        for (row, n) in enumerate(range)
-            places = view(e.head_place, axes(values, 1))
-            top = maximum(exponent[row, h] for h in places)
-            for (head, h) in enumerate(places)
-                values[head, n] = ldexp(value[row, h], exponent[row, h] - top)
-            end
+    uncertain, heads = Int[], size(values, 1)
+    units = place(e, Int32.(e.head_place[1:heads]))
+    each_pass(e, X) do range
+        value, exponent = zeros_at(e, Float32, heads, e.rows), zeros_at(e, Int32, e.rows)
+        launch!(take_heads!, e.values, e.rows, value, exponent, e.values, e.exponents, e.lost, e.heads..., units)
+        copyto!(values, 1 + heads * (first(range) - 1), Array(value), 1, heads * length(range))
+        for (n, top) in zip(range, Array(exponent))
             scale[n] = top * log(2.0) + offset(X, n)
-            any(h -> isnan(value[row, h]), places) && push!(uncertain, n)
+            any(isnan, view(values, :, n)) && push!(uncertain, n)
         end
     end
-    settle!(e)
+    isempty(uncertain) || settle!(e)
     return uncertain
 end

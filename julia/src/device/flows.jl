@@ -27,18 +27,17 @@ held: the others have no flow.
 """
 function begin_flows(e::DeviceEngine, X::Data, sources::Starts, order, pass)
     value, exponent = head_values(e)
-    started, total, certain = zeros(Float32, size(value)), 0.0, fill(true, length(pass))
-    for (row, place) in enumerate(pass)
-        own, n = 0.0, Int(order[place])
+    started, found = zeros(Float32, size(value)), zeros(length(pass))
+    Threads.@threads for row in eachindex(found)
+        n = Int(order[pass[row]])
         for (head, weight) in starts(sources, n)
             h = e.head_place[head]
-            weight > 0 && (own += weight * (log_value(value[row, h], exponent[row, h]) + offset(X, n)))
+            weight > 0 && (found[row] += weight * (log_value(value[row, h], exponent[row, h]) + offset(X, n)))
             started[row, h] += weight
         end
-        certain[row] = isfinite(own)
-        certain[row] ? (total += own) : (started[row, :] .= 0f0)
+        isfinite(found[row]) || (started[row, :] .= 0f0)
     end
-    return total, started, certain
+    return sum(Iterators.filter(isfinite, found)), started, isfinite.(found)
 end
 
 function backward!(e::DeviceEngine, started::Matrix{Float32})
@@ -64,7 +63,7 @@ end
 
 "p(x_i = k | evidence) of the samples of a pass, up to a factor for each, from what [`evidence_flows!`](@ref) leaves: on the host."
 function evidence_posterior(e::DeviceEngine)
-    posterior = place(e, zeros(Float32, size(e.evidence)))
+    posterior = zeros_at(e, Float32, size(e.evidence)...)
     for batch in e.evidence_batches
         matrix_products!(e.values, evidence_matrices(e, posterior, batch), unit_matrices(e, batch), table_matrices(e, e.leaf, batch),
                          batch.again ? 1f0 : 0f0)

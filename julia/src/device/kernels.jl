@@ -49,6 +49,13 @@ function matrix_products!(::Array, cs, as, bs, beta::Float32, turn_a::Bool=false
     return nothing
 end
 
+"""
+    zeros_at(array, T, sizes...)
+
+Zeros where `array` puts Julia's own arrays. A package of arrays of another kind adds a method that makes them there.
+"""
+zeros_at(array, T, sizes::Int...) = array(zeros(T, sizes))
+
 "Sample and item of index `i`, of `rows` samples an item: by a division that cannot throw, for then nothing in a kernel does."
 @inline function at(i::Int, rows::Int)
     item, sample = divrem((i - 1) % UInt, max(rows, 1) % UInt)
@@ -229,12 +236,35 @@ function finish_sums!(i, values, exponents, lost, rows, groups, first, width, bl
     return nothing
 end
 
+"A head's value, NaN where it is not certain."
+@inline function certain_value(values, lost, n, column, group)
+    @inbounds value, bound = values[n, column], lost[n, group]
+    return value > 0 && (bound == 0 || value * DWARFED > bound) ? value : NaN32
+end
+
 "A head's value, NaN where it is not certain, and its exponent."
 function take_head!(i, head_value, head_exponent, values, exponents, lost, rows, column, group)
     n, h = at(i, rows)
-    @inbounds value, bound = values[n, column[h]], lost[n, group[h]]
-    @inbounds head_value[n, h] = value > 0 && (bound == 0 || value * DWARFED > bound) ? value : NaN32
+    @inbounds head_value[n, h] = certain_value(values, lost, n, column[h], group[h])
     @inbounds head_exponent[n, h] = exponents[n, group[h]]
+    return nothing
+end
+
+"The values of sample i's heads, `unit` of which is which of those units, all brought to the largest of their exponents; (heads, samples)."
+function take_heads!(i, head_value, head_exponent, values, exponents, lost, column, group, unit)
+    @inbounds begin
+        top = exponents[i, group[unit[1]]]
+        for h in 2:length(unit)
+            top = max(top, exponents[i, group[unit[h]]])
+        end
+        for h in 1:length(unit)
+            u = unit[h]
+            e = exponents[i, group[u]] - top
+            most = max(e, Int32(-126))  # in two steps: the result may be subnormal
+            head_value[h, i] = certain_value(values, lost, i, column[u], group[u]) * two_to(most) * two_to(e - most)
+        end
+        head_exponent[i] = top
+    end
     return nothing
 end
 
@@ -332,19 +362,39 @@ function multiply_by!(i, statistic, parameter)
     return nothing
 end
 
+"sum[i] += part[i], which is cleared."
+function move_into!(i, sum, part)
+    @inbounds sum[i] += part[i]
+    @inbounds part[i] = 0
+    return nothing
+end
+
+"Gives each edge that is tied by tie i the flow of all of them; `statistic` leaves out the weight."
+function tie_edges!(i, statistic, weight, start, edge)
+    total = 0.0
+    @inbounds for k in start[i]:start[i + 1] - 1
+        total += Float64(weight[edge[k]]) * statistic[edge[k]]
+    end
+    @inbounds for k in start[i]:start[i + 1] - 1
+        e = edge[k]
+        weight[e] > 0 && (statistic[e] = total / weight[e])
+    end
+    return nothing
+end
+
 "theta <- (1 - step) theta + step * shares of flow, for a sum: its flows are theta times what `statistic` holds, which is cleared."
 function sum_step!(i, weight, statistic, step, pseudocount, first, count)
     @inbounds begin
-        total = pseudocount
+        total = pseudocount + zero(eltype(statistic))
         for e in first[i]:first[i] + count[i] - 1
             total += weight[e] * statistic[e]
         end
         learns = has_flow(total)
-        take, keep = learns ? step / total : 0f0, learns ? 1 - step : 1f0
+        take, keep = learns ? step / total : zero(total), learns ? 1 - step : 1f0
         prior = take * (pseudocount / count[i])
         for e in first[i]:first[i] + count[i] - 1
             weight[e] = (keep + take * statistic[e]) * weight[e] + prior
-            statistic[e] = 0f0
+            statistic[e] = 0
         end
     end
     return nothing
@@ -353,17 +403,36 @@ end
 "The same for a categorical input, whose statistic is its flows."
 function categorical_step!(i, leaf, statistic, step, pseudocount, start, stride, categories)
     @inbounds begin
-        total = pseudocount
+        total = pseudocount + zero(eltype(statistic))
         for c in 0:categories[i] - 1
             total += statistic[start[i] + c * stride[i]]
         end
         learns = has_flow(total)
-        take, keep = learns ? step / total : 0f0, learns ? 1 - step : 1f0
+        take, keep = learns ? step / total : zero(total), learns ? 1 - step : 1f0
         prior = take * (pseudocount / categories[i])
         for c in 0:categories[i] - 1
             e = start[i] + c * stride[i]
             leaf[e] = keep * leaf[e] + take * statistic[e] + prior
-            statistic[e] = 0f0
+            statistic[e] = 0
+        end
+    end
+    return nothing
+end
+
+"A categorical input without the values that are not `allowed`, (categories, variables): `limit_inputs!`"
+function limit_input!(i, leaf, allowed, variable, start, stride, categories)
+    @inbounds begin
+        total, others, v = 0.0, 0, variable[i]
+        for c in 0:categories[i] - 1
+            if allowed[c + 1, v]
+                total += leaf[start[i] + c * stride[i]]
+                others += 1
+            end
+        end
+        others == categories[i] && return nothing
+        for c in 0:categories[i] - 1
+            e = start[i] + c * stride[i]
+            leaf[e] = !allowed[c + 1, v] ? 0f0 : total > 0 ? Float32(leaf[e] / total) : 1f0 / others
         end
     end
     return nothing

@@ -65,12 +65,7 @@ function allowed_values(c::Circuit)
     return allowed
 end
 
-"""
-    limit_inputs!(circuit, allowed)
-
-Sets the probabilities of values that are not `allowed`, Bool `(categories, variables)`, to 0, and scales the others up. An input
-that would lose everything gets equal shares.
-"""
+"[`limit_inputs!`](@ref)"
 function limit_inputs!(c::Circuit, allowed::AbstractMatrix{Bool})
     limited = [!all(view(allowed, :, v)) for v in 1:c.num_vars]
     for u in 1:num_units(c)
@@ -86,14 +81,6 @@ function limit_inputs!(c::Circuit, allowed::AbstractMatrix{Bool})
         pause(10 + 3 * length(p))
     end
     return nothing
-end
-
-"The same of an engine's circuit."
-function limit_inputs!(e::Engine, allowed::AbstractMatrix{Bool})
-    all(allowed) && return nothing
-    settle!(e)
-    limit_inputs!(circuit(e), allowed)
-    return refresh!(e)
 end
 
 "The tables in Float64, as the sums over offsets read them."
@@ -211,8 +198,11 @@ end
 # Of a sum whose largest terms are near 1, if they are possible at all: below it, terms may have been lost to underflow.
 const LEAST_SUM = 1e-250
 
-# Patches that are done together: their rows and values fit the caches, and all threads have several.
+# Patches that are done together: on a CPU, their rows and values fit the caches, and all threads have several. Elsewhere a pass is full.
 const PATCHES_AT_ONCE = 128
+
+patches_at_once(::CPUEngine) = PATCHES_AT_ONCE * Threads.nthreads()
+patches_at_once(e::Engine) = max(PATCHES_AT_ONCE * Threads.nthreads(), samples_at_once(e))
 
 "Some patches, by their numbers, and their rows of each channel under one shape."
 struct ShapeRows{R<:ChannelRows}
@@ -233,26 +223,24 @@ function emission_scores!(out::Array{Float32,3}, em::Emissions, patches::Array{<
     x, all_out, tables = reshape(patches, V, P * N), reshape(out, size(out, 1), P * N), OffsetTables(em)
     hidden = mask === nothing ? nothing : reshape(mask, V, P * N)
     shapes_of = tried === nothing ? nothing : reshape(tried, size(tried, 1), P * N)
-    at_once = PATCHES_AT_ONCE * Threads.nthreads()
+    at_once = patches_at_once(em.shapes[1][1])
     tried === nothing || (at_once *= cld(length(em.shapes), size(tried, 1)))  # as many under each shape
     for range in pieces(1:P * N, at_once)
-        sums, scale, lost = zeros(num_states(em), length(range)), fill(-Inf, length(range)), fill(false, length(range))
+        sums, scale, small = zeros(num_states(em), length(range)), fill(-Inf, length(range)), [Float64[] for _ in range]
         for k in eachindex(em.shapes)
             own = shapes_of === nothing ? collect(1:length(range)) : findall(i -> k - 1 in view(shapes_of, :, range[i]), 1:length(range))
             isempty(own) && continue
             channels = shape_rows(em, k, x[:, range[own]], hidden === nothing ? nothing : hidden[:, range[own]])
-            add_shape!(sums, scale, lost, em, tables, k, channels, own)
+            foreach(release!, em.shapes[k])  # there may be hundreds of circuits
+            add_shape!(sums, scale, small, em, tables, k, channels, own)
             seen === nothing || seen(k, ShapeRows(range[own], channels))
             pause()
         end
         Threads.@threads for i in eachindex(range)
             for h in 1:num_states(em)
-                @inbounds all_out[h, range[i]] = log(sums[h, i]) + scale[i]
+                found = log(sums[h, i]) + scale[i]
+                all_out[h, range[i]] = isempty(small[i]) ? found : log_add(found, small[i][h])
             end
-        end
-        for i in findall(lost)
-            n, of = range[i], shapes_of === nothing ? eachindex(em.shapes) : sort(unique(shapes_of[:, range[i]])) .+ 1
-            exact_scores!(view(all_out, :, n), em, of, x[:, n:n], hidden === nothing ? nothing : hidden[:, n:n])
         end
         if hidden !== nothing
             for n in range
@@ -267,9 +255,9 @@ shape_rows(em::Emissions, k::Int, x, mask) = [ChannelRows(em, k, c, x, mask) for
 
 """
 Adds shape `k`'s part of p(x | h) to `sums`, (states, patches), which are to be multiplied by exp(`scale`); patch n of the rows is `own[n]`
-there. A patch is `lost` where a state's part is so small that its terms may have been lost.
+there. Where a state's part is so small that its terms may have been lost, the patch's go to `small`, their logarithms, in place of that.
 """
-function add_shape!(sums, scale, lost, em, tables, k, channels, own)
+function add_shape!(sums, scale, small, em, tables, k, channels, own)
     threads = Threads.nthreads()
     Threads.@threads for t in 1:threads
         m, product, part = (zeros(num_states(em)) for _ in 1:3)
@@ -286,8 +274,12 @@ function add_shape!(sums, scale, lost, em, tables, k, channels, own)
                     part[h] += tables.join[h, j] * product[h]
                 end
             end
-            any(<(LEAST_SUM), part) && (lost[own[n]] = true)
-            add_scaled!(view(sums, :, own[n]), scale, own[n], part, scale_of(channels, n))
+            if any(<(LEAST_SUM), part)
+                isempty(small[own[n]]) && (small[own[n]] = fill(-Inf, num_states(em)))
+                add_logarithms!(small[own[n]], em, k, channels, n)
+            else
+                add_scaled!(view(sums, :, own[n]), scale, own[n], part, scale_of(channels, n))
+            end
         end
     end
 end
@@ -301,23 +293,17 @@ function add_scaled!(sum, scale, i, part, own)
     sum .+= exp(own - scale[i]) .* part
 end
 
-"log p(x | h) of one patch into `out`, (states,), over the shapes `of`, in the log domain."
-function exact_scores!(out, em::Emissions, of, x, mask)
-    totals = fill(-Inf, num_states(em))
-    for k in of
-        channels = shape_rows(em, k, x, mask)
-        all(rows -> possible(rows, 1), channels) || continue
-        for (head, j) in enumerate(em.joins[k]), h in 1:num_states(em)
-            term = log(Float64(em.join[h, j])) + sum(log_offset_sum(em.shifts[c], rows, h, head) for (c, rows) in enumerate(channels))
-            totals[h] = log_add(totals[h], term)
-        end
+"The same of patch `n` of the rows, in the log domain: to `totals`, (states,)."
+function add_logarithms!(totals, em::Emissions, k, channels, n)
+    for (head, j) in enumerate(em.joins[k]), h in 1:num_states(em)
+        term = log(Float64(em.join[h, j])) + sum(log_offset_sum(em.shifts[c], rows, n, h, head) for (c, rows) in enumerate(channels))
+        totals[h] = log_add(totals[h], term)
     end
-    out .= totals
 end
 
-function log_offset_sum(shift, rows::ChannelRows, h, head)
-    rows.free[1] && return 0.0
-    return mapreduce(log_add, rows_of(rows, 1); init=-Inf) do row
+function log_offset_sum(shift, rows::ChannelRows, n, h, head)
+    rows.free[n] && return 0.0
+    return mapreduce(log_add, rows_of(rows, n); init=-Inf) do row
         log(Float64(shift[h, rows.offset[row] + 1])) + log(Float64(rows.values[head, row])) + rows.scale[row]
     end
 end
@@ -337,13 +323,14 @@ struct ShareRoom
     of_offsets::Vector{Matrix{Float64}}
     sums::Vector{Vector{Float64}}
     shifts::Vector{Matrix{Float64}}
+    own::Vector{Float64}        # of one head: that of each state, but for the values' probability
     back::Vector{Float64}
 end
 
 function ShareRoom(em::Emissions)
     S, R, D = num_states(em), maximum(length, em.joins), [size(shift, 2) for shift in em.shifts]
     return ShareRoom(Int[], Float64[], zeros(S, R), [zeros(R, d) for d in D], [zeros(S, d) for d in D], [zeros(S) for _ in D],
-                     [zeros(S, d) for d in D], zeros(S))
+                     [zeros(S, d) for d in D], zeros(S), zeros(S))
 end
 
 """
@@ -356,25 +343,25 @@ function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::
         own = rows_of(rows, n)
         for (place, row) in enumerate(own), i in 1:count
             @inbounds room.shifts[c][i, place] = tables.shifts[c][room.active[i], rows.offset[row] + 1]
+            @inbounds room.of_offsets[c][i, place] = 0.0
         end
-        fill!(view(room.of_offsets[c], 1:count, 1:length(own)), 0.0)
     end
     for (head, j) in enumerate(joins)
         for (c, rows) in enumerate(channels)
             active_sum!(room.sums[c], room.shifts[c], rows, n, head, count)
         end
-        total = 0.0
         @inbounds for i in 1:count
-            product = room.weight[i] * tables.join[room.active[i], j]
-            for c in eachindex(channels)
-                product *= room.sums[c][i]
-            end
-            room.joint[i, head] = product
-            total += product
+            room.own[i] = room.weight[i] * tables.join[room.active[i], j]
+        end
+        times_others!(room, 0, count)
+        total = 0.0
+        @inbounds @simd for i in 1:count
+            room.joint[i, head] = room.back[i]
+            total += room.back[i]
         end
         for (c, rows) in enumerate(channels)
             if total > least
-                row_shares!(room, tables, channels, c, n, head, j, count)
+                row_shares!(room, channels, c, n, head, count)
             else
                 room.of_rows[c][head, 1:length(rows_of(rows, n))] .= 0.0
             end
@@ -388,15 +375,8 @@ function patch_shares!(room::ShareRoom, em::Emissions, tables::OffsetTables, k::
 end
 
 "What the rows of channel `c` have of head `head`; of their offsets, but for the offset's probability, the sum over heads."
-function row_shares!(room, tables, channels, c, n, head, j, count)
-    rows, back, offsets, shifts = channels[c], room.back, room.of_offsets[c], room.shifts[c]
-    @inbounds for i in 1:count
-        p = room.weight[i] * tables.join[room.active[i], j]
-        for other in eachindex(channels)
-            other == c || (p *= room.sums[other][i])
-        end
-        back[i] = p
-    end
+function row_shares!(room, channels, c, n, head, count)
+    rows, back, offsets, shifts = channels[c], times_others!(room, c, count), room.of_offsets[c], room.shifts[c]
     for (place, row) in enumerate(rows_of(rows, n))
         p, total = value(rows, head, row), 0.0
         @inbounds @simd for i in 1:count
@@ -405,6 +385,21 @@ function row_shares!(room, tables, channels, c, n, head, j, count)
         end
         room.of_rows[c][head, place] = total * p
     end
+end
+
+"`room.back` becomes `room.own` times the sums of all channels but `c`."
+function times_others!(room, c, count)
+    back, own = room.back, room.own
+    @inbounds @simd for i in 1:count
+        back[i] = own[i]
+    end
+    for (other, sums) in enumerate(room.sums)
+        other == c && continue
+        @inbounds @simd for i in 1:count
+            back[i] *= sums[i]
+        end
+    end
+    return back
 end
 
 function active_sum!(m, shifts, rows, n, head, count)
@@ -428,22 +423,25 @@ which is chosen such that nothing is lost that any of these states needs.
 function activate!(room::ShareRoom, em::Emissions, channels, n::Int, weights, scores, least)
     empty!(room.active)
     empty!(room.weight)
-    scale = scale_of(channels, n)
-    if any(h -> weights[h] > least && -Inf < scores[h] < scale - 300, eachindex(weights))
-        states = [h for h in eachindex(weights) if weights[h] > least && scores[h] > -Inf]
-        for (c, rows) in enumerate(channels)
-            rows.free[n] && continue
-            most(row) = log(maximum(em.shifts[c][states, rows.offset[row] + 1]))
-            rescale!(rows, n, maximum(rows.scale[row] + most(row) for row in rows_of(rows, n)))
-        end
-        scale = scale_of(channels, n)
-    end
     for h in eachindex(weights)
-        if weights[h] > least && scores[h] > -Inf
-            push!(room.active, h)
-            push!(room.weight, weights[h] * exp(scale - scores[h]))
-        end
+        weights[h] > least && scores[h] > -Inf && push!(room.active, h)
     end
+    scale = scale_for!(em, channels, n, room.active, scores)
+    for h in room.active
+        push!(room.weight, weights[h] * exp(scale - scores[h]))
+    end
+end
+
+"What is taken out of the values of patch `n`: less than usual where that would lose what one of the `states` needs."
+function scale_for!(em::Emissions, channels, n::Int, states, scores)
+    usual = scale_of(channels, n)
+    any(h -> scores[h] < usual - 300, states) || return usual
+    for (c, rows) in enumerate(channels)
+        rows.free[n] && continue
+        most(row) = log(maximum(em.shifts[c][states, rows.offset[row] + 1]))
+        rescale!(rows, n, maximum(rows.scale[row] + most(row) for row in rows_of(rows, n)))
+    end
+    return scale_of(channels, n)
 end
 
 """

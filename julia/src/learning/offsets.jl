@@ -2,28 +2,6 @@
 # learn together. With the posterior of h_i, the counts of p(j | h), p_c(d | h) and of each shape's circuits are sums of what
 # `patch_shares!` gives; each shifted row goes down its circuit with its share of the flow.
 
-"""
-    Ties(numbers)
-
-Which edges of a circuit's sums are tied: those with one number above 0 share their expected counts, so that parameters that are equal stay
-so. 0: a parameter of its own.
-"""
-struct Ties
-    numbers::Vector{Int32}
-end
-
-"Gives each tied edge the counts of all that it is tied to."
-function tie!(counts::ExpectedCounts, ties::Ties)
-    sums = zeros(reduce(max, ties.numbers; init=Int32(0)))
-    for (e, t) in enumerate(ties.numbers)
-        t > 0 && (sums[t] += counts.weight[e])
-    end
-    for (e, t) in enumerate(ties.numbers)
-        t > 0 && (counts.weight[e] = sums[t])
-    end
-    return counts
-end
-
 function check_ties(ties::Ties, c::Circuit)
     length(ties.numbers) == length(c.weight) ||
         throw(ArgumentError("ties: found $(length(ties.numbers)) numbers, the prior has $(length(c.weight)) edges"))
@@ -200,11 +178,6 @@ function maximise!(job::OffsetEMJob)
     end
     return nothing
 end
-
-apply_tied!(e::Engine, ::Nothing, step, pseudocount) = apply!(e, step, pseudocount)
-
-apply_tied!(e::Engine, ties::Ties, step, pseudocount) =
-    apply!(e, tie!(counts!(ExpectedCounts(circuit(e)), e), ties), step, pseudocount, 1.0)
 
 "The counts of the tables, those of all threads: of the joins, then of each channel's offsets."
 table_counts(job::OffsetEMJob) = [sum(counts.join for counts in job.counts),

@@ -166,6 +166,7 @@ function maximise_batch!(job::Union{EMJob,PatchJob}, flat::Vector{Float64})
             apply_shared!(job, i, e, counts)
         end
     end
+    foreach(settle!, learning(job))
     at = flags - table_values(job)
     apply_tables_from!(job, flat, at)
     total, weight = flat[flags + length(counted)], flat[flags + length(counted) + 1]

@@ -90,3 +90,42 @@ check_pseudocount(value::Real, name="pseudocount") =
 
 "A pseudocount beside weights that were divided by `scale`, held in the range that single precision can work with."
 scaled_pseudocount(value::Real, scale::Real) = value == 0 ? 0.0 : clamp(value / scale, 1e-30, 1e30)
+
+"""
+    Ties(numbers)
+
+Which edges of a circuit's sums are tied: those with one number above 0 share their expected counts, so that parameters that are equal stay
+so. 0: a parameter of its own.
+"""
+struct Ties
+    numbers::Vector{Int32}
+end
+
+"The tied edges, tie by tie: (start of each, edges)."
+function tied_edges(ties::Ties)
+    start = zeros(Int32, reduce(max, ties.numbers; init=Int32(0)) + 1)
+    start[1] = 1
+    for t in ties.numbers
+        t > 0 && (start[t + 1] += 1)
+    end
+    cumsum!(start, start)
+    next, edge = copy(start), Vector{Int32}(undef, last(start) - 1)
+    for (e, t) in enumerate(ties.numbers)
+        t > 0 || continue
+        edge[next[t]] = e
+        next[t] += 1
+    end
+    return start, edge
+end
+
+"Gives each tied edge the counts of all that it is tied to."
+function tie!(counts::ExpectedCounts, ties::Ties)
+    sums = zeros(reduce(max, ties.numbers; init=Int32(0)))
+    for (e, t) in enumerate(ties.numbers)
+        t > 0 && (sums[t] += counts.weight[e])
+    end
+    for (e, t) in enumerate(ties.numbers)
+        t > 0 && (counts.weight[e] = sums[t])
+    end
+    return counts
+end
