@@ -10,6 +10,7 @@ from models import offset_model
 
 from pyjuice_lvd import LVDPG, Circuit
 from pyjuice_lvd.data.color import color_transform
+from pyjuice_lvd.data.masks import nearest_known
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel
@@ -222,14 +223,18 @@ def test_marginals_of_pixels(known: Enumerated) -> None:
 @pytest.mark.parametrize("known", [*JOINT, "offsets"], indirect=True)
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_posterior_mean(known: Enumerated, exact: bool) -> None:
-    """Right for grey images, and where a pixel's channels are independent given z, as here, wrapped around or not."""
+    """Right for grey images, and where a pixel's channels are independent given z, as here, wrapped around or not.
+
+    It is the mean of what `inpaint` shows, which reads colours beside what is known.
+    """
     images, masks = questions(known, 30, 10)
     found = known.model.posterior_mean(images, masks, exact=exact)
     assert (found.shape, found.dtype) == (images.shape, np.float64)
-    shown = known.images if exact else known.model.color.nearest(known.images)
-    flat = shown.reshape(len(known.p), -1).astype(float)
     for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        expected = (known.conditional(image, mask[..., None]) @ flat).reshape(image.shape)
+        hidden = np.broadcast_to(mask[..., None], image.shape)
+        like = np.broadcast_to(nearest_known(image[None], hidden[None]), known.images.shape)
+        shown = known.images if exact else known.model.color.nearest(known.images, like)
+        expected = np.tensordot(known.conditional(image, mask[..., None]), shown.astype(float), 1)
         np.testing.assert_allclose(found[row][mask], expected[mask], atol=2e-3)
         np.testing.assert_array_equal(found[row][~mask], image[~mask])
 

@@ -107,13 +107,17 @@ _NEAR_CG = (-_NEAR <= _CHROMA) & (_CHROMA < _NEAR)
 _MIDDLE = 128  # what is known close by is dark below it, and bright from it on
 
 
-def _same(mean: Callable[[Float64], Float64]) -> Callable[[Float64], Float64]:
+def _same(mean: Float64) -> Float64:
     """Give a mean for each reading, where there is but one."""
-    return lambda distributions: np.repeat(mean(distributions)[..., None, :], READINGS, axis=-2)
+    return np.repeat(mean[..., None, :], READINGS, axis=-2)
 
 
 def _mean_levels(distributions: Float64) -> Float64:
     return distributions @ _LEVELS
+
+
+def _mean_levels_alike(distributions: Float64) -> Float64:
+    return _same(_mean_levels(distributions))
 
 
 def _halved(stored: UInt8) -> UInt8:
@@ -264,6 +268,10 @@ def _ycc709_mean(distributions: Float64) -> Float64:
     return rgb
 
 
+def _ycc709_means(distributions: Float64) -> Float64:
+    return _same(_ycc709_mean(distributions))
+
+
 def _in_blocks(images: UInt8, function: Callable[[Float64], Float64]) -> UInt8:
     pixels = images.reshape(-1, 3)
     out = np.empty_like(pixels)
@@ -289,7 +297,7 @@ COLORS: dict[str, ColorTransform] = {
         forward=_identity,
         inverse=_identity,
         nearest=_identity,
-        means=_same(_mean_levels),
+        means=_mean_levels_alike,
         exact_mean=_mean_levels,
     ),
     "ycc709": ColorTransform(
@@ -298,7 +306,7 @@ COLORS: dict[str, ColorTransform] = {
         forward=_rgb_to_ycc709,
         inverse=_ycc709_to_rgb,
         nearest=_identity,
-        means=_same(_ycc709_mean),
+        means=_ycc709_means,
         exact_mean=_ycc709_mean,
     ),
 }

@@ -160,12 +160,16 @@ class FieldModel(ShapeModel):
             totals, state, offset = self.emissions.draws(known, masks, n_samples, drawn_seed(rng))
             self._check_possible(totals, rows)
             like = nearest_known(images[rows], hidden[rows])
-            for draw in range(n_samples):
-                patches = known.copy()
+            for part in shares(n_samples, len(known) * self._grid[0] * (4 * self._grid[1] + 24 * len(self.join))):
+                many = part.stop - part.start
+                own, of = (np.moveaxis(each[:, part], 1, 0) for each in (state, offset))
+                patches, hides = np.tile(known, (many, 1, 1)), np.tile(masks, (many, 1, 1))
                 self.emissions.fill(
-                    patches, masks, state[:, draw], offset[:, draw], rng, modes=biased_modes, exact=exact
-                )
-                drawn[draw, rows] = np.where(hidden[rows], self._images(patches, exact, like), images[rows])
+                    patches, hides, own.reshape(-1, *own.shape[2:]), of.reshape(-1, *of.shape[2:]), rng,
+                    modes=biased_modes, exact=exact,
+                )  # fmt: skip
+                painted = self._images(patches, exact, np.tile(like, (many, 1, 1, 1)))
+                drawn[part, rows] = np.where(hidden[rows], painted.reshape(many, *like.shape), images[rows])
         return drawn
 
     def patch_anomaly(self, images: UInt8, *, progress: Progress = SILENT) -> Float64:
