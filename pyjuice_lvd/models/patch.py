@@ -132,7 +132,8 @@ class PatchModel(DensityModel):
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)
         height, width, channels = self.image_shape
-        means, readings = (self.color.exact_mean, 1) if exact else (self.color.means, READINGS)
+        read = self.color.wraps_around and not exact  # colours, beside what is known
+        means, readings = (self.color.means, READINGS) if read else (self.color.exact_mean, 1)
 
         def mean_colors(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             return means(marginals.reshape(len(marginals), -1, channels, LEVELS)).reshape(len(marginals), -1)
@@ -140,7 +141,7 @@ class PatchModel(DensityModel):
         size = self._grid[1] * readings
         for rows, found in self._mixed(images, hidden, size, mean_colors, "posterior mean", progress, exact=exact):
             mean = from_patches(found, (height, width, readings * channels), self.patch)
-            if not exact:
+            if read:
                 known = nearest_known(images[rows], hidden[rows])
                 mean = chosen(mean.reshape(-1, height, width, readings, channels), known)
             out[rows] = np.where(hidden[rows], mean, images[rows])

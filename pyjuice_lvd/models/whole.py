@@ -189,7 +189,8 @@ class CircuitModel(DensityModel):
                 found = found @ np.arange(self.num_cats)
             else:
                 known = nearest_known(X[part], hidden[part].reshape(X[part].shape))
-                found = self.color.exact_mean(found) if exact else chosen(self.color.means(found), known)
+                read = self.color.wraps_around and not exact
+                found = chosen(self.color.means(found), known) if read else self.color.exact_mean(found)
             means[part] = np.where(hidden[part].reshape(found.shape), found, X[part])
         return means
 
