@@ -14,7 +14,7 @@ from PIL import Image
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.cli.main import main
 from pyjuice_lvd.data.color import COLORS
-from pyjuice_lvd.data.masks import nearest_known, read_mask
+from pyjuice_lvd.data.masks import inside, nearest_known, read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.files.run import RunDirectory
@@ -218,6 +218,16 @@ def test_what_is_known_close_by_tells_a_dark_colour_from_a_bright_one() -> None:
     exact = model.inpaint(images, hidden, n_samples=1, exact=True)
     assert exact[0, 0, 0, 1].tolist() == [250, 94, 92]
     assert model.share_outside_rgb(exact, model.inpaint(images, hidden, n_samples=1), hidden) == 0.5
+
+
+def test_drawn_colours_are_read_beside_those_that_are_inside() -> None:
+    """R = -6 is dark beside a dark cyan, and bright where all are beyond, or R is by more, as oranges are."""
+    color, cyan, dark = COLORS["ycocg"], [250, 94, 92], [3, 94, 92]
+    drawn = np.array([[[cyan, dark, [230, 94, 92]]], [[cyan, cyan, cyan]]], np.uint8)
+    found = inside(drawn, color)
+    assert found.tolist() == [[[[0, 94, 92], dark, [230, 94, 92]]], [[cyan, cyan, cyan]]]
+    np.testing.assert_array_equal(inside(drawn[None], color)[0], found)
+    np.testing.assert_array_equal(inside(drawn, COLORS["rgb"]), drawn)
 
 
 def test_the_nearest_known_pixel() -> None:

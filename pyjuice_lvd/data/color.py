@@ -162,6 +162,27 @@ def _ycocg_to_rgb(images: UInt8) -> UInt8:
     return out
 
 
+def _plain(block: UInt8) -> tuple[Int16, npt.NDArray[np.bool_]]:
+    """What colours (n, 3) are without wrap-around, int16 (n, 3), and whether their Cg is in -32..31, (n, 1)."""
+    y, co, cg = np.moveaxis(_rgb_to_ycocg(block).astype(np.int16), -1, 0)
+    near = _NEAR_CG[cg][:, None]
+    co -= 128
+    cg -= 128
+    t = y - (cg >> 1)
+    b = t - (co >> 1)
+    return np.stack([co + b, cg + t, b], axis=-1), near
+
+
+def beyond(images: UInt8) -> Int16:
+    """How far the channels of colours of `ycocg`, uint8 (..., 3), are beyond 0..255 where Cg is not in -32..31."""
+    pixels = images.reshape(-1, 3)
+    out = np.zeros(pixels.shape, np.int16)
+    for start in range(0, len(pixels), _BLOCK):
+        plain, near = _plain(pixels[start : start + _BLOCK])
+        out[start : start + _BLOCK] = np.where(near, 0, np.abs(plain - plain.clip(0, 255)))
+    return out.reshape(images.shape)
+
+
 def _ycocg_nearest(images: UInt8, like: Int16 | None = None) -> UInt8:
     """Undo the lifting steps in whole numbers, without wrap-around, where Cg is in -32..31; clamp R, G, B to 0..255.
 
@@ -179,13 +200,8 @@ def _ycocg_nearest(images: UInt8, like: Int16 | None = None) -> UInt8:
     out = np.empty_like(pixels)
     for start in range(0, len(pixels), _BLOCK):
         block = pixels[start : start + _BLOCK]
-        y, co, cg = np.moveaxis(_rgb_to_ycocg(block).astype(np.int16), -1, 0)
-        clamped = np.broadcast_to(_NEAR_CG[cg][:, None], block.shape)
-        co -= 128
-        cg -= 128
-        t = y - (cg >> 1)
-        b = t - (co >> 1)
-        plain = np.stack([co + b, cg + t, b], axis=-1)
+        plain, near = _plain(block)
+        clamped = np.broadcast_to(near, block.shape)
         if like is not None:
             known = like.reshape(-1, 3)[start : start + _BLOCK]
             clamped = clamped | (known >= 0) & ((plain < 0) == (known < _MIDDLE))

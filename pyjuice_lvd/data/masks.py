@@ -9,13 +9,16 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
 from pyjuice_lvd.checks import plain_array
-from pyjuice_lvd.data.color import ColorTransform
+from pyjuice_lvd.data.color import ColorTransform, beyond
 from pyjuice_lvd.data.image_files import read_image_file
 from pyjuice_lvd.data.numpy_files import read_npy
 from pyjuice_lvd.errors import InputError
 
 Hidden = npt.NDArray[np.bool_]
 """(N, H, W, C), True where a channel of a pixel is hidden."""
+
+_LITTLE = 8
+"""Levels that a drawn channel is beyond 0..255 by chance; saturated colours are by more, mostly."""
 
 MASKS = ("left", "right", "top", "bottom", "center")
 """Names of masks; what is named is hidden."""
@@ -55,6 +58,20 @@ def nearest_known(images: npt.NDArray[np.uint8], hidden: Hidden) -> npt.NDArray[
         own = which.ravel() == number
         found[own] = images[own][:, rows, columns]
     return found
+
+
+def inside(images: npt.NDArray[np.uint8], color: ColorTransform) -> npt.NDArray[np.uint8]:
+    """Bring drawn images (..., H, W, C), of which nothing is known, into the RGB cube: `color.nearest`.
+
+    A channel that is beyond 0..255 by a few levels is read as in the nearest pixel that is not beyond it.
+    """
+    if not color.wraps_around:
+        return images
+    drawn = images.reshape(-1, *images.shape[-3:])
+    far = beyond(drawn)
+    out = np.broadcast_to((far > 0).any(axis=-1, keepdims=True), drawn.shape)
+    like = np.where((far > 0) & (far <= _LITTLE), nearest_known(drawn, out), np.int16(-1))
+    return color.nearest(drawn, like).reshape(images.shape)
 
 
 def read_mask(mask: str, height: int, width: int) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen
-from pyjuice_lvd.data.masks import Hidden, nearest_known
+from pyjuice_lvd.data.masks import Hidden, inside, nearest_known
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.large import by_blocks
@@ -166,7 +166,9 @@ class PatchModel(DensityModel):
     ) -> npt.NDArray[np.uint8]:
         """Put drawn patches together to images (`DensityModel.sample` says what `exact` is); `like`: what is known."""
         images = self.color.inverse(from_patches(patches, self.image_shape, self.patch))
-        return images if exact else self.color.nearest(images, like)
+        if exact:
+            return images
+        return inside(images, self.color) if like is None else self.color.nearest(images, like)
 
     @property
     def _grid(self) -> tuple[int, int]:

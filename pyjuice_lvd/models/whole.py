@@ -14,7 +14,7 @@ from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_numbers, as_table
 from pyjuice_lvd.data.color import chosen, color_transform
-from pyjuice_lvd.data.masks import nearest_known
+from pyjuice_lvd.data.masks import inside, nearest_known
 from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
@@ -245,7 +245,9 @@ class CircuitModel(DensityModel):
         images = images if self.color is None else self.color.inverse(images)
         if exact or self.color is None:
             return images
-        return self.color.nearest(images, None if like is None else np.broadcast_to(like, images.shape))
+        if like is None:
+            return inside(images, self.color)
+        return self.color.nearest(images, np.broadcast_to(like, images.shape))
 
     def _missing(self, X: Array) -> Mask | None:
         """Say which values of checked rows are missing."""
