@@ -9,8 +9,8 @@ from enumerated import Enumerated, EnumeratedOffsets, frequencies_fit, questions
 from models import offset_model
 
 from pyjuice_lvd import LVDPG, Circuit
+from pyjuice_lvd.data.beside import nearest_known
 from pyjuice_lvd.data.color import color_transform
-from pyjuice_lvd.data.masks import nearest_known
 from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.joint import JointModel

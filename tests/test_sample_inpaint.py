@@ -13,8 +13,9 @@ from PIL import Image
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.cli.main import main
+from pyjuice_lvd.data.beside import nearest_inside, nearest_known
 from pyjuice_lvd.data.color import COLORS
-from pyjuice_lvd.data.masks import inside, nearest_known, read_mask
+from pyjuice_lvd.data.masks import read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_json
 from pyjuice_lvd.files.run import RunDirectory
@@ -224,10 +225,15 @@ def test_drawn_colours_are_read_beside_those_that_are_inside() -> None:
     """R = -6 is dark beside a dark cyan, and bright where all are beyond, or R is by more, as oranges are."""
     color, cyan, dark = COLORS["ycocg"], [250, 94, 92], [3, 94, 92]
     drawn = np.array([[[cyan, dark, [230, 94, 92]]], [[cyan, cyan, cyan]]], np.uint8)
-    found = inside(drawn, color)
-    assert found.tolist() == [[[[0, 94, 92], dark, [230, 94, 92]]], [[cyan, cyan, cyan]]]
-    np.testing.assert_array_equal(inside(drawn[None], color)[0], found)
-    np.testing.assert_array_equal(inside(drawn, COLORS["rgb"]), drawn)
+    like = nearest_inside(drawn)
+    assert (like.dtype, like.shape) == (np.int16, drawn.shape)
+    assert like[0, 0].tolist() == [[3, -1, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert color.nearest(drawn, like).tolist() == [[[[0, 94, 92], dark, [230, 94, 92]]], [[cyan, cyan, cyan]]]
+    circuit = Circuit.fully_factorized(num_vars=6, num_cats=256)
+    circuit.fit_em(color.forward(drawn[:1, :, :2]).reshape(1, 6), epochs=1, step_size=1.0, pseudocount=0)
+    model = CircuitModel(circuit, num_cats=256, image_shape=(1, 2, 3), color="ycocg")
+    assert model.sample(1, exact=True).tolist() == [[[cyan, dark]]]
+    assert model.sample(1).tolist() == [[[[0, 94, 92], dark]]]
 
 
 def test_the_nearest_known_pixel() -> None:

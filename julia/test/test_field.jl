@@ -110,16 +110,16 @@ end
         near = [abs(d - d2) <= 1 ? 1.0 : 1e-9 for d in 1:24, d2 in 1:24]
         near ./= sum(near, dims=2)
         f.next_offsets[1][1][:, :, 1, 1] = near
-        known(i, offset) = Spot([[offset], [2, 4]], [0.3 0.4], 0.0)
+        known(offset) = Spot([[offset], [2, 4]], [0.3 0.4], 0.0)
         free = free_spot(f)
-        for (spots, places) in (([known(1, 10), free, free], nothing), ([known(1, 10), free, known(3, 11)], [10, 11]),
-                                ([free, free, known(3, 11)], [10:12, 9:13]))
+        between, before, after = [known(10), free, known(11)], [free, free, known(11)], [known(10), free, free]
+        for spots in (between, before, after)
             limited = copy(spots)
             limit_free!(limited, channel_rooms(f))
-            places isa Vector{Int} && @test limited[2].places == [places, 1:5]
-            places isa Vector{UnitRange{Int}} && @test [limited[i].places[1] for i in 2:-1:1] == places
             @test all(limited[i] === spots[i] for i in 1:3 if spots[i] !== free)
             @test field_log_likelihood(f, limited) ≈ field_log_likelihood(f, spots) atol = 1e-6
+            spots === between && @test limited[2].places == [10:11, 1:5]
+            spots === before && @test [spot.places[1] for spot in limited[1:2]] == [9:13, 10:12]
         end
         nothing_known = fill(free, 3)
         limit_free!(nothing_known, channel_rooms(f))

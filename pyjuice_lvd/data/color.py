@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,13 @@ _YCC709_OFFSET = np.array([0.0, 128.0, 128.0])
 _BLOCK = 1 << 18  # pixels converted at once in wider numbers: memory stays a few MB however many images there are
 
 
+class Nearest(Protocol):
+    """`ColorTransform.nearest`."""
+
+    def __call__(self, images: UInt8, like: Int16 | None = None, /) -> UInt8:
+        """Bring colours (..., C) into the RGB cube, those that are open as `like` (..., C) is."""
+
+
 @dataclass(frozen=True)
 class ColorTransform:
     """One colour transform: maps uint8 (..., C) -> uint8 (..., C), and means.
@@ -37,28 +45,21 @@ class ColorTransform:
 
     `nearest` takes colours that `inverse` gave: where it has wrapped around a colour outside the RGB cube, it gives the
     nearest one inside. Only `ycocg` wraps around, and `_ycocg_nearest` says what counts as outside; elsewhere, and for
-    any colour twice, `nearest` changes nothing. Known colours close by, `like`, int16 of the same shape with -1 where
-    nothing is known, say more of what was meant.
+    any colour twice, `nearest` changes nothing. Colours close by, `like`, int16 of the same shape with -1 where there
+    are none, say more of what was meant.
 
-    `means` takes distributions of the transformed channels, float64 (..., C, 256), to mean colours of the image,
-    float64 (..., 3, C), of which `chosen` takes one: for `rgb` and grey all are the channels' means; for `ycocg` the
-    mean of `nearest` of the colours of independent channels, with nothing known close by, then with 0 and with 255
-    close by; for `ycc709` the linear map of the means, clamped to 0..255. `exact_mean`, float64 (..., C), is the mean
-    of what `inverse` gives, the wrap-around of `ycocg` included.
+    `exact_mean` takes distributions of the transformed channels, float64 (..., C, 256), to the mean colour of the
+    image, float64 (..., C): for `rgb` and grey the channels' means; for `ycocg` the mean of what `inverse` gives of
+    independent channels, the wrap-around included (`means_by_reading` has those of `nearest`); for `ycc709` the linear
+    map of the means, clamped to 0..255.
     """
 
     name: str
     lossless: bool
     forward: Callable[[UInt8], UInt8]
     inverse: Callable[[UInt8], UInt8]
-    nearest: Callable[..., UInt8]
-    means: Callable[[Float64], Float64]
+    nearest: Nearest
     exact_mean: Callable[[Float64], Float64]
-
-    def mean(self, distributions: Float64) -> Float64:
-        """Give the mean colour (..., C) of distributions (..., C, 256) where nothing is known close by (`means`)."""
-        found: Float64 = self.means(distributions)[..., 0, :]
-        return found
 
     @property
     def wraps_around(self) -> bool:
@@ -72,11 +73,11 @@ class ColorTransform:
 
 
 READINGS = 3
-"""How many means `ColorTransform.means` gives."""
+"""How many means `means_by_reading` gives."""
 
 
 def chosen(means: Float64, like: Int16) -> Float64:
-    """Choose of the `means` (..., 3, C) by the colours that are known close by, `like` (..., C) (`ColorTransform`)."""
+    """Choose of `means_by_reading` (..., 3, C) by the colours close by, `like` (..., C), as `nearest` does."""
     alone, dark, bright = np.moveaxis(means, -2, 0)
     found: Float64 = np.where(like < 0, alone, np.where(like < _MIDDLE, dark, bright))
     return found
@@ -95,7 +96,7 @@ def color_transform(name: str, channels: int) -> ColorTransform:
     return COLORS[name] if channels == 3 else replace(COLORS["rgb"], name=name)
 
 
-def _identity(images: UInt8, like: Int16 | None = None) -> UInt8:
+def _identity(images: UInt8, like: Int16 | None = None, /) -> UInt8:
     return images
 
 
@@ -104,20 +105,11 @@ _CHROMA = _LEVELS - 128  # what a stored chroma stands for
 _HALF = _CHROMA >> 1  # floor(x / 2)
 _NEAR = 32  # a colour outside the cube has its Cg in -32..31 (`_ycocg_nearest`)
 _NEAR_CG = (-_NEAR <= _CHROMA) & (_CHROMA < _NEAR)
-_MIDDLE = 128  # what is known close by is dark below it, and bright from it on
-
-
-def _same(mean: Float64) -> Float64:
-    """Give a mean for each reading, where there is but one."""
-    return np.repeat(mean[..., None, :], READINGS, axis=-2)
+_MIDDLE = 128  # what is close by is dark below it, and bright from it on
 
 
 def _mean_levels(distributions: Float64) -> Float64:
     return distributions @ _LEVELS
-
-
-def _mean_levels_alike(distributions: Float64) -> Float64:
-    return _same(_mean_levels(distributions))
 
 
 def _halved(stored: UInt8) -> UInt8:
@@ -174,7 +166,10 @@ def _plain(block: UInt8) -> tuple[Int16, npt.NDArray[np.bool_]]:
 
 
 def beyond(images: UInt8) -> Int16:
-    """How far the channels of colours of `ycocg`, uint8 (..., 3), are beyond 0..255 where Cg is not in -32..31."""
+    """How far the channels of colours of `ycocg`, uint8 (..., 3), are beyond 0..255, where Cg is not in -32..31.
+
+    Returns int16 (..., 3), in levels; 0 where Cg says that the colour is outside.
+    """
     pixels = images.reshape(-1, 3)
     out = np.zeros(pixels.shape, np.int16)
     for start in range(0, len(pixels), _BLOCK):
@@ -183,7 +178,7 @@ def beyond(images: UInt8) -> Int16:
     return out.reshape(images.shape)
 
 
-def _ycocg_nearest(images: UInt8, like: Int16 | None = None) -> UInt8:
+def _ycocg_nearest(images: UInt8, like: Int16 | None = None, /) -> UInt8:
     """Undo the lifting steps in whole numbers, without wrap-around, where Cg is in -32..31; clamp R, G, B to 0..255.
 
     Elsewhere a channel is clamped to 0 where `like`, if given, is dark there, and to 255 where it is bright.
@@ -209,14 +204,14 @@ def _ycocg_nearest(images: UInt8, like: Int16 | None = None) -> UInt8:
     return out.reshape(images.shape)
 
 
-def _ycocg_means(distributions: Float64) -> Float64:
-    """Means of `_ycocg_nearest` of the colours where Y, Co and Cg are independent (`ColorTransform.means`).
+def means_by_reading(distributions: Float64) -> Float64:
+    """Means of `nearest` of the colours of `ycocg` where Y, Co and Cg, float64 (..., 3, 256), are independent.
 
-    Cg alone says of which colours the channels are clamped, and of which it matters what is known close by.
+    Returns float64 (..., 3, 3): R, G, B where no colour is close by, where dark ones are, and where bright ones are.
+    Cg alone says of which colours the channels are clamped, and of which it matters what is close by.
     """
     y, co, cg = (distributions[..., c, :] for c in range(3))
-    near, far = cg * _NEAR_CG, cg * ~_NEAR_CG
-    return _means_of_sums(y, co, [(near, _CLAMPED), (far, np.hstack([_WRAPPED, _CLAMPED_BELOW, _CLAMPED_ABOVE]))])
+    return _means_of_sums(y, co, [(cg * _NEAR_CG, _CLAMPED), (cg * ~_NEAR_CG, _BESIDE)])
 
 
 def _ycocg_exact_mean(distributions: Float64) -> Float64:
@@ -240,8 +235,13 @@ def _averaging(levels: npt.NDArray[np.intp]) -> npt.NDArray[np.complex128]:
 _WRAPPED = _averaging(_RESIDUES % 256)
 _PLAIN = (_RESIDUES + 128) % _SUMS - 128  # what a residue stands for
 _CLAMPED = _averaging(_PLAIN.clip(0, 255))
-_CLAMPED_BELOW = _averaging(np.where(_PLAIN < 0, 0, _RESIDUES % 256))
-_CLAMPED_ABOVE = _averaging(np.where(_PLAIN > 255, 255, _RESIDUES % 256))
+_BESIDE = np.hstack(
+    [
+        _WRAPPED,
+        _averaging(np.where(_PLAIN < 0, 0, _RESIDUES % 256)),
+        _averaging(np.where(_PLAIN > 255, 255, _RESIDUES % 256)),
+    ]
+)
 
 
 def _means_of_sums(y: Float64, co: Float64, parts: Sequence[tuple[Float64, npt.NDArray[np.complex128]]]) -> Float64:
@@ -284,10 +284,6 @@ def _ycc709_mean(distributions: Float64) -> Float64:
     return rgb
 
 
-def _ycc709_means(distributions: Float64) -> Float64:
-    return _same(_ycc709_mean(distributions))
-
-
 def _in_blocks(images: UInt8, function: Callable[[Float64], Float64]) -> UInt8:
     pixels = images.reshape(-1, 3)
     out = np.empty_like(pixels)
@@ -304,7 +300,6 @@ COLORS: dict[str, ColorTransform] = {
         forward=_rgb_to_ycocg,
         inverse=_ycocg_to_rgb,
         nearest=_ycocg_nearest,
-        means=_ycocg_means,
         exact_mean=_ycocg_exact_mean,
     ),
     "rgb": ColorTransform(
@@ -313,7 +308,6 @@ COLORS: dict[str, ColorTransform] = {
         forward=_identity,
         inverse=_identity,
         nearest=_identity,
-        means=_mean_levels_alike,
         exact_mean=_mean_levels,
     ),
     "ycc709": ColorTransform(
@@ -322,7 +316,6 @@ COLORS: dict[str, ColorTransform] = {
         forward=_rgb_to_ycc709,
         inverse=_ycc709_to_rgb,
         nearest=_identity,
-        means=_ycc709_means,
         exact_mean=_ycc709_mean,
     ),
 }

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt
 
 from pyjuice_lvd.checks import plain_array
-from pyjuice_lvd.data.color import ColorTransform, beyond
+from pyjuice_lvd.data.color import ColorTransform
 from pyjuice_lvd.data.image_files import read_image_file
 from pyjuice_lvd.data.numpy_files import read_npy
 from pyjuice_lvd.errors import InputError
 
 Hidden = npt.NDArray[np.bool_]
 """(N, H, W, C), True where a channel of a pixel is hidden."""
-
-_LITTLE = 8
-"""Levels that a drawn channel is beyond 0..255 by chance; saturated colours are by more, mostly."""
 
 MASKS = ("left", "right", "top", "bottom", "center")
 """Names of masks; what is named is hidden."""
@@ -42,36 +38,6 @@ def as_image_mask(mask: npt.ArrayLike, shape: tuple[int, ...], color: ColorTrans
             f"mask: found channels of one pixel hidden apart, wanted whole pixels: {color.name} mixes channels"
         )
     return np.broadcast_to(pixels, shape)
-
-
-def nearest_known(images: npt.NDArray[np.uint8], hidden: Hidden) -> npt.NDArray[np.int16]:
-    """Give each pixel of images (N, H, W, C) the colour of the known pixel that is nearest to it, -1 where none is.
-
-    A pixel counts as known if any channel of it is.
-    """
-    found, masks = np.full(images.shape, -1, np.int16), np.asarray(hidden.all(axis=-1))
-    different, which = np.unique(masks.reshape(len(masks), -1), axis=0, return_inverse=True)
-    for number, mask in enumerate(different.reshape(-1, *masks.shape[1:])):
-        if mask.all():
-            continue
-        rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)
-        own = which.ravel() == number
-        found[own] = images[own][:, rows, columns]
-    return found
-
-
-def inside(images: npt.NDArray[np.uint8], color: ColorTransform) -> npt.NDArray[np.uint8]:
-    """Bring drawn images (..., H, W, C), of which nothing is known, into the RGB cube: `color.nearest`.
-
-    A channel that is beyond 0..255 by a few levels is read as in the nearest pixel that is not beyond it.
-    """
-    if not color.wraps_around:
-        return images
-    drawn = images.reshape(-1, *images.shape[-3:])
-    far = beyond(drawn)
-    out = np.broadcast_to((far > 0).any(axis=-1, keepdims=True), drawn.shape)
-    like = np.where((far > 0) & (far <= _LITTLE), nearest_known(drawn, out), np.int16(-1))
-    return color.nearest(drawn, like).reshape(images.shape)
 
 
 def read_mask(mask: str, height: int, width: int) -> npt.NDArray[np.bool_]:

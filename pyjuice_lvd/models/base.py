@@ -19,9 +19,10 @@ from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.codec.codec import Codec
 from pyjuice_lvd.codec.names import check_names
 from pyjuice_lvd.codec.streams import Coder
+from pyjuice_lvd.data.beside import nearest_inside, nearest_known
 from pyjuice_lvd.data.color import COLORS, ColorTransform
 from pyjuice_lvd.data.images import as_images
-from pyjuice_lvd.data.masks import as_image_mask
+from pyjuice_lvd.data.masks import Hidden, as_image_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.atomic import make_folder
@@ -212,8 +213,8 @@ class DensityModel(ABC):
         It is exact for grey images and for `rgb`. For `ycocg` it is the mean of what `inpaint` draws, with the same
         `exact`, but for this: the channels of a pixel count as independent of each other, given what is known and the
         latents, which is no matter where all their likely combinations are inside the RGB cube, an approximation
-        elsewhere. `ycc709` is mapped as `ColorTransform.mean` says. Known pixels are as in the images. `X`, `mask`,
-        errors: as for `inpaint`; InputError for a model of tables, too.
+        elsewhere. `ycc709` is mapped as `ColorTransform.exact_mean` says. Known pixels are as in the images. `X`,
+        `mask`, errors: as for `inpaint`; InputError for a model of tables, too.
         """
 
     def compress(self, X: npt.ArrayLike, /, *, progress: Progress = SILENT) -> bytes:
@@ -307,6 +308,20 @@ class DensityModel(ABC):
     def wraps_around(self) -> bool:
         """Whether draws count modulo 256, so that those of `exact` can differ from the others."""
         return self.color is not None and self.color.wraps_around
+
+    def _like(self, images: Array, hidden: Hidden, exact: bool) -> npt.NDArray[np.int16] | None:
+        """Give each pixel of images (N, H, W, C) the nearest known one; None where draws are not read beside it."""
+        if exact or self.color is None or not self.color.wraps_around:
+            return None
+        return nearest_known(images, hidden)
+
+    def _shown(self, images: Array, exact: bool, like: npt.NDArray[np.int16] | None) -> Array:
+        """Bring drawn images (..., H, W, C) into the RGB cube, unless `exact`, read beside what is known, or drawn."""
+        if exact or self.color is None or not self.color.wraps_around:
+            return images
+        if like is None:
+            like = nearest_inside(images.reshape(-1, *images.shape[-3:])).reshape(images.shape)
+        return self.color.nearest(images, like)
 
     def share_outside_rgb(self, exact: Array, inside: Array, mask: npt.ArrayLike | None = None, /) -> float | None:
         """Share of the pixels of draws, of those that `mask` hides, whose colour is outside the RGB cube.

@@ -14,7 +14,7 @@ from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
-from pyjuice_lvd.data.masks import Hidden, nearest_known
+from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_arrays
@@ -159,7 +159,7 @@ class FieldModel(ShapeModel):
             known, masks = self._cut(images, hidden, rows)
             totals, state, offset = self.emissions.draws(known, masks, n_samples, drawn_seed(rng))
             self._check_possible(totals, rows)
-            like = nearest_known(images[rows], hidden[rows])
+            like = self._like(images[rows], hidden[rows], exact)
             for part in shares(n_samples, len(known) * self._grid[0] * (4 * self._grid[1] + 24 * len(self.join))):
                 many = part.stop - part.start
                 own, of = (np.moveaxis(each[:, part], 1, 0) for each in (state, offset))
@@ -168,8 +168,8 @@ class FieldModel(ShapeModel):
                     patches, hides, own.reshape(-1, *own.shape[2:]), of.reshape(-1, *of.shape[2:]), rng,
                     modes=biased_modes, exact=exact,
                 )  # fmt: skip
-                painted = self._images(patches, exact, np.tile(like, (many, 1, 1, 1)))
-                drawn[part, rows] = np.where(hidden[rows], painted.reshape(many, *like.shape), images[rows])
+                painted = self._images(patches, exact, None if like is None else np.tile(like, (many, 1, 1, 1)))
+                drawn[part, rows] = np.where(hidden[rows], painted.reshape(many, *hidden[rows].shape), images[rows])
         return drawn
 
     def patch_anomaly(self, images: UInt8, *, progress: Progress = SILENT) -> Float64:

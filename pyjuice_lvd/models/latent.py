@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask
-from pyjuice_lvd.data.masks import Hidden, nearest_known
+from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
@@ -126,14 +126,14 @@ class LatentModel(PatchModel):
         with progress.stage("in-painting", total=drawn.size // self.dims, unit="images") as stage:
             for rows in self.chunks(len(images)):
                 known, masks = self.patches(images[rows]), to_patches(hidden[rows], self.patch)
-                like = nearest_known(images[rows], hidden[rows])
+                like = self._like(images[rows], hidden[rows], exact)
                 z = self.prior.sample(n_samples, X=self._evidence(images, hidden, rows), seed=drawn_seed(rng))
                 z = z.reshape(-1, z.shape[2])
                 for part in shares(len(z), _DRAW_BYTES * self.dims):
                     draw, image = np.divmod(np.arange(part.start, part.stop), len(known))
                     patches = known[image]
                     self._complete(patches, masks[image], z[part], rng, modes=biased_modes, exact=exact)
-                    painted = self._images(patches, exact, like[image])
+                    painted = self._images(patches, exact, None if like is None else like[image])
                     image += rows.start
                     drawn[draw, image] = np.where(hidden[image], painted, images[image])
                     stage.advance(part.stop - part.start)

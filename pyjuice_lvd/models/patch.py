@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen
-from pyjuice_lvd.data.masks import Hidden, inside, nearest_known
+from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen, means_by_reading
+from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.large import by_blocks
@@ -132,8 +132,8 @@ class PatchModel(DensityModel):
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)
         height, width, channels = self.image_shape
-        read = self.color.wraps_around and not exact  # colours, beside what is known
-        means, readings = (self.color.means, READINGS) if read else (self.color.exact_mean, 1)
+        beside = self.color.wraps_around and not exact
+        means, readings = (means_by_reading, READINGS) if beside else (self.color.exact_mean, 1)
 
         def mean_colors(marginals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             return means(marginals.reshape(len(marginals), -1, channels, LEVELS)).reshape(len(marginals), -1)
@@ -141,9 +141,8 @@ class PatchModel(DensityModel):
         size = self._grid[1] * readings
         for rows, found in self._mixed(images, hidden, size, mean_colors, "posterior mean", progress, exact=exact):
             mean = from_patches(found, (height, width, readings * channels), self.patch)
-            if read:
-                known = nearest_known(images[rows], hidden[rows])
-                mean = chosen(mean.reshape(-1, height, width, readings, channels), known)
+            if (like := self._like(images[rows], hidden[rows], exact)) is not None:
+                mean = chosen(mean.reshape(-1, height, width, readings, channels), like)
             out[rows] = np.where(hidden[rows], mean, images[rows])
         return out
 
@@ -166,9 +165,7 @@ class PatchModel(DensityModel):
     ) -> npt.NDArray[np.uint8]:
         """Put drawn patches together to images (`DensityModel.sample` says what `exact` is); `like`: what is known."""
         images = self.color.inverse(from_patches(patches, self.image_shape, self.patch))
-        if exact:
-            return images
-        return inside(images, self.color) if like is None else self.color.nearest(images, like)
+        return self._shown(images, exact, like)
 
     @property
     def _grid(self) -> tuple[int, int]:

@@ -13,8 +13,7 @@ from pyjuice_lvd import julia
 from pyjuice_lvd.checks import integer
 from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_numbers, as_table
-from pyjuice_lvd.data.color import chosen, color_transform
-from pyjuice_lvd.data.masks import inside, nearest_known
+from pyjuice_lvd.data.color import chosen, color_transform, means_by_reading
 from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
@@ -155,7 +154,7 @@ class CircuitModel(DensityModel):
             return drawn
         masks = hidden.reshape(X.shape)
         # Neither a lossy transform nor `nearest` gives the known pixels back.
-        return np.where(masks, self._pixels(drawn, exact, nearest_known(X, masks)), X)
+        return np.where(masks, self._pixels(drawn, exact, self._like(X, masks, exact)), X)
 
     def marginals(
         self, X: npt.ArrayLike, mask: npt.ArrayLike | None, /, *, progress: Progress = SILENT
@@ -187,10 +186,10 @@ class CircuitModel(DensityModel):
             found = marginals.reshape(-1, *self.image_shape, self.num_cats)
             if self.color is None:
                 found = found @ np.arange(self.num_cats)
+            elif (like := self._like(X[part], hidden[part].reshape(X[part].shape), exact)) is not None:
+                found = chosen(means_by_reading(found), like)
             else:
-                known = nearest_known(X[part], hidden[part].reshape(X[part].shape))
-                read = self.color.wraps_around and not exact
-                found = chosen(self.color.means(found), known) if read else self.color.exact_mean(found)
+                found = self.color.exact_mean(found)
             means[part] = np.where(hidden[part].reshape(found.shape), found, X[part])
         return means
 
@@ -237,17 +236,13 @@ class CircuitModel(DensityModel):
     def _pixels(self, rows: Table, exact: bool, like: npt.NDArray[np.int16] | None = None) -> Array:
         """Turn drawn rows (..., dims) into images (..., H, W, C); `DensityModel.sample` says what `exact` is.
 
-        `like`, (..., H, W, C) or less: what is known close by.
+        `like`, (N, H, W, C): what is known close by.
         """
         if self.image_shape is None:
             return rows
         images = rows.reshape(*rows.shape[:-1], *self.image_shape)
         images = images if self.color is None else self.color.inverse(images)
-        if exact or self.color is None:
-            return images
-        if like is None:
-            return inside(images, self.color)
-        return self.color.nearest(images, np.broadcast_to(like, images.shape))
+        return self._shown(images, exact, None if like is None else np.broadcast_to(like, images.shape))
 
     def _missing(self, X: Array) -> Mask | None:
         """Say which values of checked rows are missing."""

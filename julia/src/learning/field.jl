@@ -173,8 +173,7 @@ function through_channel!(out::Vector{Float64}, table::Matrix{Float64}, in::Vect
             p1, p2, p3, p4 = table[o, i], table[o, i + 1], table[o, i + 2], table[o, i + 3]
             f2, f3, f4 = from + left, from + 2left, from + 3left
             @simd ivdep for l in 1:left
-                sum = muladd(p2, in[f2 + l], p1 * in[from + l]) + muladd(p4, in[f4 + l], p3 * in[f3 + l])
-                out[to + l] += sum
+                out[to + l] += muladd(p2, in[f2 + l], p1 * in[from + l]) + muladd(p4, in[f4 + l], p3 * in[f3 + l])
             end
             from, i = from + 4left, i + 4
         end
