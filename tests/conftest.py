@@ -14,6 +14,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # each other and from whatever else runs, and a K-means of milliseconds may take a second. Read as libraries are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Most of the time goes into compiling; this takes two thirds of it. What users run, compiled as far as Julia can, is
+# held to references by `test_kernels_as_users_have_them` and to the same streams by test_compression.py.
+os.environ.setdefault("LVD_JULIA_OPTIMIZE", "1")
+
 _LONG = ("test_julia_package.py", "test_distributed.py")
 """Files whose tests take minutes. They come first: nothing else is left to run beside the last."""
 

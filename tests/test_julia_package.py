@@ -19,11 +19,12 @@ from pyjuice_lvd.julia import find
 ROOT = Path(__file__).parent.parent
 
 
-def test_julia_package() -> None:
+def run_julias_tests(optimization: str, *files: str) -> None:
+    """Run Julia's own tests, all or those of some files, compiled by `-O...`."""
     executable = find.choose().julia.executable
-    quick = ["--startup-file=no", "-O1"]  # most of the time goes into compiling; the Python tests run code at -O3
+    options = ["--startup-file=no", optimization, f"--project={ROOT / 'julia'}"]
     ran = subprocess.run(
-        [executable, *quick, f"--project={ROOT / 'julia'}", ROOT / "julia" / "test" / "runtests.jl"],
+        [executable, *options, ROOT / "julia" / "test" / "runtests.jl", *files],
         env={**os.environ, "JULIA_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
@@ -33,6 +34,15 @@ def test_julia_package() -> None:
     passed = re.search(r"LVDJuice +\| +(\d+) +(\d+)", ran.stdout)  # "Test Summary: | Pass  Total"
     assert passed, ran.stdout
     assert passed[1] == passed[2]
+
+
+def test_julia_package() -> None:
+    run_julias_tests("-O1")  # most of the time goes into compiling
+
+
+def test_kernels_as_users_have_them() -> None:
+    """Compiled as far as Julia can, which may fuse and reorder more."""
+    run_julias_tests("-O3", "circuit", "inputs", "evaluate", "dense", "em")
 
 
 def test_the_project_of_a_checkout_is_that_of_the_package() -> None:

@@ -107,6 +107,14 @@ def test_threads_come_from_the_environment() -> None:
     assert fails_to_start(LVD_THREADS="many") == "InputError LVD_THREADS: found 'many', want a positive integer"
 
 
+@pytest.mark.skipif(find.choose().bridge != "libjulia", reason="juliacall has settings of its own")
+def test_optimization_comes_from_the_environment() -> None:
+    line = fails_to_start(LVD_JULIA_OPTIMIZE="fast")
+    assert line == "InputError LVD_JULIA_OPTIMIZE: found 'fast', want 0, 1, 2 or 3"
+    level = "from pyjuice_lvd import julia; print(julia.evaluate('Int(Base.JLOptions().opt_level)'))"
+    assert [python(level, LVD_JULIA_OPTIMIZE=given).stdout.split() for given in ("2", "")] == [["2"], ["3"]]
+
+
 def test_a_users_settings_for_julia_do_not_make_it_look_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executable = find.choose().julia.executable
     there = find.probe(executable, "LVD_JULIA")

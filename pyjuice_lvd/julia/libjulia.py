@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyjuice_lvd.errors import JuliaUnavailableError
+from pyjuice_lvd.errors import InputError, JuliaUnavailableError
 from pyjuice_lvd.julia.find import Julia, Started
 
 CPU_TARGET = "native"
@@ -18,13 +18,14 @@ CPU_TARGET = "native"
 
 def start(julia: Julia, threads: int) -> Started:
     """Start Julia."""
+    optimization = _optimization()
     library = _load_libjulia(julia)
     options = (
         str(julia.executable),
         "--startup-file=no",
         f"--threads={julia.pools(threads)}",
         f"--cpu-target={CPU_TARGET}",
-        "-O3",
+        f"-O{optimization}",
     )
     argv = (ctypes.c_char_p * len(options))(*map(os.fsencode, options))
     argc, pointer = ctypes.c_int(len(options)), ctypes.cast(argv, ctypes.POINTER(ctypes.c_char_p))
@@ -42,6 +43,14 @@ def start(julia: Julia, threads: int) -> Started:
     atexit.register(leave)
 
     return Started(evaluator(library), lambda: _libraries_for_children(julia), lambda: atexit.unregister(leave))
+
+
+def _optimization() -> str:
+    """Say how far Julia optimises what it compiles: LVD_JULIA_OPTIMIZE, else as far as it can."""
+    found = os.environ.get("LVD_JULIA_OPTIMIZE") or "3"
+    if found not in {"0", "1", "2", "3"}:
+        raise InputError(f"LVD_JULIA_OPTIMIZE: found {found!r}, want 0, 1, 2 or 3")
+    return found
 
 
 def evaluator(library: ctypes.CDLL) -> Callable[[str], str]:
