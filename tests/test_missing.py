@@ -368,6 +368,9 @@ def test_figures_of_rows_with_missing_values() -> None:
     found = factorized_bpd(hidden, hidden, hidden, 3)
     assert found == pytest.approx(expected, rel=1e-6)
     assert factorized_bpd(train, train, train, 3) != found
+    nothing = np.full((5, 2), -1)
+    assert factorized_bpd(hidden, nothing, hidden, 3) == pytest.approx(expected, rel=1e-6)
+    assert factorized_bpd(hidden, hidden, nothing, 3) is None
 
 
 def test_fit_and_eval_take_tables_with_empty_cells(patterns: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

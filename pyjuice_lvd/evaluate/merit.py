@@ -71,11 +71,12 @@ _PSEUDOCOUNTS = (0.1, 1.0, 10.0, 100.0)
 
 def factorized_bpd(
     train: npt.NDArray[Any], valid: npt.NDArray[Any], test: npt.NDArray[Any], num_cats: int = 256
-) -> float:
+) -> float | None:
     """Bits per dimension on `test` of the fully factorised model: one categorical for each dimension, from counts.
 
     All three are integers (N, ...) below `num_cats`, images in the colour space that is modelled; below 0, a value is
     missing, and counts for nothing. The pseudocount, shared by the categories, is the one that does best on `valid`.
+    None where `test` has no value.
     """
     tables = [part.reshape(len(part), -1) for part in (train, valid, test)]
     dims = tables[0].shape[1]
@@ -84,16 +85,17 @@ def factorized_bpd(
         cells = tables[0][rows].astype(np.intp) + num_cats * np.arange(dims)
         counts += np.bincount(_seen(cells, tables[0][rows]), minlength=counts.size).reshape(counts.shape)
 
-    def bpd(table: npt.NDArray[Any], pseudocount: float) -> float:
+    def bits_of(table: npt.NDArray[Any], pseudocount: float) -> tuple[float, int]:
         bits = -np.log2((counts + pseudocount / num_cats) / (counts.sum(axis=1, keepdims=True) + pseudocount))
         total, count = 0.0, 0
         for rows in blocks(len(table), 8 * dims):
             seen = _seen(bits[np.arange(dims), table[rows]], table[rows])
             total, count = total + float(seen.sum()), count + seen.size
-        return total / count
+        return total, count
 
-    best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bpd(tables[1], pseudocount))
-    return bpd(tables[2], best)
+    best = min(_PSEUDOCOUNTS, key=lambda pseudocount: bits_of(tables[1], pseudocount))
+    total, count = bits_of(tables[2], best)
+    return total / count if count else None
 
 
 def _seen(values: npt.NDArray[Any], table: npt.NDArray[Any]) -> npt.NDArray[Any]:
