@@ -9,6 +9,14 @@ BLAS.set_num_threads(1)
 
 close_to(a, b; rtol=1e-5) = all(abs.(a .- b) .<= rtol .* max.(abs.(a), abs.(b)) .+ 1e-12)
 
+"What an error says; nothing where there is none."
+message_of(f) = try
+    f()
+    ""
+catch e
+    sprint(showerror, e)
+end
+
 const FILES = split("""
     circuit inputs structure builders evaluate losses dense einet em jpc queries answers prune grow joint emissions offsets field shared
     backends device bench codec door""")

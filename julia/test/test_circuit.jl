@@ -1,10 +1,3 @@
-message_of(f) = try
-    f()
-    ""
-catch e
-    sprint(showerror, e)
-end
-
 @testset "invalid circuits are refused with the unit and the reason" begin
     table = Float32[0.25 0.75; 0.5 0.5]
     builder() = (b = LVDJuice.Builder(2); LVDJuice.add_inputs!(b, 1, table); LVDJuice.add_inputs!(b, 2, table); b)
