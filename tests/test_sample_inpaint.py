@@ -236,6 +236,16 @@ def test_drawn_colours_are_read_beside_those_that_are_inside() -> None:
     assert model.sample(1).tolist() == [[[[0, 94, 92], dark]]]
 
 
+def test_drawn_colours_are_read_beside_others_as_these_are_shown() -> None:
+    """(254, 73, 90) shares its triple with (-2, 73, 90), and is shown as (0, 73, 90): it makes no cyan beside it red."""
+    color, circuit = COLORS["ycocg"], Circuit.fully_factorized(num_vars=6, num_cats=256)
+    drawn = np.array([[[[250, 94, 92], [254, 73, 90]]]], np.uint8)
+    circuit.fit_em(color.forward(drawn).reshape(1, 6), epochs=1, step_size=1.0, pseudocount=0)
+    model = CircuitModel(circuit, num_cats=256, image_shape=(1, 2, 3), color="ycocg")
+    assert model.sample(1, exact=True).tolist() == drawn.tolist()
+    assert model.sample(1).tolist() == [[[[0, 94, 92], [0, 73, 90]]]]
+
+
 def test_the_nearest_known_pixel() -> None:
     images = np.arange(2 * 2 * 3 * 1, dtype=np.uint8).reshape(2, 2, 3, 1)
     hidden = np.zeros(images.shape, bool)

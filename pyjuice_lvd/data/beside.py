@@ -12,8 +12,8 @@ from pyjuice_lvd.data.masks import Hidden
 UInt8 = npt.NDArray[np.uint8]
 Int16 = npt.NDArray[np.int16]
 
-_LITTLE = 8
-"""Levels that a drawn channel is beyond 0..255 by chance; saturated colours are by more, mostly."""
+_LITTLE = 16
+"""Levels that a drawn channel is beyond 0..255 by chance; saturated colours are by more, mostly (docs/queries.md)."""
 
 
 def nearest_known(images: UInt8, hidden: Hidden) -> Int16:
@@ -33,7 +33,7 @@ def nearest_known(images: UInt8, hidden: Hidden) -> Int16:
 
 
 def nearest_inside(images: UInt8) -> Int16:
-    """Give drawn colours of `ycocg`, uint8 (N, H, W, 3), that of the nearest drawn pixel inside the RGB cube.
+    """Give drawn colours of `ycocg`, as `nearest` has them, uint8 (N, H, W, 3), that of the nearest pixel inside the cube.
 
     Returns int16 (N, H, W, 3), -1 but for channels that are beyond 0..255 by a few levels.
     """

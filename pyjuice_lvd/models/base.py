@@ -320,6 +320,7 @@ class DensityModel(ABC):
         if exact or self.color is None or not self.color.wraps_around:
             return images
         if like is None:
+            images = self.color.nearest(images)  # what is clamped anyhow is inside as it will be shown
             like = nearest_inside(images.reshape(-1, *images.shape[-3:])).reshape(images.shape)
         return self.color.nearest(images, like)
 
