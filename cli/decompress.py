@@ -69,6 +69,8 @@ def decompress(
     model = opened.load()
     found = model.decompress(packed, start=start, stop=stop, lost=lost, name=str(file), progress=progress)
     kept = [i for i in range(start, stop) if not any(i in numbers for numbers in lost or ())]
+    if not kept and start < stop:
+        raise InputError(f"{file}: damaged: nothing of {header.noun} {start}..{stop - 1} can be decoded")
     if output.suffix == ".npz":
         write_npz(output, {header.noun: found})
     elif output.suffix == ".npy":

@@ -178,6 +178,12 @@ def test_a_damaged_block_loses_itself(digits: CircuitModel) -> None:
         digits.decompress(bytes(data[:-1]))
     with pytest.raises(InputError, match=r"lost are images 64\.\.149"):
         digits.decompress(bytes(data[: at - 28]))
+    with pytest.raises(InputError, match=r"lost are images 0\.\.149 \(.*: nothing can be decoded$"):
+        digits.decompress(bytes(data[:start]))
+    for file, wanted in ((data + b"junk", 4), (data + data, len(data))):
+        with pytest.raises(InputError, match=f"^data: damaged: found {wanted} bytes behind its last block, wanted 0$"):
+            digits.decompress(bytes(file))
+        assert np.array_equal(digits.decompress(bytes(file), lost=lost)[..., 0], X)
     # A stream that was changed together with its checksum: the images' own checksum knows.
     forged = data.copy()
     forged[at + 5] ^= 4
@@ -185,6 +191,17 @@ def test_a_damaged_block_loses_itself(digits: CircuitModel) -> None:
     forged[at - 4 : at] = struct.pack("<I", zlib.crc32(forged[at - 28 : at - 4]))
     with pytest.raises(InputError, match=r"lost are images 64\.\.127 \("):
         digits.decompress(bytes(forged))
+
+
+def test_a_header_that_promises_more_than_a_file_can_hold(digits: CircuitModel) -> None:
+    data = digits.compress(DIGITS[:130])
+    header, start = read_header(data, "data")
+    forged = replace(header, n=10**12).packed() + data[start:]
+    with pytest.raises(InputError, match=r"lost are images 128\.\.999999999999 \(cut off, or their heads"):
+        digits.decompress(forged)
+    assert np.array_equal(digits.decompress(forged, stop=128)[..., 0], DIGITS[:128])
+    with pytest.raises(InputError, match="sizes or a type that no images have"):
+        digits.decompress(replace(header, n=10**30).packed() + data[start:])
 
 
 def test_mutated_files_end_in_an_error_or_in_the_images(digits: CircuitModel) -> None:
@@ -227,6 +244,9 @@ def test_what_is_refused(digits: CircuitModel) -> None:
         digits.compress(np.zeros((1, 8, 8, 3), np.uint8))
     with pytest.raises(InputError, match=r"no \.lvdz signature"):
         digits.decompress(b"PNG")
+    for wrong, kind in (("file.lvdz", "str"), (None, "NoneType"), (3, "int")):
+        with pytest.raises(InputError, match=f"^data: found {kind}, wanted the bytes of an .lvdz file$"):
+            digits.decompress(wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="header is damaged or cut off"):
         digits.decompress(SIGNATURE)
     other = HCLT(num_latents=2, epochs=1).fit(DIGITS[:100]).model_
@@ -422,6 +442,7 @@ def test_nothing_is_written_in_vain(run: Path, tmp_path: Path) -> None:
         (("decompress", run, run / "settings.toml", "-o", tmp_path / "b.npz"), "no .lvdz signature"),
         (("decompress", run, coded, "-o", tmp_path / "b.txt"), "wanted a file named .npz or .npy, or a folder"),
         (("decompress", run, coded, "-o", tmp_path / "full"), "is there already, wanted a new folder"),
+        (("decompress", run, coded, "-o", "/proc/folder"), "/proc/folder: cannot be made ("),
         (("decompress", run, coded, "-o", tmp_path / "b.npz", "--images", "5:5"), "wanted A:B"),
         (("decompress", run, tmp_path / "damaged.lvdz", "-o", tmp_path / "b.npz"), "lost are images 1792..1796"),
     ):
@@ -432,6 +453,14 @@ def test_nothing_is_written_in_vain(run: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
     said = lvd_juice("decompress", run, tmp_path / "damaged.lvdz", "-o", tmp_path / "b.npz", "--salvage", "--json")
     assert json.loads(said.stdout)["lost"] == [[1792, 1796]]
+    header, start = read_header(coded.read_bytes(), "coded")
+    (tmp_path / "nothing.lvdz").write_bytes(coded.read_bytes()[:start])
+    said = lvd_juice(
+        "decompress", run, tmp_path / "nothing.lvdz", "-o", tmp_path / "c.npz", "--salvage", "--quiet", check=False
+    )
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    assert said.stderr.endswith(f"damaged: nothing of images 0..{header.n - 1} can be decoded\n")
+    assert not (tmp_path / "c.npz").exists()
 
 
 def test_ctrl_c_leaves_no_half_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

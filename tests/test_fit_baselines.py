@@ -155,8 +155,12 @@ def test_an_estimator_opens_the_run(run: tuple[Path, dict[str, Any]], debd: Path
     np.testing.assert_array_equal(
         pyjuice_lvd.HCLT.load(tmp_path / "saved").score_samples(rows), model.score_samples(rows)
     )
-    with pytest.raises(InputError, match="found a model of method hclt, wanted rat-spn"):
+    with pytest.raises(InputError, match=r"found a model of method hclt, wanted rat-spn \(HCLT.load opens it\)$"):
         RATSPN.load(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"is the directory of a run of `lvd-juice fit`, wanted another folder$"):
+        model.save(folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     shutil.copytree(folder, tmp_path / "run")
     settings = tmp_path / "run" / "settings.toml"
     settings.write_text(settings.read_text().replace('"hclt"', '"lvd"', 1))

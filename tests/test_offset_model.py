@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from enumerated import EnumeratedOffsets, asked, frequencies_fit
-from models import offset_model, offset_parts
+from models import limited_parts, offset_model, offset_parts
 
 from pyjuice_lvd import Circuit
 from pyjuice_lvd.data.patches import to_patches
@@ -122,6 +122,24 @@ def test_what_wraps_around_a_state_s_offsets_is_read_as_the_end() -> None:
     np.testing.assert_array_equal(read, exact)
     np.testing.assert_allclose(mean, wrapped)
     assert model.wraps_around
+
+
+def test_means_of_patches_of_which_something_is_known_are_those_of_draws() -> None:
+    """A known value may be of a dark state or, beyond the end, of a bright one: hidden ones then stand for others."""
+    shape, patch = (2, 4, 1), (2, 2)
+    parts, _ = limited_parts(shape, patch, (8,), [[*range(24), *range(232, 256)]])
+    away = (np.arange(32)[:, None] - np.array([1, 30, 16]) + 16) % 32 - 16
+    shift = np.exp(-0.5 * (away / 1.5) ** 2)
+    model = OffsetModel(
+        image_shape=shape, patch=patch, color="ycocg", steps=(8,), shapes=parts.shapes, join=parts.join,
+        shifts=[(shift / shift.sum(axis=0)).astype(np.float32)], prior=parts.prior,
+    )  # fmt: skip
+    images, hidden = model.sample(12, seed=0), np.array([[True, False, False, True]] * 2)
+    draws = model.inpaint(images, hidden, n_samples=4000, seed=1)
+    off = np.abs(model.posterior_mean(images, hidden) - draws.mean(axis=0))
+    assert (off <= 5 * draws.std(axis=0) / np.sqrt(len(draws)) + 1e-3).all()
+    exact = model.posterior_mean(images, hidden, exact=True) - model.posterior_mean(images, hidden)
+    assert np.abs(exact).max() > 20
 
 
 def test_one_labelled_image_is_one_term_of_the_enumeration(known: EnumeratedOffsets) -> None:

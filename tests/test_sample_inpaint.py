@@ -237,7 +237,7 @@ def test_drawn_colours_are_read_beside_those_that_are_inside() -> None:
 
 
 def test_drawn_colours_are_read_beside_others_as_these_are_shown() -> None:
-    """(254, 73, 90) shares its triple with (-2, 73, 90), and is shown as (0, 73, 90): it makes no cyan beside it red."""
+    """(254, 73, 90) shares its triple with (-2, 73, 90), and is shown as (0, 73, 90): no cyan beside it is red."""
     color, circuit = COLORS["ycocg"], Circuit.fully_factorized(num_vars=6, num_cats=256)
     drawn = np.array([[[[250, 94, 92], [254, 73, 90]]]], np.uint8)
     circuit.fit_em(color.forward(drawn).reshape(1, 6), epochs=1, step_size=1.0, pseudocount=0)

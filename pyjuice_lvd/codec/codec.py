@@ -59,7 +59,7 @@ class Codec:
         asked = [
             block
             for block in read_blocks(data, header, position)
-            if block.images.start < stop and block.images.stop > start
+            if (block.images.start < stop and block.images.stop > start) or (not block.images and lost is None)
         ]
         if lost is None:
             _refuse(header, name, [block for block in asked if isinstance(block, Damaged)])
@@ -115,10 +115,15 @@ def _shown(stage: Stage, images: range, done: int) -> Callable[[float], None]:
 
 
 def _refuse(header: Header, name: str, damaged: list[Damaged]) -> None:
-    """Raise InputError that says which images are lost, if any are."""
-    if damaged:
-        lost = ", ".join(f"{block.images.start}..{block.images.stop - 1} ({block.reason})" for block in damaged[:3])
-        more = f" and {len(damaged) - 3} more blocks" if len(damaged) > 3 else ""
-        raise InputError(
-            f"{name}: damaged: lost are {header.noun} {lost}{more}; the others can be decoded without them"
-        )
+    """Raise InputError that says which images are lost, if any are, or what else is wrong."""
+    if not damaged:
+        return
+    if not (losing := [block for block in damaged if block.images]):
+        raise InputError(f"{name}: damaged: {damaged[0].reason}")
+    lost = ", ".join(f"{block.images.start}..{block.images.stop - 1} ({block.reason})" for block in losing[:3])
+    more = f" and {len(losing) - 3} more blocks" if len(losing) > 3 else ""
+    others = sum(len(block.images) for block in losing) < header.n
+    raise InputError(
+        f"{name}: damaged: lost are {header.noun} {lost}{more}"
+        + ("; the others can be decoded without them (--salvage, or `lost`)" if others else ": nothing can be decoded")
+    )

@@ -154,7 +154,7 @@ def _header(text: bytes, name: str) -> Header:
             header = Header(**{field.name: table[field.name] for field in fields(Header)})
             header = Header(**{**vars(header), "shape": tuple(map(int, header.shape))})
             sizes = (*header.shape, header.n, header.block)
-            right = header.dtype in _DTYPES and min(sizes) >= 1 and len(header.shape) in (1, 3)
+            right = header.dtype in _DTYPES and 1 <= min(sizes) <= max(sizes) < 2**48 and len(header.shape) in (1, 3)
             right = right and (header.names == 0 or header.names > _LENGTH.size)
             right = right and isinstance(header.protocol, dict) and isinstance(header.model, str)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -167,37 +167,39 @@ def _header(text: bytes, name: str) -> Header:
 
 
 def read_blocks(data: bytes, header: Header, start: int) -> Iterator[Block | Damaged]:
-    """Read block after block, from byte `start` on: each that the header promises is found, or said to be damaged.
+    """Read block after block, from byte `start` on: all that the header promises are found, or said to be damaged.
 
-    Behind a damaged head, the next block is looked for by its mark.
+    Behind a damaged head, the next block is looked for by its mark. What lies behind the last block is `Damaged` too,
+    and has no images.
     """
-    position = start
-    for number, images in enumerate(header.blocks):
-        found = _find(data, position, number, len(images))
+    position, first = start, 0
+    while first < header.n:
+        found = _find(data, position, header, first)
         if found is None:
-            if data.find(_MARK, position) < 0:
-                yield Damaged(range(images.start, header.n), "cut off, or their heads are damaged")
-                return
-            yield Damaged(images, "its head is damaged or missing")
-            continue
-        position, size, stream_sum, checksum = found
+            yield Damaged(range(first, header.n), "cut off, or their heads are damaged")
+            return
+        images, position, size, stream_sum, checksum = found
+        if images.start > first:
+            yield Damaged(range(first, images.start), "their heads are damaged or missing")
         stream = data[position : position + size]
-        position += size
+        position, first = position + size, images.stop
         if zlib.crc32(stream) == stream_sum and len(stream) == size:
             yield Block(images, stream, checksum)
         else:
             yield Damaged(images, "its checksum differs" if len(stream) == size else "it is cut off")
+    if position < len(data):
+        yield Damaged(range(header.n, header.n), f"found {len(data) - position} bytes behind its last block, wanted 0")
 
 
-def _find(data: bytes, position: int, number: int, count: int) -> tuple[int, int, int, int] | None:
-    """Find the block: where its stream begins, how long it is, and its checksums."""
+def _find(data: bytes, position: int, header: Header, first: int) -> tuple[range, int, int, int, int] | None:
+    """Find the next block, from image `first` on: its images, its stream's begin and length, its checksums."""
     while (position := data.find(_MARK, position)) >= 0:
         end = position + _HEAD.size
         if end + _LENGTH.size <= len(data) and zlib.crc32(data[position:end]) == _LENGTH.unpack_from(data, end)[0]:
-            _, own, images, size, stream_sum, checksum = _HEAD.unpack_from(data, position)
-            if own > number:
-                return None
-            if own == number and images == count:
-                return end + _LENGTH.size, size, stream_sum, checksum
+            _, number, count, size, stream_sum, checksum = _HEAD.unpack_from(data, position)
+            start = number * header.block
+            images = range(start, max(start, min(start + header.block, header.n)))
+            if start >= first and 0 < len(images) == count:
+                return images, end + _LENGTH.size, size, stream_sum, checksum
         position += 1
     return None

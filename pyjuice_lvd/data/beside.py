@@ -33,9 +33,9 @@ def nearest_known(images: UInt8, hidden: Hidden) -> Int16:
 
 
 def nearest_inside(images: UInt8) -> Int16:
-    """Give drawn colours of `ycocg`, as `nearest` has them, uint8 (N, H, W, 3), that of the nearest pixel inside the cube.
+    """Give each drawn colour of `ycocg`, as `nearest` has it, that of the nearest pixel inside the cube.
 
-    Returns int16 (N, H, W, 3), -1 but for channels that are beyond 0..255 by a few levels.
+    `images`: uint8 (N, H, W, 3). Returns int16 (N, H, W, 3), -1 but for channels that are a few levels beyond 0..255.
     """
     far = beyond(images)
     out = np.broadcast_to((far > 0).any(axis=-1, keepdims=True), images.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -43,6 +43,14 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     if not (path / names.DATA).exists():  # which a run keeps, and `save` does not
         return path
     return RunDirectory.open_existing(path) / names.MODEL
+
+
+def _below(kind: type[DensityEstimator]) -> Iterator[type[DensityEstimator]]:
+    """Give the estimators that have a method, of all that are loaded."""
+    for each in kind.__subclasses__():
+        if hasattr(each, "_method"):
+            yield each
+        yield from _below(each)
 
 
 def _listed(names: Any) -> str:
@@ -192,9 +200,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return self._given_back(self.model_.decompress(data, progress=self._shown))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a folder of plain files."""
+        """Write the fitted model to a folder of plain files; InputError where that is the directory of a run."""
         self._check_fitted()
         folder = Path(path)
+        if (folder / names.DATA).exists() or (folder / names.METRICS).exists():
+            raise InputError(f"{folder}: is the directory of a run of `lvd-juice fit`, wanted another folder")
         self.model_.save(folder)
         write_toml(folder / names.SETTINGS, kept(self.settings_))
         if (columns := self._described_columns()) is not None:
@@ -211,7 +221,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         folder, saved = Path(path), model_folder(path)
         settings = restored(read_toml(folder / names.SETTINGS), f"{folder / names.SETTINGS}: ")
         if settings.method != cls._method:
-            raise InputError(f"{folder}: found a model of method {settings.method}, wanted {cls._method}")
+            others = [each.__name__ for each in _below(DensityEstimator) if each._method == settings.method]
+            opens = f" ({others[0]}.load opens it)" if others else ""
+            raise InputError(f"{folder}: found a model of method {settings.method}, wanted {cls._method}{opens}")
         # What a parameter says, and how the work was done, is not said again.
         config = {key: value for key, value in settings.to_dict().items() if isinstance(value, Mapping)}
         given = {name: getattr(settings, name) for name in cls._parameters}

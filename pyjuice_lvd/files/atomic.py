@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -89,8 +90,10 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{path}: is there already, wanted a new folder")
-    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be made, wanted a new folder in a writable one")
+    try:
+        Path(tempfile.mkdtemp(prefix=ASIDE, dir=target.parent)).rmdir()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made ({error.strerror}), wanted a new folder in a writable one") from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

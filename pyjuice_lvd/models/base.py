@@ -295,6 +295,8 @@ class DensityModel(ABC):
             blocks whose checksums were changed too.
 
         """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InputError(f"{name}: found {type(data).__name__}, wanted the bytes of an .lvdz file")
         self.check_codec(None if self.color is None else self.color.name)
         return self._codec().decompress(bytes(data), name, start, stop, lost, progress)
 

@@ -33,6 +33,9 @@ WRAPPED = 64
 _TOGETHER = 0.5
 """The least length of the mean of offsets as points of the unit circle: 0 where they are all over it, 1 where equal."""
 
+_LEAST_KIND = 1e-4
+"""Kinds of states below this posterior probability are left out of means."""
+
 _LEAST_SHARE = 1e-7
 """Joins, and their offsets, below this posterior probability are left out of mixtures: float32 rounds as much."""
 
@@ -248,7 +251,7 @@ class Mixer:
 
     The summary is taken of the marginals given the join and what is known of the patch, or, of a patch of which nothing
     is known, given its state: of these there is one table, made when it is first needed. All but `exact` ones are of
-    values as `Emissions.reading` has them, of a patch of which something is known in its most probable state.
+    values as `Emissions.reading` has them, of a patch of which something is known in the most probable state of a kind.
     """
 
     def __init__(self, emissions: Emissions, size: int, summary: Summary, *, exact: bool) -> None:
@@ -307,21 +310,39 @@ class Mixer:
                     own[np.broadcast_to(moved, own.shape)] = 0
         return marginals
 
+    @cached_property
+    def _kinds(self) -> Ints:
+        """Number the states (S,) by the ends of channels that values of theirs stand for: mostly none, black, white."""
+        if self.exact:
+            return np.zeros(self.emissions.join.shape[1], np.int64)
+        ends = [
+            ((reading == end) & (np.arange(LEVELS) != end)).any(axis=1)
+            for reading in self.emissions.reading
+            for end in (0, LEVELS - 1)
+        ]
+        found: Ints = np.unique(np.stack(ends), axis=1, return_inverse=True)[1].ravel()
+        return found
+
     def _partly(self, rows: UInt8, hidden: Mask, weight: Float64) -> Float64:
         """Give the means (m, size) for rows (m, V) of which something is known, with the posterior (m, S)."""
-        means = np.zeros((len(rows), self.size))
-        for part in shares(len(rows), 4 * self.emissions.share_bytes):
-            joins, offsets = self.emissions.shares(rows[part], hidden[part], weight[part])
+        means, kinds = np.zeros((len(rows), self.size)), self._kinds
+        mass = weight @ np.eye(int(kinds.max()) + 1)[kinds]
+        mass = np.where(mass >= _LEAST_KIND, mass, 0)
+        mass /= mass.sum(axis=1, keepdims=True)
+        row, kind = np.nonzero(mass)  # which ascend
+        for part in shares(len(row), 4 * self.emissions.share_bytes + 8 * weight.shape[1]):
+            of, states = row[part], np.where(kinds == kind[part, None], weight[row[part]], 0)
+            joins, offsets = self.emissions.shares(rows[of], hidden[of], states)
             share = kept(joins)
-            row, join = np.nonzero(share)
-            for piece in shares(len(row), 8 * rows.shape[1] * LEVELS, _MARGINALS_BYTES):
-                own, of = row[piece], join[piece]
+            entry, join = np.nonzero(share)
+            for piece in shares(len(entry), 8 * rows.shape[1] * LEVELS, _MARGINALS_BYTES):
+                own, j = entry[piece], join[piece]
                 marginals = given_joins(
-                    self.emissions, rows[part][own], hidden[part][own], of,
-                    [offset[own, :, of] for offset in offsets], turned,
-                )  # fmt: skip
-                marginals = self._read(marginals, weight[part][own].argmax(axis=1))
-                added(means[part], own, share[own, of, None] * self.summary(marginals))
+                    self.emissions, rows[of[own]], hidden[of[own]], j, [offset[own, :, j] for offset in offsets], turned
+                )
+                marginals = self._read(marginals, states[own].argmax(axis=1))
+                weights = mass[of[own], kind[part][own]] * share[own, j]
+                added(means, of[own], weights[:, None] * self.summary(marginals))
         return means
 
 
