@@ -14,8 +14,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # each other and from whatever else runs, and a K-means of milliseconds may take a second. Read as libraries are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Most of the time goes into compiling; this takes two thirds of it. What users run, compiled as far as Julia can, is
-# held to references by `test_kernels_as_users_have_them` and to the same streams by test_compression.py.
+# Most of the time goes into compiling, of which this takes a fifth to a third less. What users run, compiled as far as
+# Julia can, is held to references by `test_kernels_as_users_have_them` and to the same streams by test_compression.py.
 os.environ.setdefault("LVD_JULIA_OPTIMIZE", "1")
 
 _LONG = ("test_julia_package.py", "test_distributed.py")

@@ -267,8 +267,6 @@ def test_a_saved_model_decodes(digits: CircuitModel, tmp_path: Path) -> None:
     assert np.array_equal(CircuitModel.load(tmp_path).decompress(digits.compress(DIGITS[:5]))[..., 0], DIGITS[:5])
 
 
-FULLY = {"LVD_JULIA_OPTIMIZE": "3"}
-
 APART = """
     import sys, numpy as np
     from pathlib import Path
@@ -305,7 +303,8 @@ def test_streams_are_the_same_on_other_processors(
         model.save(tmp_path / name)
         np.save(tmp_path / f"{name}.npy", X)
         (tmp_path / f"{name}.lvdz").write_bytes(model.compress(X))
-    ran = python(APART, str(tmp_path), target, str(threads), "digits", "offsets", "field", timeout=600, **FULLY)
+    models = "digits", "offsets", "field"
+    ran = python(APART, str(tmp_path), target, str(threads), *models, timeout=600, LVD_JULIA_OPTIMIZE="3")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [target, str(threads)]
 

@@ -158,8 +158,9 @@ def test_an_estimator_opens_the_run(run: tuple[Path, dict[str, Any]], debd: Path
     with pytest.raises(InputError, match=r"found a model of method hclt, wanted rat-spn \(HCLT.load opens it\)$"):
         RATSPN.load(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"is the directory of a run of `lvd-juice fit`, wanted another folder$"):
-        model.save(folder)
+    for own in (folder, folder / "model"):
+        with pytest.raises(InputError, match=r"is of a run of `lvd-juice fit`, wanted another folder$"):
+            model.save(own)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     shutil.copytree(folder, tmp_path / "run")
     settings = tmp_path / "run" / "settings.toml"

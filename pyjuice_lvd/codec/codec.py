@@ -56,7 +56,7 @@ class Codec:
         start = integer("start", start, least=0)
         if not start <= stop <= header.n:
             raise InputError(f"start, stop: found {start}, {stop}, wanted 0 <= start <= stop <= {header.n}, the images")
-        asked = [
+        asked = [  # what lies behind the last block, which has no images, is passed over where damage is
             block
             for block in read_blocks(data, header, position)
             if (block.images.start < stop and block.images.stop > start) or (not block.images and lost is None)

@@ -200,11 +200,12 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return self._given_back(self.model_.decompress(data, progress=self._shown))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a folder of plain files; InputError where that is the directory of a run."""
+        """Write the fitted model to a folder of plain files; InputError where that is of a run of `fit`."""
         self._check_fitted()
         folder = Path(path)
-        if (folder / names.DATA).exists() or (folder / names.METRICS).exists():
-            raise InputError(f"{folder}: is the directory of a run of `lvd-juice fit`, wanted another folder")
+        for run in [folder, folder.parent] if folder.name == names.MODEL else [folder]:
+            if (run / names.DATA).exists() or (run / names.METRICS).exists():
+                raise InputError(f"{folder}: is of a run of `lvd-juice fit`, wanted another folder")
         self.model_.save(folder)
         write_toml(folder / names.SETTINGS, kept(self.settings_))
         if (columns := self._described_columns()) is not None:

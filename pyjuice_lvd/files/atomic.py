@@ -93,6 +93,8 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
     try:
         Path(tempfile.mkdtemp(prefix=ASIDE, dir=target.parent)).rmdir()
     except OSError as error:
+        if error.errno in _FULL:
+            raise
         raise InputError(f"{path}: cannot be made ({error.strerror}), wanted a new folder in a writable one") from error
 
 
