@@ -15,15 +15,13 @@ from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.units import bits_per_dimension_of_bytes
 
 from .models import SUFFIX, Run, start_julia
-from .options import emit, json_option, quiet_option, threads_option
+from .options import GIVEN, PATH, emit, json_option, quiet_option, threads_option
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("data")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar=f"FILE{SUFFIX}", help="The file to write."
-)
+@click.argument("run", type=PATH)
+@click.argument("data", type=GIVEN)
+@click.option("-o", "--output", type=PATH, required=True, metavar=f"FILE{SUFFIX}", help="The file to write.")
 @click.option("--test", "test_only", is_flag=True, help="Only the test images, or rows: those that eval scores.")
 @threads_option
 @json_option

@@ -15,16 +15,16 @@ from pyjuice_lvd.files.formats import read_bytes, write_npy, write_npz
 from pyjuice_lvd.progress import make_progress
 
 from .models import Run, start_julia
-from .options import emit, json_option, quiet_option, threads_option
+from .options import PATH, emit, json_option, quiet_option, threads_option
 
 _ARRAYS = (".npz", ".npy")
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
+@click.argument("file", type=PATH)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT",
+    "-o", "--output", type=PATH, required=True, metavar="OUT",
     help="A file named .npz or .npy, or a new folder for .png files.",
 )  # fmt: skip
 @click.option("--images", "which", metavar="A:B", help="Only images, or rows, A to B - 1; others are not decoded.")

@@ -15,12 +15,12 @@ from pyjuice_lvd.evaluate.merit import figures_of_merit
 from pyjuice_lvd.progress import make_progress
 
 from .models import Run, start_julia
-from .options import device_option, emit, json_option, quiet_option, threads_option
+from .options import GIVEN, PATH, device_option, emit, json_option, quiet_option, threads_option
 
 
 @click.command("eval")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("data")
+@click.argument("run", type=PATH)
+@click.argument("data", type=GIVEN)
 @threads_option
 @device_option
 @json_option

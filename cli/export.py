@@ -14,7 +14,7 @@ from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.progress import make_progress
 
 from .models import Run
-from .options import emit, json_option, quiet_option
+from .options import PATH, emit, json_option, quiet_option
 
 _PARTS = JointModel.parts  # of all kinds of model it has the most
 
@@ -23,9 +23,9 @@ _MAX_PARAMS = 100_000_000
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True,
+    "-o", "--output", type=PATH, required=True,
     metavar="MODEL.jpc", help="The file to write: .jpc, .jpc.gz or .safetensors.",
 )  # fmt: skip
 @click.option(

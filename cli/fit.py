@@ -40,25 +40,25 @@ from pyjuice_lvd.settings.resolve import without_use
 from pyjuice_lvd.units import bits_per_dimension
 from pyjuice_lvd.versions import versions
 
-from .options import device_option, emit, json_option, quiet_option, seed_option, threads_option
+from .options import GIVEN, PATH, device_option, emit, json_option, quiet_option, seed_option, threads_option
 
 if TYPE_CHECKING:
     from pyjuice_lvd.models.base import DensityModel
 
 
 @click.command()
-@click.argument("data")
-@click.option("-o", "--output", "run", type=click.Path(path_type=Path), required=True, help="The run's directory.")
+@click.argument("data", type=GIVEN)
+@click.option("-o", "--output", "run", type=PATH, required=True, help="The run's directory.")
 @click.option("--method", type=click.Choice(METHODS), help=f"[default: {METHODS[0]}]")
 @click.option("--preset", metavar="NAME", help=f"Shipped settings: {', '.join(preset_names())}.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings of your own.")
+@click.option("--config", type=PATH, metavar="FILE.toml", help="Settings of your own.")
 @click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting; repeatable.")
 @click.option("--color", type=click.Choice(COLOR_NAMES), help="Colour transform [default: ycocg].")
 @click.option("--crop", metavar="HxW", help="Model the top-left HxW pixels.")
 @click.option(
     "--features",
     "features_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Features of DATA's patches, .npy or .npz, in place of a teacher's (docs/features.md).",
 )

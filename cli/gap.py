@@ -28,7 +28,7 @@ from pyjuice_lvd.settings import Settings
 
 from .fit import prepare
 from .models import Run
-from .options import device_option, json_option, quiet_option, threads_option
+from .options import GIVEN, PATH, device_option, json_option, quiet_option, threads_option
 
 if TYPE_CHECKING:
     from pyjuice_lvd.evaluate.gap import Bounds
@@ -36,11 +36,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("data")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.png", help="The picture [default: RUN/gap.png]."
-)
+@click.argument("run", type=PATH)
+@click.argument("data", type=GIVEN)
+@click.option("-o", "--output", type=PATH, metavar="FILE.png", help="The picture [default: RUN/gap.png].")
 @threads_option
 @device_option
 @json_option

@@ -17,14 +17,15 @@ from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_inpainting
 
 from .models import Run, exact_option, modes_option, output_option, start_julia
-from .options import emit, json_option, quiet_option, seed_option, threads_option
+from .options import GIVEN, PATH, emit, json_option, quiet_option, seed_option, threads_option
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("data")
+@click.argument("run", type=PATH)
+@click.argument("data", type=GIVEN)
 @click.option(
     "--mask",
+    type=GIVEN,
     required=True,
     metavar="|".join((*MASKS, "FILE")),
     help="What is hidden: a part, or the white of a picture, or what is True in a .npy, of the image's size.",

@@ -24,6 +24,8 @@ from pyjuice_lvd.models.load import model_kind
 from pyjuice_lvd.progress import Progress
 from pyjuice_lvd.settings import Settings, restored
 
+from .options import PATH
+
 SUFFIX = ".lvdz"
 """Of a compressed file's name."""
 
@@ -148,7 +150,7 @@ def _check_output(_: click.Context, __: click.Parameter, value: Path) -> Path:
 output_option = click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     callback=_check_output,
     help="FILE.png, a picture, or FILE.npy, an array.",

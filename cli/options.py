@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,24 @@ from pyjuice_lvd.evaluate.merit import protocol_text
 from pyjuice_lvd.files.formats import json_text
 from pyjuice_lvd.report.tables import facts, figure, lay_out, text
 from pyjuice_lvd.settings import DEVICES
+
+
+class _Given(click.types.StringParamType):
+    """A text that is there: an empty one is what a variable of a shell is that was never set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) or self.fail("found '', wanted a name", param, ctx)
+
+
+class _GivenPath(click.Path):
+    """A path that is there: an empty one would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if str(value) else self.fail("found '', wanted a path", param, ctx)
+
+
+GIVEN = _Given()
+PATH = _GivenPath(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")

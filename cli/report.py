@@ -11,14 +11,12 @@ from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.report.page import write_report
 
-from .options import emit, json_option, quiet_option
+from .options import PATH, emit, json_option, quiet_option
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.html", help="The page [default: RUN/report.html]."
-)
+@click.argument("run", type=PATH)
+@click.option("-o", "--output", type=PATH, metavar="FILE.html", help="The page [default: RUN/report.html].")
 @json_option
 @quiet_option
 def report(run: Path, output: Path | None, as_json: bool, quiet: bool) -> None:

@@ -14,11 +14,11 @@ from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_samples
 
 from .models import Run, exact_option, modes_option, output_option, start_julia
-from .options import emit, json_option, quiet_option, seed_option, threads_option
+from .options import PATH, emit, json_option, quiet_option, seed_option, threads_option
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many.")
 @output_option
 @exact_option

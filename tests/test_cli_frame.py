@@ -153,6 +153,25 @@ def test_usage_errors(command, capsys, args, part):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["fit", "", "-o", "run"], "'DATA'"),
+        (["fit", "digits", "-o", ""], "'-o' / '--output'"),
+        (["fit", "digits", "-o", "run", "--features", ""], "'--features'"),
+        (["eval", "", "digits"], "'RUN'"),
+        (["sample", "run", "-o", ""], "'-o' / '--output'"),
+        (["inpaint", "run", "digits", "-o", "a.png", "--mask", ""], "'--mask'"),
+    ],
+)
+def test_a_name_that_is_empty_is_none(capsys, tmp_path, monkeypatch, args, name):
+    """As of a shell's variable that was never set: it is not the working directory."""
+    monkeypatch.chdir(tmp_path)
+    assert frame.main(args) == 2
+    assert f"Invalid value for {name}: found '', wanted a" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_no_arguments_is_a_usage_error_with_help(capsys):
     assert frame.main([]) == 2
     out, err = capsys.readouterr()

@@ -1,6 +1,8 @@
 """What both kinds of model share: what they answer, and the folders that they are kept in."""
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 from models import offset_model, tiny_model
 
-from pyjuice_lvd import Circuit, julia
+from pyjuice_lvd import HCLT, LVDPG, Circuit, julia
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.base import DensityModel
+from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.load import load_model, model_kind
+from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
 
 
@@ -141,3 +145,17 @@ def test_circuits_that_do_not_fit_are_refused() -> None:
             JointModel(**wrong)
     with pytest.raises(InputError, match=r"circuit: found 12 variables, wanted those of images \(4, 4, 3\)"):
         CircuitModel(whole().circuit, num_cats=256, image_shape=(4, 4, 3), color="rgb")
+
+
+@pytest.mark.parametrize("kind", [JointModel, OffsetModel, FieldModel, CircuitModel])
+def test_a_model_is_asked_as_its_estimator_is(kind: type[DensityModel]) -> None:
+    """As docs/queries.md has it: `model.model_` takes the same arguments at the same places."""
+
+    def places(function: Callable[..., object]) -> int:
+        return sum(given.kind is not given.KEYWORD_ONLY for given in inspect.signature(function).parameters.values())
+
+    estimator = HCLT if kind is CircuitModel else LVDPG
+    shared = [name for name in dir(estimator) if not name.startswith("_") and callable(getattr(kind, name, None))]
+    assert {"score_samples", "inpaint", "marginals", "posterior_mean"} <= set(shared)
+    for name in shared:
+        assert places(getattr(kind, name)) == places(getattr(estimator, name)), name

@@ -183,7 +183,7 @@ class FieldModel(ShapeModel):
             found[rows] = self.emissions.anomalies(self.patches(images[rows]))
         return found
 
-    def posterior(self, images: UInt8, *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT) -> Float64:
+    def posterior(self, images: UInt8, mask: npt.ArrayLike | None = None, *, progress: Progress = SILENT) -> Float64:
         """p(k_i = k | what is known of the image) of each position's shape: float64 (N, P, K) (`OffsetModel`)."""
         images, hidden = self._checked(images, mask)
         found = np.empty((len(images), self._grid[0], len(self.shapes)))
@@ -195,7 +195,7 @@ class FieldModel(ShapeModel):
         return found
 
     def offset_posterior(
-        self, images: UInt8, *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+        self, images: UInt8, mask: npt.ArrayLike | None = None, *, progress: Progress = SILENT
     ) -> list[Float64]:
         """p(d_ic = d | what is known of the image) of each position: for each channel float64 (N, P, D_c)."""
         images, hidden = self._checked(images, mask)

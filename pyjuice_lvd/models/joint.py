@@ -147,7 +147,7 @@ class JointModel(LatentModel):
         return scores
 
     def posterior(
-        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None, *, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
         """p(z_i = k | what is known of the image), exact: float64 (N, P, K), over all positions.
 

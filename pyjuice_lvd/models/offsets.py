@@ -146,7 +146,7 @@ class OffsetModel(ShapeModel, LatentModel):
         return self.emissions.scores(self.patches(images), to_patches(hidden, self.patch))
 
     def posterior(
-        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None, *, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
         """p(k_i = k | what is known of the image) of each position's shape, exact: float64 (N, P, K).
 
@@ -162,7 +162,7 @@ class OffsetModel(ShapeModel, LatentModel):
         return found
 
     def offset_posterior(
-        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None, *, progress: Progress = SILENT
     ) -> list[npt.NDArray[np.float64]]:
         """p(d_ic = d | what is known of the image) of each position, exact: for each channel float64 (N, P, D_c).
 

@@ -69,7 +69,7 @@ class PatchModel(DensityModel):
 
     @abstractmethod
     def posterior(
-        self, images: npt.NDArray[np.uint8], *, mask: npt.ArrayLike | None = None, progress: Progress = SILENT
+        self, images: npt.NDArray[np.uint8], mask: npt.ArrayLike | None = None, *, progress: Progress = SILENT
     ) -> npt.NDArray[np.float64]:
         """p(k_i = k | what is known of the image) of each position's latent, or shape, exact: float64 (N, P, K)."""
 
