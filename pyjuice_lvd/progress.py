@@ -77,6 +77,7 @@ class _Meter:
         self._clock = clock
         self._start = clock()
         self._last = self._start  # when the work last moved on
+        self._marks = [(self._start, 0.0)]  # moments and what was done by then, of the later half of the time
 
     def advance(self, n: float = 1, **info: Info) -> None:
         self.update(completed=self.completed + n, **info)
@@ -84,16 +85,21 @@ class _Meter:
     def update(self, *, completed: float, **info: Info) -> None:
         self.completed = completed
         self.info |= info
-        self._last = self._clock()
+        self._last = now = self._clock()
+        if now - self._marks[-1][0] >= (now - self._start) / 32:
+            self._marks.append((now, completed))
+        while len(self._marks) > 1 and self._marks[1][0] <= (self._start + now) / 2:
+            del self._marks[0]
         self.changed()
 
     def status(self) -> str:
         """How far the work is, its rate and time left, such as `5/20 epochs, 1.2 epochs/s, 12 s left, bpd=4.52`."""
         parts = [self._count()]
-        seconds = self._last - self._start
-        if seconds > 0 and self.completed > 0:
-            # The mean rate over the stage: steady where single steps are slow or uneven.
-            rate = self.completed / seconds
+        # The mean rate over the later half of the stage: steady where single steps are slow or uneven, and without what
+        # is slow but once, as Julia's compiling is, or was done before, by a run that is resumed.
+        since, before = self._marks[0]
+        if self._last > since and self.completed > before:
+            rate = (self.completed - before) / (self._last - since)
             parts.append(f"{rate:,.0f}{self.unit}/s" if rate >= 100 else f"{rate:.2g}{self.unit}/s")
             left = (self.total - self.completed) / rate - (self._clock() - self._last)
             parts.append(f"{_duration(max(left, 0.0))} left")

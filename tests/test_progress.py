@@ -44,6 +44,27 @@ def test_plain_lines_have_start_rate_time_left_and_end():
     assert lines[-1] == "teacher: done in 40 s, 20/20 epochs, bpd=3.1"
 
 
+def test_time_left_goes_by_the_later_half():
+    progress, clock, stream = plain(interval=60.0)
+    with progress.stage("EM", 1000) as stage:
+        clock.now += 30.0  # Julia compiles
+        stage.update(completed=2)
+        for done in range(3, 501):
+            clock.now += 0.25
+            stage.update(completed=done)
+    assert ": 122/1,000, 4/s, 3 min 40 s left" in stream.getvalue()
+
+
+def test_what_a_resumed_run_had_done_before_is_no_speed():
+    progress, clock, stream = plain()
+    with progress.stage("EM", 100) as stage:
+        stage.update(completed=90)
+        for _ in range(3):
+            clock.now += 4.0
+            stage.advance()
+    assert "92/100, 0.25/s, 32 s left" in stream.getvalue()
+
+
 def test_plain_lines_are_at_most_one_every_few_seconds():
     progress, clock, stream = plain(interval=5.0)
     with progress.stage("circuits", 1000) as stage:
