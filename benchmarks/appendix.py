@@ -74,7 +74,7 @@ SIZES: dict[str, dict[str, list[str]]] = {
     "lvd-pg": {
         "4M": ["clusters.outer=16", "circuit.latents=8"],
         "1M": ["clusters.outer=8", "circuit.latents=3"],
-        "16M": ["clusters.outer=32", "circuit.latents=16"],
+        "16M": ["clusters.outer=32", "circuit.latents=22"],
     },
 }
 RUNS = {"paper": ("4M", "1M", "16M"), "lossless": ("4M",)}

@@ -17,6 +17,8 @@ from commands import lvd_juice, lvd_juice_apart
 from pyjuice_lvd import LVD, LVDPG
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays
+from pyjuice_lvd.learn.sizes import with_clusters
+from pyjuice_lvd.settings import resolve
 
 # Everything small, so that a whole run takes seconds.
 SMALL = [
@@ -288,6 +290,30 @@ def test_an_existing_run_needs_resume(run: tuple[Path, dict[str, Any]], images: 
     ran = lvd_juice("fit", images, "-o", run[0], *SMALL, check=False)
     assert ran.returncode == 2
     assert "continue it with --resume" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "clusters"),
+    [
+        ((1437, 8, 8, 1), [], 2),
+        ((1500, 32, 32, 3), [], 9),
+        ((1500, 32, 32, 3), ["teacher.patch=[8,8]"], 2),
+        ((1500, 32, 32, 3), ["clusters.tied=false"], 2),
+        ((60_000, 28, 28, 1), [], 32),
+        ((60_000, 28, 28, 1), ["clusters.outer=7"], 7),
+        ((1, 8, 8, 1), [], 1),
+        ((60_000, 28, 28, 1), ["method=hclt"], 0),
+    ],
+)
+def test_as_many_clusters_as_patches_are_for(shape: tuple[int, ...], changes: list[str], clusters: int) -> None:
+    assert with_clusters(shape, resolve(None, None, changes)).clusters.outer == clusters
+
+
+def test_the_number_of_clusters_may_be_left_to_the_data(images: Path, tmp_path: Path) -> None:
+    left = [*SMALL, "--set", "clusters.outer=0"]
+    result = json.loads(lvd_juice("fit", images, "-o", tmp_path / "run", *left, "--json").stdout)
+    assert len(list((tmp_path / "run" / "model").glob("circuit-*.safetensors"))) == 2
+    assert json.loads(lvd_juice("eval", tmp_path / "run", images, "--json").stdout)["bpd"] == result["bpd"]
 
 
 def test_the_estimator(images: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_bad_assignments_are_named(text, parts):
         ("data.valid_fraction=0", "above 0"),
         ("data.test_fraction=1.0", "below 1"),
         ("data.test_fraction=0.9", "below 1"),
-        ("clusters.outer=0", "at least 1"),
+        ("clusters.outer=-1", "at least 0"),
         ("clusters.inner=0", "at least 1"),
         ("circuit.latents=0", "at least 1"),
         ("circuit.epochs=0", "at least 1"),
@@ -276,7 +276,8 @@ def test_ranges_hold_in_python_too():
     for make in (
         lambda: Settings(seed="a"),
         lambda: CircuitSettings(latents=2.5),
-        lambda: ClusterSettings(outer=0),
+        lambda: ClusterSettings(outer=-1),
+        lambda: ClusterSettings(inner=0),
         lambda: CircuitSettings(step_size=(0.0, 0.0)),
         lambda: PriorSettings(patience=0),
     ):

@@ -29,7 +29,7 @@ from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
 from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
 from pyjuice_lvd.learn.offsets import Patches, starting_model
 from pyjuice_lvd.learn.pieces import Pieces
-from pyjuice_lvd.learn.sizes import check_fit
+from pyjuice_lvd.learn.sizes import check_fit, with_clusters
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.joint_em import fit_end_to_end, fit_prior
 from pyjuice_lvd.models.load import load_model
@@ -87,6 +87,7 @@ def distill(
 
     """
     check_fit(train.shape, settings)
+    settings = _with_clusters(train, settings, progress)
     given = None if features is None else as_features(features, train.shape, settings)
     digests = {"training_images": digest_of(train), "validation_images": digest_of(valid)}
     if given is not None:
@@ -102,6 +103,14 @@ def distill(
         return Distilled(teacher, _with_offsets(teacher, train, valid, work))
     circuits, labels = _patch_circuits(teacher, train, work)
     return Distilled(teacher, _join(circuits, labels, train, valid, work))
+
+
+def _with_clusters(train: Images, settings: Settings, progress: Progress) -> Settings:
+    """Choose how many outer clusters there are, where that is left to the data, and say so."""
+    chosen = with_clusters(train.shape, settings)
+    if chosen != settings:
+        progress.log(f"clusters.outer: {chosen.clusters.outer}, by the number of training patches")
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
 from pyjuice_lvd.settings import BASELINES, FIELD, HCLTS, EinetSettings, OffsetSettings, Settings
 
+_PATCHES = 10_000
+"""For each outer cluster where their number is left to the data: with fewer, circuits overfit (docs/settings.md)."""
+
+_CLUSTERS = (2, 32)
+"""The fewest and the most of these."""
+
 _BYTES = 24
 """What a parameter takes while a circuit learns, measured: itself, its statistics, and the copies that are kept."""
 
@@ -21,6 +27,17 @@ _TABLE_BYTES = 12
 
 _TEACHER_BYTES = 16
 """The teacher's: itself, its gradient, and Adam's two moments."""
+
+
+def with_clusters(shape: tuple[int, ...], settings: Settings) -> Settings:
+    """Say how many outer clusters there are, where `clusters.outer` is 0: by training images of that shape."""
+    own = settings.clusters
+    if settings.method in BASELINES or own.outer:
+        return settings
+    patches = shape[0] * (_patches(shape, settings)[0] if own.tied else 1)
+    fewest, most = _CLUSTERS
+    chosen = min(max(patches // _PATCHES, fewest), most, max(shape[0], 1))
+    return replace(settings, clusters=replace(own, outer=chosen))
 
 
 def check_fit(
@@ -100,7 +117,7 @@ def check_categories(num_cats: int, rows: int, largest: str) -> None:
 
 def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
     """Estimate the bytes that learning takes beside the data; what grows while it learns counts as it begins."""
-    num_vars = math.prod(shape[1:])
+    num_vars, settings = math.prod(shape[1:]), with_clusters(shape, settings)
     if settings.method in HCLTS:
         latents, tables = settings.hclt.latents, num_vars * settings.hclt.latents * num_cats
         saved = (_BYTES - _TABLE_BYTES) * tables if num_cats >= settings.hclt.batch_size else 0

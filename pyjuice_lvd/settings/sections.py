@@ -107,8 +107,8 @@ class TeacherSettings(Section, table="teacher"):
 class ClusterSettings(Section, table="clusters"):
     """`[clusters]`: how the teacher's features are clustered; a patch's latent has `outer * inner` values."""
 
-    outer: Count = 32
-    """N1: each outer cluster has a circuit of its own."""
+    outer: CountOrNone = 0
+    """N1: each outer cluster has a circuit of its own. 0: one for each 10,000 training patches, from 2 to 32."""
     inner: Count = 4
     """N2: each inner cluster is a head of its outer cluster's circuit."""
     tied: bool = True
