@@ -79,6 +79,13 @@ def test_a_run_holds_plain_files_and_its_pictures(run: tuple[Path, dict[str, Any
     assert (folder / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_is_opened_by_its_own_name(run: tuple[Path, dict[str, Any]]) -> None:
+    assert LVDPG.load(run[0]).n_features_in_ == run[1]["dims"]
+    with pytest.raises(InputError, match="is the model of a run, wanted the run: ") as error:
+        LVDPG.load(run[0] / "model")
+    assert str(error.value).endswith(str(run[0]))
+
+
 def test_eval_repeats_the_bpd(run: tuple[Path, dict[str, Any]], images: Path) -> None:
     folder, result = run
     again = json.loads(lvd_juice("eval", folder, images, "--json").stdout)

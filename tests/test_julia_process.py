@@ -76,6 +76,23 @@ def test_the_main_thread_is_one_of_those_that_work() -> None:
     assert ran.stdout.split("\n") == ["2", "2", "default", "0", "[1, 2]", ""], ran.stderr
 
 
+TOO_MANY = """
+import os
+from pyjuice_lvd import julia
+from pyjuice_lvd.errors import InputError
+
+wanted = os.cpu_count() + 1
+try:
+    print(julia.start(threads=wanted).threads == wanted)  # as newer ones do
+except InputError as error:
+    print(str(error).startswith(f"threads: found {wanted}, wanted at most {julia.info().threads}: "))
+"""
+
+
+def test_a_julia_that_starts_fewer_threads_than_asked_for_says_so() -> None:
+    assert set(python(TOO_MANY).stdout.split()) == {"True"}
+
+
 INTERRUPTED = """
 import os, sys, time
 from pyjuice_lvd import julia

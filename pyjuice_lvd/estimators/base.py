@@ -220,6 +220,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         Raises InputError where a file is missing or damaged, or of another method.
         """
         folder, saved = Path(path), model_folder(path)
+        if folder.name == names.MODEL and (folder.parent / names.DATA).exists():
+            raise InputError(f"{folder}: is the model of a run, wanted the run: {folder.parent}")
         settings = restored(read_toml(folder / names.SETTINGS), f"{folder / names.SETTINGS}: ")
         if settings.method != cls._method:
             others = [each.__name__ for each in _below(DensityEstimator) if each._method == settings.method]

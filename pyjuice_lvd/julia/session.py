@@ -184,6 +184,10 @@ def start(*, threads: int | None = None, bridge: str | None = None) -> Info:
         executable, reason = _running.choice.julia.executable, " ".join(address[1:].split())
         raise JuliaUnavailableError(f"{executable} cannot load {folder / 'LVDJuice.jl'}: {reason}{depot_trouble()}")
     _session = _Session(_Entry(int(address)), _running, folder)
+    if threads is not None and threads > (most := _session.info.threads):
+        raise InputError(
+            f"threads: found {threads}, wanted at most {most}: Julia starts one for each core, and no more"
+        )
     return _agree(_session.info, threads, bridge)
 
 
