@@ -208,3 +208,7 @@ function one_batch!(job)
     expect!(job)
     maximise!(job)
 end
+
+"One EM step on all samples."
+one_step(c, X, head_of; step, pseudocount) =
+    finish!(EMJob(c, X, head_of; epochs=1, batch_size=length(head_of), step_size=(step, step), pseudocount=pseudocount))

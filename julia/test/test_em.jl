@@ -1,6 +1,3 @@
-one_step(c, X, head_of; step, pseudocount) =
-    finish!(EMJob(c, X, head_of; epochs=1, batch_size=length(head_of), step_size=(step, step), pseudocount=pseudocount))
-
 @testset "one EM step of random circuits, against the definition" begin
     rng = MersenneTwister(8)
     for trial in 1:40
