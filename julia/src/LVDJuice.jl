@@ -106,6 +106,7 @@ include("codec/rows.jl")
 include("door/interface.jl")
 include("bench.jl")
 include("door/precompile.jl")
+include("door/rehearsal.jl")
 
 __init__() = (WIDE[] = has_wide_registers(); nothing)
 

@@ -6,3 +6,8 @@
     @test length(LVDJuice.STALE) == count + 1
     pop!(LVDJuice.STALE)
 end
+
+@testset "the rehearsal goes through" begin
+    @test LVDJuice.REHEARSED[] === nothing  # as the package was precompiled
+    LVDJuice.rehearse()
+end
