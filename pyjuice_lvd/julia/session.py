@@ -39,9 +39,6 @@ let package = String(UInt8{package})
         depot = joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(package); base = 16))
         pushfirst!(DEPOT_PATH, depot)
         try
-            if VERSION >= v"1.9" && !Base.isprecompiled(Base.identify_package("LVDJuice"))
-                println(stderr, "Julia precompiles LVDJuice, once: a minute or two")
-            end
             @eval Main using LVDJuice
         finally
             popfirst!(DEPOT_PATH)

@@ -42,12 +42,12 @@ function rehearse_circuit(::Type{T}, C::Int, N::Int) where {T}
     X = some_values(T, C, V, N)
     c = rehearse_learning(X, C)
     circuit_fields(c), circuit_size(c), circuit_arrays(c)
-    plan, head_of, mask, wide = plan_of(c, false), zeros(Int32, N), some_values(UInt8, 2, V, N) .== 0, Matrix{Int32}(X)
+    plan, head_of, mask, wide = plan_of(c, false), zeros(Int32, N), Array(some_values(UInt8, 2, V, N) .== 0), Matrix{Int32}(X)
     log_likelihoods!(zeros(2, N), plan, X, nothing, -1)
-    log_likelihoods!(zeros(1, N), plan, wide, Matrix(mask), 0)
+    log_likelihoods!(zeros(1, N), plan, wide, mask, 0)
     rehearse_answers(plan, nothing, nothing, zeros(Int32, 1), C)
-    rehearse_answers(plan, wide, Matrix(mask), head_of, C)
-    to_end!(moments_job(plan, wide, Matrix(mask), head_of, zeros(V, N), zeros(V, N)))
+    rehearse_answers(plan, wide, mask, head_of, C)
+    to_end!(moments_job(plan, wide, mask, head_of, zeros(V, N), zeros(V, N)))
     job = to_end!(flow_job(plan, X, nothing, head_of, ones(Float32, N)))
     statistics(job), has_silent_edges(job, 1e-4)
     grow_circuit(prune_by_flow(job, 1e-4), first(unit_flows(job)), Float64(N), [0], 0.1, 0.2, 0)
@@ -75,12 +75,12 @@ end
 "Models of patches, whose values of z are the heads of circuits, and of shapes under offsets."
 function rehearse_patches(P::Int, N::Int)
     V, S, C = 4, 4, 256
-    patches, hidden = some_values(UInt8, C, V, P, N), some_values(UInt8, 2, V, P, N) .== 0
+    patches, hidden = some_values(UInt8, C, V, P, N), Array(some_values(UInt8, 2, V, P, N) .== 0)
     circuits = [rehearse_learning(patches[:, 1, :], C) for _ in 1:2]
     plans = [plan_of(c, false) for c in circuits]
     prior = with_heads(rehearse_learning(some_values(Int32, S, P, N), S), [1])
     scores = zeros(Float32, S, P, N)
-    patch_scores!(scores, patches, Array(hidden), true, plans...)
+    patch_scores!(scores, patches, hidden, true, plans...)
     patch_scores!(fill!(scores, 0), patches, nothing, true, plans...)
     rehearse_prior(prior, scores, S)
     job = joint_em_job(patches, nothing, 1, 32, 0.05, 0.01, 0.1, 0.1, 0, true, prior, circuits...)
@@ -88,7 +88,7 @@ function rehearse_patches(P::Int, N::Int)
     to_end!(job)
     images = reshape(some_values(Int32, C, V * P, 2), V * P, 2)
     rehearse_codec(joint_coder(prior, true, circuits...), images)
-    rehearse_offsets(patches, Array(hidden), circuits, plans, S)
+    rehearse_offsets(patches, hidden, circuits, plans, S)
 end
 
 function rehearse_prior(prior::Circuit, scores::Array{Float32,3}, S::Int)
