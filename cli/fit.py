@@ -323,10 +323,17 @@ def _result(model: DensityModel, splits: Splits, settings: Settings, progress: P
     """Measure the model on the test set, beside the factorised one."""
     train, valid, test = (_modelled(model, part) for part in (splits.train, splits.valid, splits.test))
     scores = spread(len(splits.test), lambda rows: model.score_samples(splits.test[rows], progress=progress))
+    figures = figures_of_merit(scores, model.dims, model.num_seen(splits.test))
+    floor = factorized_bpd(train, valid, test, num_categories(splits))
+    if floor is not None and figures["bpd"] is not None and figures["bpd"] > floor:
+        progress.log(
+            "the test set is likelier with every dimension on its own (bpd_factorized): "
+            "too little data for this model, or too short a training (docs/settings.md, Few images)"
+        )
     return {
         "method": settings.method,
-        **figures_of_merit(scores, model.dims, model.num_seen(splits.test)),
-        "bpd_factorized": factorized_bpd(train, valid, test, num_categories(splits)),
+        **figures,
+        "bpd_factorized": floor,
         "params": model.num_params,
         "protocol": model.protocol(settings.data.crop),
     }

@@ -323,6 +323,16 @@ def test_the_number_of_clusters_may_be_left_to_the_data(images: Path, tmp_path: 
     assert json.loads(lvd_juice("eval", tmp_path / "run", images, "--json").stdout)["bpd"] == result["bpd"]
 
 
+def test_a_model_below_the_floor_says_so(tmp_path: Path) -> None:
+    """Noise has nothing that a model could learn, but by heart."""
+    noise = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", train=noise[:10], valid=noise[10:20], test=noise[20:])
+    ran = lvd_juice("fit", tmp_path / "noise.npz", "-o", tmp_path / "run", *SMALL, "--json")
+    result = json.loads(ran.stdout)
+    assert result["bpd"] > result["bpd_factorized"]
+    assert "likelier with every dimension on its own" in ran.stderr
+
+
 def test_the_estimator(images: Path, tmp_path: Path) -> None:
     from sklearn.base import clone
 

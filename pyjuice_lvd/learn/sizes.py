@@ -77,7 +77,7 @@ def check_fit(
         if shape[0] < settings.clusters.outer:
             raise InputError(
                 f"found {shape[0]} training images for clusters.outer = {settings.clusters.outer}, "
-                "wanted at least as many images as clusters"
+                "wanted at least as many images as clusters (0: by the number of patches)"
             )
     if settings.method in HCLTS and shape[0] < settings.hclt.trees:
         kind = "rows" if len(shape) == 2 else "images"
