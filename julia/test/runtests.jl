@@ -20,7 +20,7 @@ end
 
 const FILES = split("""
     circuit inputs structure builders evaluate losses dense einet em jpc queries answers prune grow joint emissions offsets field shared
-    backends device bench codec door""")
+    backends device bench codec windows door""")
 
 const LEFT_OUT = [name[2:end] for name in ARGS if startswith(name, '-')]
 const NAMED = filter(name -> !startswith(name, '-'), ARGS)

@@ -2,7 +2,7 @@ using LVDJuice: CodingPlan, CodingTile, CodingChannel, Coder, Coding, Layout, Do
 
 "Of each image the bits that its tables give it, and the number of tables."
 function coded_bits(coder, X)
-    job, bits, tables = Coding(coder, Matrix{Int32}(X), false), zeros(size(X, 2)), 0
+    job, bits, tables = LVDJuice.coding(coder, Matrix{Int32}(X), false), zeros(size(X, 2)), 0
     out = zeros(LVDJuice.widest_table(coder) * size(X, 2))
     while (m = LVDJuice.next_table!(out, job, Int32[])) > 0
         LVDJuice.own_symbols!(job)
@@ -19,7 +19,7 @@ end
 
 "Decodes by symbols that `choose(table)` takes from each table; returns the images."
 function decoded(choose, coder, N)
-    job, symbols = Coding(coder, zeros(Int32, LVDJuice.coder_size(coder)[1], N), true), zeros(Int32, N)
+    job, symbols = LVDJuice.coding(coder, zeros(Int32, LVDJuice.coder_size(coder)[1], N), true), zeros(Int32, N)
     out = zeros(LVDJuice.widest_table(coder) * N)
     while (m = LVDJuice.next_table!(out, job, symbols)) > 0
         symbols = Int32[choose(out[(n - 1) * m + 1:n * m]) - 1 for n in 1:N]

@@ -43,7 +43,7 @@ class Coder:
 
         family, encoder = _tables(), constriction.stream.queue.RangeEncoder()
         n, k, width = len(X), _TABLES_AT_ONCE, self._widest * len(X)
-        job = julia.call("Coding", self._handle, X, False)
+        job = julia.call("coding", self._handle, X, False)
         tables, symbols, sizes = np.empty(k * width), np.empty((k, n), np.int32), np.empty(k, np.int32)
         done = 0
         while count := julia.call("next_tables!", tables, symbols, sizes, job):
@@ -64,7 +64,7 @@ class Coder:
         family = _tables()
         decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, _WORD).astype(np.uint32))
         X, table, symbols = np.zeros((n, self.values), np.int32), np.empty(self._widest * n), np.zeros(n, np.int32)
-        job = julia.call("Coding", self._handle, X, True)
+        job = julia.call("coding", self._handle, X, True)
         done = 0
         while size := julia.call("next_table!", table, job, symbols):
             symbols = decoder.decode(family, table[: n * size].reshape(n, size))

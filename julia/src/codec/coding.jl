@@ -4,12 +4,21 @@
 const TABLE_TOTAL = 2^24
 
 """
+Images of one block on their way through a codec, to be encoded or decoded side by side: `X` `(values of an image, images)`; `symbol`, of each image,
+is what the last table coded, and `table`, (entries, images), has the weights of what the last or the next one codes. A job answers `hasbegun`, `start!`,
+`hasended`, `fill_table!`, `own_symbols!` and `take_symbols!`; [`next_table!`](@ref) and [`next_tables!`](@ref) do the rest.
+"""
+abstract type CodingJob end
+
+num_images(job::CodingJob) = size(job.X, 2)
+
+"""
     Coding(coder, X; decode)
 
 The images of one block, `X` `(values of an image, images)`: patch after patch, in the order of the positions, a patch's channels interleaved.
 To be encoded, or to be filled where `decode`. [`next_table!`](@ref) does the work.
 """
-mutable struct Coding
+mutable struct Coding <: CodingJob
     coder::Coder
     X::Matrix{Int32}
     decode::Bool
@@ -39,7 +48,8 @@ end
 
 no_rows(c::CodingChannel{T}) where {T} = [CodingRows{T}() for _ in c.plans]
 
-num_images(job::Coding) = size(job.X, 2)
+hasbegun(job::Coding) = job.position > 0
+start!(job::Coding) = begin_patch!(job)
 hasended(job::Coding) = job.position > length(job.coder.positions)
 here(job::Coding) = job.coder.positions[job.position]
 channel(job::Coding) = channels(job.coder, here(job))[job.channel]
@@ -62,16 +72,15 @@ end
 The table of the next symbols, one for each image, Float64 `(entries, images)` of integers that sum to 2^24: at the start of `out`; 0 at the end.
 `symbols`: those of the last table, from 0, where the job decodes. Tables of one entry are left out.
 """
-function next_table!(out::Vector{Float64}, job::Coding, symbols::Vector{Int32})
-    if job.position == 0
-        begin_patch!(job)
+function next_table!(out::Vector{Float64}, job::CodingJob, symbols::Vector{Int32})
+    if !hasbegun(job)
+        start!(job)
     elseif !hasended(job)
         job.decode ? copyto!(job.symbol, symbols) : own_symbols!(job)
         take_symbols!(job)
     end
     while !hasended(job)
-        own, found = channel(job), rows(job)
-        m = job.fine ? fill_values!(job, own, found) : fill_groups!(job, own, found)
+        m = fill_table!(job)
         if m > 1
             quantise!(out, job.table, m)
             return m
@@ -88,7 +97,7 @@ end
 As many of the next tables of a job that encodes as there is room for, one after another in `out`, with their numbers of entries in `sizes` and what
 the images have for them, `(images, tables)`, in `symbols`. 0 at the end.
 """
-function next_tables!(out::Vector{Float64}, symbols::Matrix{Int32}, sizes::Vector{Int32}, job::Coding)
+function next_tables!(out::Vector{Float64}, symbols::Matrix{Int32}, sizes::Vector{Int32}, job::CodingJob)
     count, N = 0, num_images(job)
     table = Vector{Float64}(undef, size(job.table, 1) * N)
     while count < length(sizes)
@@ -104,6 +113,12 @@ function next_tables!(out::Vector{Float64}, symbols::Matrix{Int32}, sizes::Vecto
 end
 
 const NO_SYMBOLS = Int32[]
+
+"The weights of the next table; how many entries it has."
+function fill_table!(job::Coding)
+    own, found = channel(job), rows(job)
+    return job.fine ? fill_values!(job, own, found) : fill_groups!(job, own, found)
+end
 
 "What the images that are encoded have for the last table."
 function own_symbols!(job::Coding)

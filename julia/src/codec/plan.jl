@@ -154,12 +154,13 @@ function Layout(c::Circuit)
 end
 
 """
-    CodingPlan(circuit, layout, order, group, T)
+    CodingPlan(circuit, layout, order, group, T; given=0)
 
 How the variables of a circuit are coded in an `order`, and what each makes necessary: `steps[i]` lists the scopes to go through before the
 i-th variable, s on the way up and -s on the way down, and `last` those on the way up after the last. What is outside of a scope says the
 same to all that is inside as long as nothing outside becomes known, and the other way round: in a tree in depth-first order, each edge is
-gone through once each way. Values come in groups of `group` ([`InputTable`](@ref)).
+gone through once each way. Values come in groups of `group` ([`InputTable`](@ref)). The first `given` variables of the order are known together before
+the next one, and then again, with other values, as often as one likes: the others are to be made unknown with them.
 
 Parameters are the circuit's own: linear, and exact in `T`, Float32 or Float64, but for those that [`plain`](@ref) leaves out. `up` has the sums of
 each scope, `down` what units are told by their parents of the same scope, `mass` the groups of each variable's values.
@@ -176,7 +177,7 @@ struct CodingPlan{T}
     last::Vector{Int32}
 end
 
-function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, ::Type{T}) where {T}
+function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, ::Type{T}; given::Int=0) where {T}
     C, mass = Int(maximum(category_limits(c))), Bundles{T}()
     inputs(v) = layout.scopes[layout.single[v]].inputs
     tables = map(1:c.num_vars) do v
@@ -184,7 +185,7 @@ function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, 
         add_masses!(mass, table, inputs(v))
         table
     end
-    return CodingPlan{T}(c, layout, bundles_up(c, layout, T), bundles_down(c, layout, T), mass, tables, order, plan_steps(layout, order)...)
+    return CodingPlan{T}(c, layout, bundles_up(c, layout, T), bundles_down(c, layout, T), mass, tables, order, plan_steps(layout, order, given)...)
 end
 
 function bundles_up(c::Circuit, layout::Layout, ::Type{T}) where {T}
@@ -353,8 +354,8 @@ function depth_first(layout::Layout, k)
     return order
 end
 
-"The scopes to go through before each variable, and after the last."
-function plan_steps(layout::Layout, order)
+"The scopes to go through before each variable, and after the last; before the `given` first there are none."
+function plan_steps(layout::Layout, order, given=0)
     scopes, root, single, S = layout.scopes, layout.root, layout.single, length(layout.scopes)
     stale, clock = fill(false, S), Ref(0)
     tick() = clock[] += 1
@@ -403,9 +404,10 @@ function plan_steps(layout::Layout, order)
         end
     end
 
+    given > 0 && foreach(v -> known(single[v]), order)
     steps = map(enumerate(order)) do (step, v)
         empty!(through)
-        go_down(single[v], step)
+        step > given && go_down(single[v], step)
         known(single[v])
         pause(10 * length(through))
         copy(through)

@@ -4,9 +4,6 @@
 # The exponent of what is 0 throughout: it never sets a scale, and thousands of them add up without overflow.
 const DEAD = Int32(-2^20)
 
-# What rows of which a variable is not known, or cannot be, have for its value.
-const UNKNOWN = Int32(-1)
-
 """
     CodingTile(plan)
 
@@ -272,7 +269,7 @@ from one row's sums to the next's.
 end
 
 "Makes variable `v` known: of each row its value, from 0, or `UNKNOWN`."
-function know!(t::CodingTile{T}, p::CodingPlan{T}, v::Int, values::Vector{Int32}) where {T}
+function know!(t::CodingTile{T}, p::CodingPlan{T}, v::Int, values::AbstractVector{Int32}) where {T}
     s = p.layout.single[v]
     inputs, table, exponent = p.layout.scopes[s].inputs, p.tables[v].value, p.tables[v].exponent
     m, K, at, factor = size(table, 1), length(inputs), t.at, t.scale

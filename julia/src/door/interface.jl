@@ -179,8 +179,13 @@ function offset_channels(steps, parts)
     return [CodingChannel[CodingChannel(collect(Circuit, circuits[c:C:end]), steps[c], parts[c]) for c in 1:C]]
 end
 
+"An image's way through a codec, for encoding or for decoding."
+coding(c::Coder, X, decode) = Coding(c, X, decode)
+coding(c::WindowCoder, X, decode) = WindowCoding(c, X, decode)
+
 "Values of an image, entries of the largest table, and about how many bytes coding an image takes."
 coder_size(c::Coder) = (patch_size(c) * length(c.positions), widest_table(c), image_bytes(c))
+coder_size(c::WindowCoder) = (num_image_values(c), widest_table(c), image_bytes(c))
 
 flow_job(evaluator, X, mask, head_of, weights) = FlowJob(ready(evaluator), query(X, mask), head_of .+ Int32(1); weights=weights)
 
@@ -243,6 +248,8 @@ Boundary.writes(::typeof(emissions)) = (2, 3, 4, 5, 6)  # EM does; a channel mor
 Boundary.writes(::typeof(emission_shares!)) = (1, 6, 7, 8, 9)
 
 Boundary.writes(::typeof(next_tables!)) = (1, 2, 3)
-Boundary.writes(::Type{Coding}) = (2,)
+Boundary.writes(::typeof(coding)) = (2,)
+Boundary.writes(::typeof(window_rows!)) = (1, 2)
+Boundary.writes(::typeof(draw_pixels!)) = (1,)
 
 Boundary.borrows(c::Circuit, arguments) = any(name -> any(x -> x isa Array && x === getfield(c, name), arguments), fieldnames(Circuit))

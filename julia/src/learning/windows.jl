@@ -1,0 +1,113 @@
+# Images as windows: each pixel beside those near it that come before it, row after row (docs/windows.md).
+
+# What a value that is not known has in its place.
+const UNKNOWN = Int32(-1)
+
+"""
+    Windows(height, width, channels, reach)
+
+The windows of images: a pixel and its neighbours, those of the pixels before it, row after row, that are at most `reach` rows above and `reach`
+columns to a side. All values of a window are 0..255:
+
+1. of each neighbour its channels' *residuals*: how far they are from the pixel's reference level, plus 128, modulo 256; unknown outside the image;
+2. the *reference levels* of the channels ([`reference`](@ref));
+3. the pixel's row and column, in `PLACES` parts of an image that has more;
+4. the pixel's own residuals, which say its values.
+"""
+struct Windows
+    height::Int
+    width::Int
+    channels::Int
+    before::Vector{Tuple{Int,Int}}  # neighbours, as (rows below, columns right) of the pixel
+end
+
+function Windows(height::Integer, width::Integer, channels::Integer, reach::Integer)
+    before = [(dy, dx) for dy in -reach:0 for dx in -reach:reach if (dy, dx) < (0, 0)]
+    return Windows(height, width, channels, before)
+end
+
+const PLACES = 32
+
+num_pixels(w::Windows) = w.height * w.width
+
+"How many of a window's values are known before the pixel's own."
+num_given(w::Windows) = (length(w.before) + 1) * w.channels + 2
+
+"How many values a window has."
+num_values(w::Windows) = num_given(w) + w.channels
+
+@inline signed_level(x::Int) = (x + 128) & 255 - 128
+@inline residual(x::Int, reference::Int) = (x - reference + 128) & 255
+@inline of_residual(r::Int, reference::Int) = (r + reference - 128) & 255
+
+"Channel `c` of pixel (y, x) of the n-th image of `X`, `(values, images)`; but for images, all count from 0."
+@inline level(w::Windows, X, n, y, x, c) = Int(@inbounds X[1 + (y * w.width + x) * w.channels + c, n])
+
+"""
+The level that a channel of a pixel is expected to have: the median of left, above, and left + above - above left (Weinberger, Seroussi and Sapiro 2000),
+all on the circle of 256 levels; on the image's edge the one neighbour that there is, and 0 for the first pixel.
+"""
+@inline function reference(w::Windows, X, n, y, x, c)
+    y == 0 && return x == 0 ? 0 : level(w, X, n, y, x - 1, c)
+    above = level(w, X, n, y - 1, x, c)
+    x == 0 && return above
+    left = level(w, X, n, y, x - 1, c)
+    rise, slope = signed_level(above - left), signed_level(above - level(w, X, n, y - 1, x - 1, c))
+    return (left + clamp(slope, min(0, rise), max(0, rise))) & 255
+end
+
+@inline part_of_image(at, length) = Int32(length > PLACES ? at * PLACES ÷ length : at)
+
+"What is known of a window before its pixel's own values: into the first of `window`; the levels of pixels before it are read from `X`."
+function given!(window::AbstractVector{Int32}, w::Windows, X, n, y, x)
+    C, levels = w.channels, length(w.before) * w.channels
+    @inbounds for c in 1:C
+        window[levels + c] = reference(w, X, n, y, x, c - 1)
+    end
+    @inbounds for (i, (dy, dx)) in enumerate(w.before)
+        inside = y + dy >= 0 && 0 <= x + dx < w.width
+        for c in 1:C
+            known = inside ? Int32(residual(level(w, X, n, y + dy, x + dx, c - 1), Int(window[levels + c]))) : UNKNOWN
+            window[(i - 1) * C + c] = known
+        end
+    end
+    @inbounds window[levels + C + 1], window[levels + C + 2] = part_of_image(y, w.height), part_of_image(x, w.width)
+    return window
+end
+
+"""
+    window_rows!(rows, outside, windows, X, pixels)
+
+The windows of `pixels`, from 0, through the images of `X`, UInt8 `(values of an image, images)`, image after image, a pixel's channels together: into
+`rows`, UInt8 `(values of a window, pixels)`; `outside` is true where a neighbour is outside the image, and the value 0.
+"""
+function window_rows!(rows::Matrix{UInt8}, outside::Matrix{Bool}, w::Windows, X::Matrix{UInt8}, pixels::Vector{Int64})
+    V, P, threads = num_values(w), num_pixels(w), Threads.nthreads()
+    size(rows) == size(outside) == (V, length(pixels)) || throw(DimensionMismatch("rows, outside: want ($V, $(length(pixels)))"))
+    size(X, 1) == P * w.channels || throw(DimensionMismatch("X: found $(size(X, 1)) values of an image, want $(P * w.channels)"))
+    all(p -> 0 <= p < P * size(X, 2), pixels) || throw(ArgumentError("pixels: want 0..$(P * size(X, 2) - 1)"))
+    in_pieces(eachindex(pixels); steps=V, threads=threads) do some
+        Threads.@threads for t in 1:threads
+            window = Vector{Int32}(undef, V)
+            for i in first(some) + t - 1:threads:last(some)
+                window_row!(rows, outside, i, w, X, pixels[i], window)
+            end
+        end
+    end
+    return
+end
+
+function window_row!(rows, outside, i, w::Windows, X, pixel, window)
+    image, at = divrem(pixel, num_pixels(w))
+    n, (y, x), G = Int(image) + 1, divrem(Int(at), w.width), num_given(w)
+    given!(window, w, X, n, y, x)
+    levels = length(w.before) * w.channels
+    @inbounds for v in 1:G
+        outside[v, i] = window[v] == UNKNOWN
+        rows[v, i] = outside[v, i] ? 0x00 : window[v] % UInt8
+    end
+    @inbounds for c in 1:w.channels
+        outside[G + c, i] = false
+        rows[G + c, i] = residual(level(w, X, n, y, x, c - 1), Int(window[levels + c])) % UInt8
+    end
+end
