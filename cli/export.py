@@ -11,12 +11,13 @@ from pyjuice_lvd.circuit.files import circuit_suffix
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.atomic import check_writable
 from pyjuice_lvd.models.joint import JointModel
+from pyjuice_lvd.models.windows import WindowModel
 from pyjuice_lvd.progress import make_progress
 
 from .models import Run
 from .options import PATH, emit, json_option, quiet_option
 
-_PARTS = JointModel.parts  # of all kinds of model it has the most
+_PARTS = JointModel.parts + WindowModel.parts  # other kinds of model have some of these
 
 _MAX_PARAMS = 100_000_000
 """About 1.1 GB as .jpc, and as much memory to write it."""
@@ -30,7 +31,8 @@ _MAX_PARAMS = 100_000_000
 )  # fmt: skip
 @click.option(
     "--part", type=click.Choice(_PARTS), default=_PARTS[0], show_default=True,
-    help="p(x) as one circuit; p(x|z) of patches, MODEL-0000.jpc, ... for the outer clusters; or p(z) of positions.",
+    help="p(x) as one circuit; p(x|z) of patches, MODEL-0000.jpc, ... for the outer clusters; p(z) of positions; "
+    "p(window) of method windows.",
 )  # fmt: skip
 @click.option(
     "--max-params", type=click.IntRange(min=1), default=_MAX_PARAMS, show_default=True,
@@ -49,7 +51,8 @@ def export(run: Path, output: Path, part: str, max_params: int, as_json: bool, q
     check_writable(output)
     opened = Run.open(run)
     if part not in opened.kind.parts:
-        raise InputError(f"--part: found {part!r} for a run of {opened.method}, which has one circuit; wanted 'joint'")
+        wanted = " or ".join(map(repr, opened.kind.parts))
+        raise InputError(f"--part: found {part!r} for a run of {opened.method}, wanted {wanted}")
     model = opened.load()
     if part == _PARTS[0] and (params := model.num_params_written_out) > max_params:
         apart = ", or write p(x|z) and p(z) apart: --part patches, --part prior" if len(opened.kind.parts) > 1 else ""

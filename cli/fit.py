@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from pyjuice_lvd.learn.features import as_features, of_images
 from pyjuice_lvd.learn.sizes import check_categories, check_fit
 from pyjuice_lvd.progress import Progress, make_progress
 from pyjuice_lvd.report.figures import plot_em, plot_growth, plot_reconstructions, plot_training
-from pyjuice_lvd.settings import BASELINES, METHODS, Settings, kept, preset_names, resolve, restored
+from pyjuice_lvd.settings import METHODS, OF_PATCHES, Settings, kept, preset_names, resolve, restored
 from pyjuice_lvd.settings.choices import COLOR_NAMES
 from pyjuice_lvd.settings.resolve import without_use
 from pyjuice_lvd.units import bits_per_dimension
@@ -118,7 +118,7 @@ def fit(
             settings = restored(json.loads(reducer.broadcast_bytes(json_text(kept(settings)).encode())))
         progress = make_progress(quiet or not first)
         with all_or_none():
-            if features_file is not None and settings.method in BASELINES:
+            if features_file is not None and settings.method not in OF_PATCHES:
                 raise InputError(
                     f"--features: found method {settings.method}, wanted lvd-pg or lvd, which learn from them"
                 )
@@ -133,7 +133,7 @@ def fit(
                 about["features"] = {"file": str(features_file), **about_features(features)}
             if earlier:
                 _check_same_source(earlier, about)
-        learn = _learn_baseline if settings.method in BASELINES else partial(_distill, features=features)
+        learn = partial(_distill, features=features) if settings.method in OF_PATCHES else _learn_circuit
         reducer.check_same(
             DATA=json_text([about[f"{part}digest"] for part in ("", "train_", "valid_", "test_")]),
             features=json_text(about.get("features", {}).get("digest")),
@@ -196,7 +196,7 @@ def prepare(settings: Settings, *, threads: int | None = None, device: str | Non
 
     PyTorch comes first: that it misses a device is found without Julia. Then the circuits' device must be there.
     """
-    if settings.method not in BASELINES:  # which do without PyTorch and the seconds that it takes to load
+    if settings.method in OF_PATCHES:  # the others do without PyTorch and the seconds that it takes to load
         import torch
 
         from pyjuice_lvd.teacher.teacher import resolve_device
@@ -204,7 +204,7 @@ def prepare(settings: Settings, *, threads: int | None = None, device: str | Non
         resolve_device(settings.device if device is None else device)
     started = start_together((settings.threads if threads is None else threads) or None)
     usable(settings.device if device is None else device)
-    if settings.method not in BASELINES:
+    if settings.method in OF_PATCHES:
         torch.set_num_threads(started.threads)
 
 
@@ -298,19 +298,21 @@ def _distill(
     }
 
 
-def _learn_baseline(
+def _learn_circuit(
     splits: Splits, settings: Settings, directory: RunDirectory | None, progress: Progress
 ) -> tuple[DensityModel, dict[str, Any]]:
     """Learn one circuit; as `_distill`."""
     from pyjuice_lvd.learn.baselines import learn_circuit
+    from pyjuice_lvd.learn.windows import learn_windows
 
+    learn: Callable[..., DensityModel] = partial(learn_circuit, num_cats=num_categories(splits))
+    if settings.method == "windows":
+        learn = learn_windows
     if directory is None:
-        cats = num_categories(splits)
-        return learn_circuit(splits.train, splits.valid, settings, num_cats=cats, progress=progress), {}
-    model = learn_circuit(
-        splits.train, splits.valid, settings, num_cats=num_categories(splits),
-        folder=directory / names.MODEL, record=directory.log, progress=progress,
-    )  # fmt: skip
+        return learn(splits.train, splits.valid, settings, progress=progress), {}
+    model = learn(
+        splits.train, splits.valid, settings, folder=directory / names.MODEL, record=directory.log, progress=progress
+    )
     plot_em(directory / names.TRAINING, directory.metrics())
     return model, {}
 

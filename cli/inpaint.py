@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pyjuice_lvd.data.masks import MASKS, read_mask
+from pyjuice_lvd.data.masks import MASKS, known_first, read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_npy
 from pyjuice_lvd.memory import check_result
@@ -64,8 +64,9 @@ def inpaint(
 
     A hidden pixel's colour outside the RGB cube goes to the nearest one inside, except with --exact.
 
-    A picture has, for each image, itself, what is known of it, the samples, and the posterior mean. An array has the
-    samples, uint8 (n, images, H, W, C).
+    A picture has, for each image, itself, what is known of it, the samples, and the posterior mean, where the model has
+    one. An array has the samples, uint8 (n, images, H, W, C). Of method `windows`, what is hidden must come last, row
+    after row, as `bottom` does.
     """
     started = time.monotonic()
     opened = Run.open(run, biased_modes=biased_modes)
@@ -75,6 +76,8 @@ def inpaint(
     part = opened.test_data(data, progress)
     test = part.data
     hidden = read_mask(mask, test.shape[1], test.shape[2])
+    if opened.kind.in_order:
+        known_first(hidden[None])
     chosen = np.linspace(0, len(test) - 1, min(how_many, len(test))).round().astype(int)
     picture = output.suffix.lower() == ".png"
     check_result("-n", count, count * len(chosen) * max(opened.dims, IMAGE_BYTES if picture else 0))
@@ -86,7 +89,7 @@ def inpaint(
     if model.wraps_around:
         as_drawn = model.inpaint(images, hidden, exact=not exact, **ask)
     if picture:
-        means = model.posterior_mean(images, hidden, exact=exact, progress=progress)
+        means = None if model.in_order else model.posterior_mean(images, hidden, exact=exact, progress=progress)
         plot_inpainting(output, images, hidden, drawn, means, "biased" if biased_modes else "sample")
     else:
         write_npy(output, drawn)

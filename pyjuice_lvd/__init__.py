@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyjuice_lvd.estimators.classifier import CircuitClassifier
     from pyjuice_lvd.estimators.hclt import HCLT, SparseHCLT
     from pyjuice_lvd.estimators.lvd import LVD, LVDPG
+    from pyjuice_lvd.estimators.windows import Windows
 
 __all__ = [
     "EINET",
@@ -25,6 +26,7 @@ __all__ = [
     "CircuitBuilder",
     "CircuitClassifier",
     "SparseHCLT",
+    "Windows",
     "use_device",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "LVDPG": "pyjuice_lvd.estimators.lvd",
     "RATSPN": "pyjuice_lvd.estimators.baselines",
     "SparseHCLT": "pyjuice_lvd.estimators.hclt",
+    "Windows": "pyjuice_lvd.estimators.windows",
     "use_device": "pyjuice_lvd.circuit.devices",
 }
 

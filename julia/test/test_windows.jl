@@ -1,7 +1,7 @@
 using LVDJuice: Windows, WindowCoder, window_rows!, num_values, num_given, num_pixels
 
 "The windows of all pixels of images (channels, width, height, images), by their definition: (values of a window, pixels) and what is outside."
-function windows_by_definition(images, reach)
+function windows_by_definition(images, reach, weights)
     C, W, H, N = size(images)
     signed(v) = mod(v + 128, 256) - 128
     rows, outside = Vector{Int}[], Vector{Bool}[]
@@ -15,6 +15,9 @@ function windows_by_definition(images, reach)
             mod(left + moves[2], 256)
         end
         before = [at(c, dy, dx) for dy in -reach:0 for dx in -reach:reach if (dy, dx) < (0, 0) for c in 1:C]
+        medians = repeat(expected, length(before) ÷ C)
+        far = [ismissing(b) ? 0 : signed(b - m) for (b, m) in zip(before, medians)]
+        expected = mod.(expected .+ floor.(Int, weights' * far ./ 4096 .+ 0.5), 256)
         levels = repeat(expected, length(before) ÷ C)
         own = [at(c, 0, 0) for c in 1:C]
         found = [mod.(before .- levels .+ 128, 256); expected; y - 1; x - 1; mod.(own .- expected .+ 128, 256)]
@@ -23,6 +26,9 @@ function windows_by_definition(images, reach)
     end
     return reduce(hcat, rows), reduce(hcat, outside)
 end
+
+some_weights(C, reach, seed) = rand(MersenneTwister(seed), Int32(-400):Int32(900), 2reach * (reach + 1) * C, C)
+some_windows(H, W, C, reach) = Windows(H, W, C, reach, some_weights(C, reach, H))
 
 "Images with edges and flat parts, all 256 levels, (channels, width, height, images)."
 function some_images(C, W, H, N, seed)
@@ -58,21 +64,22 @@ end
 @testset "windows" begin
     for (C, W, H, N, reach) in ((3, 5, 4, 2, 2), (1, 3, 6, 3, 1), (3, 1, 4, 2, 3), (1, 7, 1, 1, 2))
         images = some_images(C, W, H, N, C + W)
-        w = Windows(H, W, C, reach)
+        w = some_windows(H, W, C, reach)
         rows, outside = rows_of_windows(w, images)
-        @test (rows, outside) == windows_by_definition(images, reach)
+        @test (rows, outside) == windows_by_definition(images, reach, w.weights)
         some = [N * W * H - 1, 0, W ÷ 2]
         @test rows_of_windows(w, images, some) == (rows[:, some .+ 1], outside[:, some .+ 1])
     end
     @test [LVDJuice.part_of_image(y, 100) for y in (0, 3, 4, 99)] == [0, 0, 1, 31]
-    w = Windows(2, 2, 1, 1)
+    @test_throws DimensionMismatch Windows(2, 2, 1, 1, zeros(Int32, 3, 1))
+    w = some_windows(2, 2, 1, 1)
     @test_throws ArgumentError rows_of_windows(w, some_images(1, 2, 2, 1, 0), [4])
     @test_throws DimensionMismatch rows_of_windows(w, some_images(1, 2, 3, 1, 0))
 end
 
 @testset "windows as a codec" begin
     for (C, W, H, reach) in ((3, 4, 5, 2), (1, 6, 3, 1))
-        w = Windows(H, W, C, reach)
+        w = some_windows(H, W, C, reach)
         images = some_images(C, W, H, 37, 1)  # neither one tile nor two
         c = window_circuit(w, images)
         coder, X = WindowCoder(c, w), Int32.(reshape(images, :, 37))
@@ -93,7 +100,7 @@ end
 end
 
 @testset "draws of windows" begin
-    w = Windows(3, 3, 1, 1)
+    w = some_windows(3, 3, 1, 1)
     images = some_images(1, 3, 3, 40, 2)
     c = window_circuit(w, images)
     coder, X = WindowCoder(c, w), Int32.(reshape(images, :, 40))

@@ -130,6 +130,7 @@ class Circuit(Answers, Comparisons):
         labels: npt.ArrayLike | None = None,
         perturbation: float = 0.4,
         pseudocount: float = 0.1,
+        root: int | None = None,
         seed: int = 0,
         progress: Progress = SILENT,
     ) -> Self:
@@ -162,6 +163,9 @@ class Circuit(Answers, Comparisons):
             Random parameters are in proportion to U(1 - perturbation, 1 + perturbation).
         pseudocount : float
             Of the mutual information.
+        root : int, optional
+            The variable at the tree's root; default: the tree's centre. What is asked near the root costs the codec
+            least; the distributions that there are hardly depend on it.
         seed : int
             Of the perturbation, and of K-means.
         progress : Progress
@@ -174,7 +178,7 @@ class Circuit(Answers, Comparisons):
 
         """
         sizes = num_latents, num_cats, leaves, heads
-        return cls(hclt(X, mask, *sizes, start, labels, perturbation, pseudocount, seed, progress))
+        return cls(hclt(X, mask, *sizes, start, labels, perturbation, pseudocount, root, seed, progress))
 
     @classmethod
     def rat_spn(

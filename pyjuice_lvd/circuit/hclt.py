@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integers, number, one_of, plain_array
+from pyjuice_lvd.checks import integer, integers, number, one_of, plain_array
 from pyjuice_lvd.circuit.devices import backend
 from pyjuice_lvd.circuit.engine import PIECE
 from pyjuice_lvd.circuit.leaves import (
@@ -61,6 +61,7 @@ def hclt(
     labels: npt.ArrayLike | None,
     perturbation: float,
     pseudocount: float,
+    root: int | None,
     seed: int,
     progress: Progress,
 ) -> julia.Handle:
@@ -72,6 +73,8 @@ def hclt(
             raise InputError(f"X: found no {what}, wanted at least 1")
     hidden = None if mask is None else as_mask(mask, data.shape)
     num_latents, heads, seed = integers(num_latents=num_latents, heads=heads, seed=seed)
+    if root is not None and not 0 <= integer("root", root) < data.shape[1]:
+        raise InputError(f"root: found {root}, wanted a variable, 0..{data.shape[1] - 1}")
     check_number(kinds, data.shape[1])
     if num_cats is None:
         cats, each = categories_for(kinds, data, hidden), None
@@ -86,6 +89,8 @@ def hclt(
     check_values(kinds, data, cats, hidden, each)
     binned, bins = in_bins(kinds, data, cats if each is None else each, hidden)
     parent = chow_liu_parents(binned, bins, pseudocount, progress, mask=hidden)
+    if root is not None:
+        parent = rerooted(parent, root)
     sizes = num_latents, cats, heads, perturbation, seed
     inputs = leaves_for(kinds, cats, data, hidden, own=num_cats is None and len(set(kinds)) > 1, each=each)
     circuit: julia.Handle
@@ -100,6 +105,14 @@ def hclt(
             states = hidden_states(standardised(mean_filled(data, hidden)), parent, num_latents, seed, progress)
         circuit = julia.call("hclt_from_states", parent, *sizes, data, hidden, states, head_of[seen], inputs)
     return circuit
+
+
+def rerooted(parent: npt.NDArray[np.int64], root: int) -> npt.NDArray[np.int64]:
+    """Turn the edges of a tree, the parent of each variable and -1 for the root, so that `root` is it."""
+    turned, below, above = parent.copy(), -1, root
+    while above >= 0:
+        turned[above], below, above = below, above, parent[above]
+    return turned
 
 
 def hclt_over(

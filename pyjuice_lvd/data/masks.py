@@ -40,6 +40,21 @@ def as_image_mask(mask: npt.ArrayLike, shape: tuple[int, ...], color: ColorTrans
     return np.broadcast_to(pixels, shape)
 
 
+def known_first(hidden: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Count the pixels, row after row, before those that are hidden, bool (N, H, W): int64 (N,).
+
+    Raises InputError where known pixels come after hidden ones.
+    """
+    flat = hidden.reshape(len(hidden), -1)
+    known: npt.NDArray[np.int64] = np.count_nonzero(~flat, axis=1).astype(np.int64)
+    if (flat != (np.arange(flat.shape[1]) >= known[:, None])).any():
+        raise InputError(
+            "mask: found known pixels after hidden ones, row after row; wanted one that hides the last pixels of an "
+            "image, as `bottom`: a model of windows goes on from what comes before"
+        )
+    return known
+
+
 def read_mask(mask: str, height: int, width: int) -> npt.NDArray[np.bool_]:
     """Make the mask of a name of `MASKS`, or read a file's: bool (H, W), True where a pixel is hidden.
 

@@ -32,7 +32,7 @@ from pyjuice_lvd.learn.sparse import prune_and_grow, unfinished
 from pyjuice_lvd.models.base import ImageShape
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.progress import SILENT, Progress
-from pyjuice_lvd.settings import EinetSettings, HCLTSettings, RatSpnSettings, Settings
+from pyjuice_lvd.settings import EinetSettings, HCLTSettings, RatSpnSettings, Settings, WindowSettings
 
 Array = npt.NDArray[Any]
 
@@ -113,7 +113,7 @@ def learn_circuit(
         began = now
 
     em = {
-        **_em(own, len(rows)), "seed": settings.seed, "epochs": own.epochs, "step_size": own.step_size,
+        **with_batches(own, len(rows)), "seed": settings.seed, "epochs": own.epochs, "step_size": own.step_size,
         "valid": held_out, "valid_mask": missing_valid, "patience": own.patience,
     }  # fmt: skip
     history = circuit.fit_em(
@@ -166,7 +166,7 @@ def _structure(
 ) -> Circuit:
     started = time.monotonic()
     if isinstance(own, HCLTSettings):
-        circuit = _trees(rows, missing, inputs, own, seed, progress)
+        circuit = mixture_of_trees(rows, missing, inputs, own, seed, progress)
     elif isinstance(own, EinetSettings):
         random = own.regions == "random" or image_shape is None
         graph: dict[str, Any] = {"num_vars": rows.shape[1], "depth": own.depth, "replicas": own.replicas}
@@ -201,9 +201,9 @@ def _scorer(rows: Table, held_out: Table, inputs: dict[str, Any], seed: int) -> 
     missing, missing_valid = missing_in(rows), missing_in(held_out)
 
     def score(own: HCLTSettings) -> float:
-        circuit = _trees(rows, missing, inputs, own, seed, SILENT)
+        circuit = mixture_of_trees(rows, missing, inputs, own, seed, SILENT)
         history = circuit.fit_em(
-            rows, mask=missing, **_em(own, len(rows)), seed=seed, epochs=own.epochs, step_size=own.step_size,
+            rows, mask=missing, **with_batches(own, len(rows)), seed=seed, epochs=own.epochs, step_size=own.step_size,
             valid=held_out, valid_mask=missing_valid, patience=own.patience,
         )  # fmt: skip
         return max(history.valid)
@@ -211,8 +211,13 @@ def _scorer(rows: Table, held_out: Table, inputs: dict[str, Any], seed: int) -> 
     return score
 
 
-def _trees(
-    rows: Table, missing: Mask | None, inputs: dict[str, Any], own: HCLTSettings, seed: int, progress: Progress
+def mixture_of_trees(
+    rows: Table,
+    missing: Mask | None,
+    inputs: dict[str, Any],
+    own: HCLTSettings | WindowSettings,
+    seed: int,
+    progress: Progress,
 ) -> Circuit:
     """Make one HCLT, or a mixture of several: one for each cluster of rows, trained on it a little."""
     make = {**inputs, "num_latents": own.latents, "start": own.start}
@@ -228,15 +233,17 @@ def _trees(
         for number, share in enumerate(shares):
             members, mask = rows[clusters == number], None if missing is None else missing[clusters == number]
             tree = Circuit.hclt(members, mask=mask, **make, seed=seed + number)
-            tree.fit_em(
-                members, mask=mask, **_em(own, len(members)), epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed
-            )
+            em = with_batches(own, len(members))
+            tree.fit_em(members, mask=mask, **em, epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
             trees.append(tree)
             stage.advance(float(share))
     return Circuit.mixture(trees, weights=shares)
 
 
-def _em(own: _Own, n: int) -> dict[str, Any]:
-    # Batches as even as can be: with large steps, a last batch of a few rows would leave its mark on all parameters.
+def with_batches(own: _Own | WindowSettings, n: int) -> dict[str, Any]:
+    """Give EM's settings for n rows: batches as even as can be.
+
+    With large steps, a last batch of a few rows would leave its mark on all parameters.
+    """
     batches = math.ceil(n / own.batch_size)
     return {"batch_size": math.ceil(n / batches), "pseudocount": own.pseudocount}

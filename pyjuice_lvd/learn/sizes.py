@@ -11,7 +11,8 @@ from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
-from pyjuice_lvd.settings import BASELINES, FIELD, HCLTS, EinetSettings, OffsetSettings, Settings
+from pyjuice_lvd.models.windows import LEVELS, neighbours
+from pyjuice_lvd.settings import FIELD, HCLTS, OF_PATCHES, EinetSettings, OffsetSettings, Settings, WindowSettings
 
 _PATCHES = 10_000
 """For each outer cluster where their number is left to the data: with fewer, circuits overfit (docs/settings.md)."""
@@ -32,7 +33,7 @@ _TEACHER_BYTES = 16
 def with_clusters(shape: tuple[int, ...], settings: Settings) -> Settings:
     """Say how many outer clusters there are, where `clusters.outer` is 0: by training images of that shape."""
     own = settings.clusters
-    if settings.method in BASELINES or own.outer:
+    if settings.method not in OF_PATCHES or own.outer:
         return settings
     patches = shape[0] * (_patches(shape, settings)[0] if own.tied else 1)
     fewest, most = _CLUSTERS
@@ -70,7 +71,7 @@ def check_fit(
         or the column.
 
     """
-    if settings.method not in BASELINES:
+    if settings.method in OF_PATCHES:
         position_grid(shape[1], shape[2], settings.teacher.patch)
         if settings.offsets.steps:
             settings.offsets.of_channels(shape[3])
@@ -82,6 +83,10 @@ def check_fit(
     if settings.method in HCLTS and shape[0] < settings.hclt.trees:
         kind = "rows" if len(shape) == 2 else "images"
         raise InputError(f"hclt.trees: found {settings.hclt.trees} for {shape[0]} {kind}, wanted at most as many trees")
+    if settings.method == "windows" and (pixels := math.prod(shape[:3])) < settings.windows.trees:
+        raise InputError(
+            f"windows.trees: found {settings.windows.trees} for {pixels} pixels, wanted at most as many trees"
+        )
     if settings.method == "einet" and settings.einet.regions == "grid" and len(shape) == 2:
         raise InputError("einet.regions: found 'grid' for a table, wanted 'random' or 'auto': a table has no pixels")
     size, most = _size(shape, settings, num_cats), machine_memory()
@@ -127,6 +132,8 @@ def _size(shape: tuple[int, ...], settings: Settings, num_cats: int) -> int:
         return _BYTES * _random_regions(num_vars, own.depth, own.replicas, own.sums, own.inputs, num_cats)
     if settings.method == "einet":
         return _BYTES * _einet(shape, settings.einet, num_cats)
+    if settings.method == "windows":
+        return _windows(shape, settings.windows)
     if settings.offsets.steps:
         return _BYTES * _with_offsets(shape, settings) + _teacher(settings, *_patches(shape, settings))
     clusters, (ph, pw), channels = settings.clusters, settings.teacher.patch, shape[3]
@@ -179,6 +186,12 @@ def _hclt(num_vars: int, latents: int, num_cats: int) -> int:
     return num_vars * latents * num_cats + (num_vars - 1) * latents**2 + latents
 
 
+def _windows(shape: tuple[int, ...], own: WindowSettings) -> int:
+    """Estimate the bytes of a model of windows, and of the windows that it learns from."""
+    rows, values = min(own.pixels, math.prod(shape[:3])), shape[3] * (neighbours(own.reach) + 2) + 2
+    return own.trees * _BYTES * _hclt(values, own.latents, LEVELS) + 2 * rows * values + _pairs(rows, values)
+
+
 def _random_regions(num_vars: int, depth: int, replicas: int, sums: int, inputs: int, num_cats: int) -> int:
     """Count the parameters of a RAT-SPN, and the edges of its products, as if no two cuts met in a region."""
     depth = min(depth, (num_vars - 1).bit_length())
@@ -221,6 +234,8 @@ def _others(settings: Settings) -> list[str]:
         return [f"rat_spn.{name}" for name in ("replicas", "sums", "inputs")]
     if settings.method == "einet":
         return [f"einet.{name}" for name in ("sums", "steps", "replicas")]
+    if settings.method == "windows":
+        return [f"windows.{name}" for name in ("latents", "trees", "pixels", "reach")]
     teacher = [f"teacher.{name}" for name in ("channels", "blocks", "code_dim", "codes", "mixtures", "batch_size")]
     teacher.append("teacher.patch")
     return [

@@ -61,6 +61,8 @@ class DensityModel(ABC):
     """What can be exported: p(x), and what it is made of."""
     latents: ClassVar[bool] = False
     """Whether it is made of latents, one for each patch of an image."""
+    in_order: ClassVar[bool] = False
+    """Whether it knows images in reading order alone: hidden pixels must come last, and it has no means of them."""
     _kept: ClassVar[Mapping[str, Any]]
     """What `model.json` holds beside the format, and the types."""
     _optional: ClassVar[frozenset[str]] = frozenset()

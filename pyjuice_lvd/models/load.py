@@ -12,9 +12,10 @@ from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
-from pyjuice_lvd.settings import BASELINES
+from pyjuice_lvd.models.windows import WindowModel
+from pyjuice_lvd.settings import OF_PATCHES
 
-_MODELS: tuple[type[DensityModel], ...] = (CircuitModel, JointModel, OffsetModel, FieldModel)
+_MODELS: tuple[type[DensityModel], ...] = (CircuitModel, JointModel, OffsetModel, FieldModel, WindowModel)
 _KINDS = {kind.format: kind for kind in _MODELS}
 
 
@@ -28,7 +29,8 @@ def model_kind(folder: str | os.PathLike[str], method: str | None = None) -> typ
     if found not in _KINDS:
         raise InputError(f"{path / names.DESCRIPTION}: found format {found!r}, wanted {' or '.join(map(repr, _KINDS))}")
     kind = _KINDS[found]
-    if method is not None and kind.latents == (method in BASELINES):
+    learned = (method in OF_PATCHES, method == "windows")
+    if method is not None and (kind.latents, kind is WindowModel) != learned:
         raise InputError(f"{path / names.DESCRIPTION}: found format {found!r}, wanted a model that {method} learns")
     return kind
 

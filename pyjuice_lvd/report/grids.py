@@ -37,18 +37,21 @@ def plot_inpainting(
     images: UInt8,
     hidden: npt.NDArray[np.bool_],
     drawn: UInt8,
-    means: npt.NDArray[np.float64],
+    means: npt.NDArray[np.float64] | None,
     sample_title: str = "sample",
 ) -> None:
-    """Draw a row for each image: itself, what is known of it, what was drawn, and the posterior mean; a PNG file.
+    """Draw a row for each image: itself, what is known of it, what was drawn, and the posterior mean if there is one.
 
     `images`, `means`: (N, H, W, C); `hidden`: bool (H, W); `drawn`: (n, N, H, W, C). Titles are above the columns.
     """
     white = int(images.max())
     original = _colours(images, white)
     masked = np.where(hidden[..., None], np.array(_HIDDEN, np.uint8), original)
-    columns = [original, masked, *(_colours(sample, white) for sample in drawn), _colours(means, white)]
-    titles = ["original", "masked", *(f"{sample_title} {number + 1}" for number in range(len(drawn))), "mean"]
+    columns = [original, masked, *(_colours(sample, white) for sample in drawn)]
+    titles = ["original", "masked", *(f"{sample_title} {number + 1}" for number in range(len(drawn)))]
+    if means is not None:
+        columns.append(_colours(means, white))
+        titles.append("mean")
     _draw(path, [np.stack(row) for row in zip(*columns, strict=True)], titles)
 
 

@@ -1,6 +1,6 @@
 """The settings of a run: what there is to choose, and how presets, files and options are put together."""
 
-from pyjuice_lvd.settings.choices import BASELINES, DEVICES, FIELD, HCLTS, METHODS, SPLITS
+from pyjuice_lvd.settings.choices import BASELINES, DEVICES, FIELD, HCLTS, METHODS, OF_PATCHES, SPLITS
 from pyjuice_lvd.settings.kept import check_whole, kept, restored
 from pyjuice_lvd.settings.resolve import preset_names, resolve
 from pyjuice_lvd.settings.sections import (
@@ -18,6 +18,7 @@ from pyjuice_lvd.settings.sections import (
     Settings,
     SparseHCLTSettings,
     TeacherSettings,
+    WindowSettings,
     setting_names,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "FIELD",
     "HCLTS",
     "METHODS",
+    "OF_PATCHES",
     "SPLITS",
     "CircuitSettings",
     "ClusterSettings",
@@ -42,6 +44,7 @@ __all__ = [
     "Settings",
     "SparseHCLTSettings",
     "TeacherSettings",
+    "WindowSettings",
     "check_whole",
     "kept",
     "preset_names",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-METHODS = ("lvd-pg", "lvd", "hclt", "sparse-hclt", "rat-spn", "einet")
+METHODS = ("lvd-pg", "lvd", "hclt", "sparse-hclt", "rat-spn", "einet", "windows")
+OF_PATCHES = ("lvd-pg", "lvd")
+"""Methods of models with latents of patches, which a teacher comes before."""
 BASELINES = ("hclt", "sparse-hclt", "rat-spn", "einet")
 """Methods of one circuit over whole images, or over the rows of a table."""
 HCLTS = ("hclt", "sparse-hclt")
@@ -17,6 +19,7 @@ SECTIONS = {
     "sparse-hclt": ("data", "hclt", "sparse_hclt"),
     "rat-spn": ("data", "rat_spn"),
     "einet": ("data", "einet"),
+    "windows": ("data", "windows"),
 }
 """The sections of the settings that each method has a use for."""
 WITHOUT_OFFSETS = ("growing", "prior", "finetuning")

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.settings.sections import CircuitSettings, EinetSettings, OffsetSettings, Settings, SparseHCLTSettings
+from pyjuice_lvd.settings.sections import (
+    CircuitSettings,
+    EinetSettings,
+    OffsetSettings,
+    Settings,
+    SparseHCLTSettings,
+    WindowSettings,
+)
 from pyjuice_lvd.settings.tables import checked, merged, missing
 from pyjuice_lvd.versions import version_of
 
@@ -36,6 +43,7 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
         "hclt.start": "random",
         **{f"sparse_hclt.{key}": value for key, value in vars(SparseHCLTSettings()).items()},
         **{f"einet.{key}": value for key, value in vars(EinetSettings()).items()},  # of a method that there was not
+        **{f"windows.{key}": value for key, value in vars(WindowSettings()).items()},
     }
 
 

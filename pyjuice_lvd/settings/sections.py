@@ -355,6 +355,29 @@ class RatSpnSettings(Section, table="rat_spn"):
 
 
 @dataclass(frozen=True)
+class WindowSettings(Section, table="windows"):
+    """`[windows]`: method `windows`, pixels given those before them near by, by a mixture of hidden Chow-Liu trees."""
+
+    reach: Annotated[int, Within(lambda reach: 1 <= reach <= 8, "1 to 8")] = 2
+    """Rows above, and columns to each side, that a window has."""
+    pixels: Count = 1_000_000
+    """Windows to learn from, at most, drawn from all pixels of the training images."""
+    trees: Count = 16
+    """One for each cluster of windows."""
+    latents: Count = 16
+    start: Annotated[str, among(*STARTS)] = STARTS[1]
+    """Where parameters start: at random, or from `clusters`: hidden states that K-means finds."""
+    epochs: Count = 10
+    """At most: see `patience`."""
+    batch_size: Count = 4096
+    """Windows in one step."""
+    step_size: Steps = (0.5, 0.05)
+    pseudocount: Pseudocount = 0.1
+    patience: Count = 3
+    """EM ends after so many epochs without a better validation likelihood."""
+
+
+@dataclass(frozen=True)
 class Settings(Section):
     """A run's complete settings; docs/settings.md describes each. A value out of range is an InputError.
 
@@ -379,6 +402,7 @@ class Settings(Section):
     sparse_hclt: SparseHCLTSettings = field(default_factory=SparseHCLTSettings)
     einet: EinetSettings = field(default_factory=EinetSettings)
     rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
+    windows: WindowSettings = field(default_factory=WindowSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -181,9 +181,13 @@ function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, 
     C, mass = Int(maximum(category_limits(c))), Bundles{T}()
     inputs(v) = layout.scopes[layout.single[v]].inputs
     tables = map(1:c.num_vars) do v
+        if v in view(order, 1:given)  # known values are looked up one by one
+            push!(mass.part, 1:0)
+            return InputTable(c, inputs(v), C, 1, T)
+        end
         table = InputTable(c, inputs(v), C, group, T)
         add_masses!(mass, table, inputs(v))
-        table
+        return table
     end
     return CodingPlan{T}(c, layout, bundles_up(c, layout, T), bundles_down(c, layout, T), mass, tables, order, plan_steps(layout, order, given)...)
 end

@@ -3,20 +3,21 @@
 """
     WindowCoder(circuit, windows)
 
-The codec of a model of windows, `circuit` over the values of a window. Evaluated in Float32, as are patches' channels ([`CodingChannel`](@ref)).
+The codec of a model of windows, `circuit` over the values of a window. As those over whole images, it needs
+Float64: neighbours may say far more than 2^60 against each other.
 """
 struct WindowCoder
     windows::Windows
-    plan::CodingPlan{Float32}
-    heads::HeadWeights{Float32}
+    plan::CodingPlan{Float64}
+    heads::HeadWeights{Float64}
 end
 
 function WindowCoder(c::Circuit, w::Windows)
     V = num_values(w)
     c.num_vars == V || throw(ArgumentError("circuit: found $(c.num_vars) variables, want the $V values of a window"))
     num_heads(c) == 1 || throw(ArgumentError("circuit: found $(num_heads(c)) heads, want 1"))
-    plan = CodingPlan(c, Layout(c), collect(1:V), coding_group(256), Float32; given=num_given(w))
-    return WindowCoder(w, plan, HeadWeights{Float32}(ones(Float32, LANES, 1), zeros(Int32, LANES)))
+    plan = CodingPlan(c, Layout(c), collect(1:V), coding_group(256), Float64; given=num_given(w))
+    return WindowCoder(w, plan, HeadWeights{Float64}(ones(LANES, 1), zeros(Int32, LANES)))
 end
 
 num_image_values(c::WindowCoder) = num_pixels(c.windows) * c.windows.channels
@@ -32,10 +33,10 @@ mutable struct WindowCoding <: CodingJob
     coder::WindowCoder
     X::Matrix{Int32}
     decode::Bool
-    tiles::Vector{CodingTile{Float32}}      # of 16 images each
+    tiles::Vector{CodingTile{Float64}}      # of 16 images each
     window::Matrix{Int32}                   # (images of all tiles, values), UNKNOWN where there is no image
-    groups::Vector{Matrix{Float32}}         # (rows, groups)
-    values::Vector{Matrix{Float32}}         # (values of a group, rows)
+    groups::Vector{Matrix{Float64}}         # (rows, groups)
+    values::Vector{Matrix{Float64}}         # (values of a group, rows)
     pixel::Int                              # from 1
     channel::Int
     fine::Bool                              # the next table is that of the values in a group
@@ -49,7 +50,7 @@ function WindowCoding(c::WindowCoder, X::Matrix{Int32}, decode::Bool)
     size(X, 1) == num_image_values(c) || throw(DimensionMismatch("X: found $(size(X, 1)) values of an image, want $(num_image_values(c))"))
     T = cld(N, LANES)
     return WindowCoding(c, X, decode, [CodingTile(c.plan) for _ in 1:T], fill(UNKNOWN, LANES * T, num_values(c.windows)),
-                        [zeros(Float32, LANES, 256 ÷ m) for _ in 1:T], [zeros(Float32, m, LANES) for _ in 1:T], 0, 0, false,
+                        [zeros(LANES, 256 ÷ m) for _ in 1:T], [zeros(m, LANES) for _ in 1:T], 0, 0, false,
                         zeros(Int, N), zeros(Int, N), zeros(widest_table(c), N))
 end
 
@@ -60,7 +61,7 @@ place(job::WindowCoding) = (job.pixel - 1) * job.coder.windows.channels + job.ch
 rows_of_tile(t) = (t - 1) * LANES + 1:t * LANES
 
 "The pixel's reference level in image `n`."
-reference(job::WindowCoding, n) = Int(job.window[n, length(job.coder.windows.before) * job.coder.windows.channels + job.channel])
+reference(job::WindowCoding, n) = Int(job.window[n, num_near(job.coder.windows) + job.channel])
 
 start!(job::WindowCoding) = begin_pixel!(job)
 

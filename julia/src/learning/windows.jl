@@ -4,34 +4,46 @@
 const UNKNOWN = Int32(-1)
 
 """
-    Windows(height, width, channels, reach)
+    Windows(height, width, channels, reach, weights)
 
 The windows of images: a pixel and its neighbours, those of the pixels before it, row after row, that are at most `reach` rows above and `reach`
 columns to a side. All values of a window are 0..255:
 
 1. of each neighbour its channels' *residuals*: how far they are from the pixel's reference level, plus 128, modulo 256; unknown outside the image;
-2. the *reference levels* of the channels ([`reference`](@ref));
+2. the *reference levels* of the channels, what the pixel is expected to be;
 3. the pixel's row and column, in `PLACES` parts of an image that has more;
 4. the pixel's own residuals, which say its values.
+
+A reference level is the median of left, above, and left + above - above left (Weinberger, Seroussi and Sapiro 2000), all on the circle of 256 levels; on
+the image's edge the one neighbour that there is, and 0 for the first pixel. To it is added a weighted sum of how far all neighbours' channels are from
+their medians, of those inside the image: `weights`, Int32 (neighbours' values, channels), in units of 1 / `WEIGHT_UNIT`. In integers throughout, so that
+all machines have the same.
 """
 struct Windows
     height::Int
     width::Int
     channels::Int
     before::Vector{Tuple{Int,Int}}  # neighbours, as (rows below, columns right) of the pixel
+    weights::Matrix{Int32}
 end
 
-function Windows(height::Integer, width::Integer, channels::Integer, reach::Integer)
+function Windows(height::Integer, width::Integer, channels::Integer, reach::Integer, weights::Matrix{Int32})
     before = [(dy, dx) for dy in -reach:0 for dx in -reach:reach if (dy, dx) < (0, 0)]
-    return Windows(height, width, channels, before)
+    wanted = (length(before) * channels, channels)
+    size(weights) == wanted || throw(DimensionMismatch("weights: found $(size(weights)), want $wanted"))
+    return Windows(height, width, channels, before, weights)
 end
 
 const PLACES = 32
+const WEIGHT_UNIT = 4096
 
 num_pixels(w::Windows) = w.height * w.width
 
+"How many values the neighbours of a window have."
+num_near(w::Windows) = length(w.before) * w.channels
+
 "How many of a window's values are known before the pixel's own."
-num_given(w::Windows) = (length(w.before) + 1) * w.channels + 2
+num_given(w::Windows) = num_near(w) + w.channels + 2
 
 "How many values a window has."
 num_values(w::Windows) = num_given(w) + w.channels
@@ -43,11 +55,7 @@ num_values(w::Windows) = num_given(w) + w.channels
 "Channel `c` of pixel (y, x) of the n-th image of `X`, `(values, images)`; but for images, all count from 0."
 @inline level(w::Windows, X, n, y, x, c) = Int(@inbounds X[1 + (y * w.width + x) * w.channels + c, n])
 
-"""
-The level that a channel of a pixel is expected to have: the median of left, above, and left + above - above left (Weinberger, Seroussi and Sapiro 2000),
-all on the circle of 256 levels; on the image's edge the one neighbour that there is, and 0 for the first pixel.
-"""
-@inline function reference(w::Windows, X, n, y, x, c)
+@inline function median_level(w::Windows, X, n, y, x, c)
     y == 0 && return x == 0 ? 0 : level(w, X, n, y, x - 1, c)
     above = level(w, X, n, y - 1, x, c)
     x == 0 && return above
@@ -60,19 +68,40 @@ end
 
 "What is known of a window before its pixel's own values: into the first of `window`; the levels of pixels before it are read from `X`."
 function given!(window::AbstractVector{Int32}, w::Windows, X, n, y, x)
-    C, levels = w.channels, length(w.before) * w.channels
+    C, near = w.channels, num_near(w)
     @inbounds for c in 1:C
-        window[levels + c] = reference(w, X, n, y, x, c - 1)
+        window[near + c] = median_level(w, X, n, y, x, c - 1)
     end
     @inbounds for (i, (dy, dx)) in enumerate(w.before)
         inside = y + dy >= 0 && 0 <= x + dx < w.width
         for c in 1:C
-            known = inside ? Int32(residual(level(w, X, n, y + dy, x + dx, c - 1), Int(window[levels + c]))) : UNKNOWN
-            window[(i - 1) * C + c] = known
+            v = (i - 1) * C + c
+            window[v] = inside ? residual(level(w, X, n, y + dy, x + dx, c - 1), Int(window[near + c])) : UNKNOWN
         end
     end
-    @inbounds window[levels + C + 1], window[levels + C + 2] = part_of_image(y, w.height), part_of_image(x, w.width)
+    @inbounds window[near + C + 1], window[near + C + 2] = part_of_image(y, w.height), part_of_image(x, w.width)
+    change_references!(window, w)
     return window
+end
+
+"From the medians to the reference levels."
+function change_references!(window, w::Windows)
+    C, near = w.channels, num_near(w)
+    moves = ntuple(c -> c <= C ? weighted_move(window, w, c) : 0, Val(4))  # of all channels, before any is moved
+    @inbounds for c in 1:C
+        window[near + c] = (window[near + c] + moves[c]) & 255
+        for v in c:C:near
+            window[v] == UNKNOWN || (window[v] = (window[v] - moves[c]) & 255)
+        end
+    end
+end
+
+@inline function weighted_move(window, w::Windows, c)
+    sum = WEIGHT_UNIT ÷ 2
+    @inbounds for v in 1:num_near(w)
+        window[v] == UNKNOWN || (sum += Int(w.weights[v, c]) * (Int(window[v]) - 128))
+    end
+    return fld(sum, WEIGHT_UNIT)
 end
 
 """
@@ -101,13 +130,13 @@ function window_row!(rows, outside, i, w::Windows, X, pixel, window)
     image, at = divrem(pixel, num_pixels(w))
     n, (y, x), G = Int(image) + 1, divrem(Int(at), w.width), num_given(w)
     given!(window, w, X, n, y, x)
-    levels = length(w.before) * w.channels
+    near = num_near(w)
     @inbounds for v in 1:G
         outside[v, i] = window[v] == UNKNOWN
         rows[v, i] = outside[v, i] ? 0x00 : window[v] % UInt8
     end
     @inbounds for c in 1:w.channels
         outside[G + c, i] = false
-        rows[G + c, i] = residual(level(w, X, n, y, x, c - 1), Int(window[levels + c])) % UInt8
+        rows[G + c, i] = residual(level(w, X, n, y, x, c - 1), Int(window[near + c])) % UInt8
     end
 end
