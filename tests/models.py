@@ -10,6 +10,7 @@ from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.field_queries import Field
 from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.offsets import OffsetModel
+from pyjuice_lvd.models.windows import WEIGHT_UNIT, WindowModel, Windows, neighbours
 
 
 def tiny_model(cats: int = 256, *, tied: bool = True) -> JointModel:
@@ -25,6 +26,22 @@ def tiny_model(cats: int = 256, *, tied: bool = True) -> JointModel:
     ]
     prior = Circuit.hclt(rng.integers(0, 3, (50, 2)), num_latents=2, num_cats=3, perturbation=0.9)
     return JointModel(image_shape=(2, 2, 1), patch=(1, 2), color="ycocg", circuits=circuits, prior=prior, tied=tied)
+
+
+def window_model(
+    shape: tuple[int, int, int], *, reach: int = 1, color: str = "ycocg", seed: int = 0, pseudocount: float = 0.1
+) -> WindowModel:
+    """A model of windows with random weights, whose circuit has seen some windows of smooth images with noise."""
+    rng = np.random.default_rng(seed)
+    C = shape[2]
+    weights = rng.normal(0, 0.1, (C, C * neighbours(reach)))
+    windows = Windows(shape, reach, np.rint(weights * WEIGHT_UNIT).astype(np.int32))
+    smooth = 100 + 30 * np.sin(np.arange(shape[0])[:, None, None] + np.arange(shape[1])[:, None] + np.arange(C))
+    images = np.rint(smooth + rng.normal(0, 12, (40, *shape))).astype(np.uint8)
+    values, outside = windows.rows(images, np.arange(40 * windows.pixels))
+    circuit = Circuit.hclt(values, mask=outside, num_latents=3, num_cats=256, seed=seed)
+    circuit.fit_em(values, mask=outside, epochs=3, batch_size=64, pseudocount=pseudocount, seed=seed)
+    return WindowModel(circuit, windows=windows, color=color)
 
 
 class OffsetParts(NamedTuple):

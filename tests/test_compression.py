@@ -17,7 +17,7 @@ import constriction
 import numpy as np
 import pytest
 from commands import lvd_juice, python
-from models import field_model, offset_model, tiny_model
+from models import field_model, offset_model, tiny_model, window_model
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -130,6 +130,12 @@ def test_fields_of_offsets(color: str, channels: int, sides: tuple[int, int]) ->
     model, _ = field_model((*sides, channels), (2, 2), color, (8, 8, 256)[:channels], residuals)
     check_round_trip(model, model.sample(40, exact=True))
     check_round_trip(model, adversarial((*sides, channels)))  # which the model thinks impossible
+
+
+@pytest.mark.parametrize(("color", "channels"), [("ycocg", 3), ("rgb", 3), ("ycocg", 1)])
+def test_windows(color: str, channels: int) -> None:
+    model = window_model((5, 3, channels), color=color, reach=2)
+    check_round_trip(model, np.concatenate([model.sample(70, exact=True), adversarial((5, 3, channels))]))
 
 
 def test_photographs() -> None:
@@ -295,15 +301,17 @@ def test_streams_are_the_same_on_other_processors(
         pytest.skip(f"this Julia's own image has no code for {target}")
     parts = ((4, 4, 3), (2, 2), "rgb", (8, 8, 256), [[0, 1, 2, 254], [0, 1, 5], list(range(256))])
     (offsets, _), (field, _) = offset_model(*parts), field_model(*parts)
+    windows = window_model((4, 4, 3))
     for name, model, X in (
         ("digits", digits, DIGITS[1200:1230, :, :, None]),
         ("offsets", offsets, np.concatenate([offsets.sample(20, exact=True), adversarial((4, 4, 3))])),
         ("field", field, np.concatenate([field.sample(20, exact=True), adversarial((4, 4, 3))])),
+        ("windows", windows, np.concatenate([windows.sample(20, exact=True), adversarial((4, 4, 3))])),
     ):
         model.save(tmp_path / name)
         np.save(tmp_path / f"{name}.npy", X)
         (tmp_path / f"{name}.lvdz").write_bytes(model.compress(X))
-    models = "digits", "offsets", "field"
+    models = "digits", "offsets", "field", "windows"
     ran = python(APART, str(tmp_path), target, str(threads), *models, timeout=600, LVD_JULIA_OPTIMIZE="3")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == [target, str(threads)]

@@ -1,7 +1,7 @@
 using LVDJuice: Windows, WindowCoder, window_rows!, num_values, num_given, num_pixels
 
 "The windows of all pixels of images (channels, width, height, images), by their definition: (values of a window, pixels) and what is outside."
-function windows_by_definition(images, reach, weights)
+function windows_by_definition(images, reach, weights; whole=false)
     C, W, H, N = size(images)
     signed(v) = mod(v + 128, 256) - 128
     rows, outside = Vector{Int}[], Vector{Bool}[]
@@ -14,13 +14,16 @@ function windows_by_definition(images, reach, weights)
             moves = sort([0, signed(above - left), signed(above - corner)])
             mod(left + moves[2], 256)
         end
-        before = [at(c, dy, dx) for dy in -reach:0 for dx in -reach:reach if (dy, dx) < (0, 0) for c in 1:C]
+        places = [(dy, dx) for dy in -reach:0 for dx in -reach:reach if (dy, dx) < (0, 0)]
+        before = [at(c, place...) for place in places for c in 1:C]
+        seen = [max(abs(dy), abs(dx)) == 1 || c == 1 && abs(dy + dx) == 2 && dy * dx == 0 for (dy, dx) in places for c in 1:C]
         medians = repeat(expected, length(before) ÷ C)
         far = [ismissing(b) ? 0 : signed(b - m) for (b, m) in zip(before, medians)]
         expected = mod.(expected .+ floor.(Int, weights' * far ./ 4096 .+ 0.5), 256)
         levels = repeat(expected, length(before) ÷ C)
         own = [at(c, 0, 0) for c in 1:C]
-        found = [mod.(before .- levels .+ 128, 256); expected; y - 1; x - 1; mod.(own .- expected .+ 128, 256)]
+        whole && (seen .= true)
+        found = [mod.(before .- levels .+ 128, 256)[seen]; expected; y - 1; x - 1; mod.(own .- expected .+ 128, 256)]
         push!(rows, coalesce.(found, 0))
         push!(outside, ismissing.(found))
     end
@@ -67,6 +70,8 @@ end
         w = some_windows(H, W, C, reach)
         rows, outside = rows_of_windows(w, images)
         @test (rows, outside) == windows_by_definition(images, reach, w.weights)
+        every = Windows(H, W, C, reach, w.weights, true)
+        @test rows_of_windows(every, images) == windows_by_definition(images, reach, w.weights; whole=true)
         some = [N * W * H - 1, 0, W ÷ 2]
         @test rows_of_windows(w, images, some) == (rows[:, some .+ 1], outside[:, some .+ 1])
     end

@@ -11,7 +11,7 @@ from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import in_words, machine_memory
-from pyjuice_lvd.models.windows import LEVELS, neighbours
+from pyjuice_lvd.models.windows import LEVELS, given_values
 from pyjuice_lvd.settings import FIELD, HCLTS, OF_PATCHES, EinetSettings, OffsetSettings, Settings, WindowSettings
 
 _PATCHES = 10_000
@@ -188,7 +188,7 @@ def _hclt(num_vars: int, latents: int, num_cats: int) -> int:
 
 def _windows(shape: tuple[int, ...], own: WindowSettings) -> int:
     """Estimate the bytes of a model of windows, and of the windows that it learns from."""
-    rows, values = min(own.pixels, math.prod(shape[:3])), shape[3] * (neighbours(own.reach) + 2) + 2
+    rows, values = min(own.pixels, math.prod(shape[:3])), given_values(shape[3], own.reach) + shape[3]
     return own.trees * _BYTES * _hclt(values, own.latents, LEVELS) + 2 * rows * values + _pairs(rows, values)
 
 

@@ -70,9 +70,9 @@ def learn_windows(
         return WindowModel.load(done.parent)
     own, color = settings.windows, settings.data.color
     shape = train.shape[1], train.shape[2], train.shape[3]
-    plain = Windows(shape, own.reach, np.zeros((shape[2], shape[2] * neighbours(own.reach)), np.int32))
+    plain = Windows(shape, own.reach, np.zeros((shape[2], shape[2] * neighbours(own.reach)), np.int32), True)
     some = _windows_of(train, plain, _REFERENCE, color, settings.seed)
-    windows = replace(plain, weights=reference_weights(some, shape[2]))
+    windows = replace(plain, weights=reference_weights(some, shape[2]), whole=False)
     rows = _windows_of(train, windows, own.pixels, color, settings.seed)
     held_out = _windows_of(valid, windows, max(1, len(rows.values) // _VALID), color, settings.seed + 1)
     started = time.monotonic()
@@ -108,7 +108,7 @@ def learn_windows(
 
 
 def reference_weights(rows: Rows, channels: int) -> npt.NDArray[np.int32]:
-    """Find the weights of the reference levels, of windows without: int32 (C, neighbours' values).
+    """Find the weights of the reference levels, of whole windows without: int32 (C, neighbours' values).
 
     Those of the least sum of absolute errors, each divided by its window's contrast, so that flat windows count as much
     as others: by weighted least squares, again and again.

@@ -50,6 +50,12 @@ def neighbours(reach: int) -> int:
     return 2 * reach * (reach + 1)
 
 
+def given_values(channels: int, reach: int, *, whole: bool = False) -> int:
+    """Count the values of a window that are known before the pixel's own."""
+    seen = channels * neighbours(reach) if whole else channels * neighbours(1) + (2 if reach > 1 else 0)
+    return seen + channels + 2
+
+
 class Rows(NamedTuple):
     """Windows of pixels as rows of a circuit: uint8 (n, V), and which neighbours are outside the image: bool (n, V)."""
 
@@ -61,10 +67,10 @@ class Rows(NamedTuple):
 class Windows:
     """The windows of images (H, W, C): each pixel, and those before it that are at most `reach` rows and columns away.
 
-    Before it are the pixels of the rows above and those to its left: reading order. A window's V values are the
-    neighbours' channels, as differences from the pixel's reference levels; these; row and column; and the pixel's own
-    channels, as differences too (docs/windows.md). The reference levels go by `weights`, int32 (C, neighbours' values),
-    in units of 1 / `WEIGHT_UNIT`.
+    Before it are the pixels of the rows above and those to its left: reading order. A window's V values are those of
+    the nearest neighbours, or of all if `whole`, as differences from the pixel's reference levels; these; row and
+    column; and the pixel's own channels, as differences too (docs/windows.md). The reference levels go by `weights`,
+    int32 (C, neighbours' values), in units of 1 / `WEIGHT_UNIT`.
 
     Raises InputError where the weights have another type or shape.
     """
@@ -72,6 +78,7 @@ class Windows:
     image_shape: ImageShape
     reach: int
     weights: npt.NDArray[np.int32]
+    whole: bool = False
 
     def __post_init__(self) -> None:
         wanted = (self.image_shape[2], neighbours(self.reach) * self.image_shape[2])
@@ -86,7 +93,7 @@ class Windows:
     @property
     def given(self) -> int:
         """How many of a window's values are known before the pixel's own."""
-        return (neighbours(self.reach) + 1) * self.image_shape[2] + 2
+        return given_values(self.image_shape[2], self.reach, whole=self.whole)
 
     @property
     def values(self) -> int:
@@ -96,7 +103,7 @@ class Windows:
     @cached_property
     def handle(self) -> julia.Handle:
         """What Julia calls windows."""
-        handle: julia.Handle = julia.call("Windows", *self.image_shape, self.reach, self.weights)
+        handle: julia.Handle = julia.call("Windows", *self.image_shape, self.reach, self.weights, self.whole)
         return handle
 
     def rows(self, images: npt.NDArray[np.uint8], pixels: Int64) -> Rows:

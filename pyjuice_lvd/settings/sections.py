@@ -358,22 +358,22 @@ class RatSpnSettings(Section, table="rat_spn"):
 class WindowSettings(Section, table="windows"):
     """`[windows]`: method `windows`, pixels given those before them near by, by a mixture of hidden Chow-Liu trees."""
 
-    reach: Annotated[int, Within(lambda reach: 1 <= reach <= 8, "1 to 8")] = 2
-    """Rows above, and columns to each side, that a window has."""
+    reach: Annotated[int, Within(lambda reach: 1 <= reach <= 8, "1 to 8")] = 3
+    """Rows above, and columns to each side, that say what level a pixel is expected to have."""
     pixels: Count = 1_000_000
     """Windows to learn from, at most, drawn from all pixels of the training images."""
-    trees: Count = 16
+    trees: Count = 4
     """One for each cluster of windows."""
-    latents: Count = 16
+    latents: Count = 64
     start: Annotated[str, among(*STARTS)] = STARTS[1]
     """Where parameters start: at random, or from `clusters`: hidden states that K-means finds."""
     epochs: Count = 10
     """At most: see `patience`."""
-    batch_size: Count = 4096
+    batch_size: Count = 8192
     """Windows in one step."""
     step_size: Steps = (0.5, 0.05)
-    pseudocount: Pseudocount = 0.1
-    patience: Count = 3
+    pseudocount: Pseudocount = 0.03
+    patience: Count = 10
     """EM ends after so many epochs without a better validation likelihood."""
 
 

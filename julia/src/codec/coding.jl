@@ -217,9 +217,9 @@ end
 
 images_of_tile(job, t) = (t - 1) * LANES + 1:min(t * LANES, num_images(job))
 
-"Work in parts that do not depend on one another, shared among the threads."
+"Work in parts that do not depend on one another, shared among the threads: one part needs none of them to wake up."
 function on_tiles(f, n::Int)
-    Threads.nthreads() == 1 && return foreach(f, 1:n)
+    (n == 1 || Threads.nthreads() == 1) && return foreach(f, 1:n)
     Threads.@threads for t in 1:n
         f(t)
     end

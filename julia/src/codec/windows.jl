@@ -61,7 +61,7 @@ place(job::WindowCoding) = (job.pixel - 1) * job.coder.windows.channels + job.ch
 rows_of_tile(t) = (t - 1) * LANES + 1:t * LANES
 
 "The pixel's reference level in image `n`."
-reference(job::WindowCoding, n) = Int(job.window[n, num_near(job.coder.windows) + job.channel])
+reference(job::WindowCoding, n) = Int(job.window[n, length(job.coder.windows.seen) + job.channel])
 
 start!(job::WindowCoding) = begin_pixel!(job)
 
@@ -72,8 +72,9 @@ function begin_pixel!(job::WindowCoding)
     w, plan = job.coder.windows, job.coder.plan
     y, x = divrem(job.pixel - 1, w.width)
     on_tiles(length(job.tiles)) do t
+        far = distances(w)
         for n in images_of_tile(job, t)
-            given!(view(job.window, n, :), w, job.X, n, y, x)
+            given!(view(job.window, n, :), far, w, job.X, n, y, x)
         end
         for v in 1:num_values(w)
             know!(job.tiles[t], plan, v, view(job.window, rows_of_tile(t), v))

@@ -4,12 +4,13 @@
 const UNKNOWN = Int32(-1)
 
 """
-    Windows(height, width, channels, reach, weights)
+    Windows(height, width, channels, reach, weights, whole=false)
 
 The windows of images: a pixel and its neighbours, those of the pixels before it, row after row, that are at most `reach` rows above and `reach`
 columns to a side. All values of a window are 0..255:
 
-1. of each neighbour its channels' *residuals*: how far they are from the pixel's reference level, plus 128, modulo 256; unknown outside the image;
+1. of the neighbours beside the pixel all channels' *residuals*: how far they are from the pixel's reference level, plus 128, modulo 256; of those two
+   to the left and two above, if they are within reach, the first channel's; of all neighbours all channels' if `whole`. Unknown outside the image;
 2. the *reference levels* of the channels, what the pixel is expected to be;
 3. the pixel's row and column, in `PLACES` parts of an image that has more;
 4. the pixel's own residuals, which say its values.
@@ -24,26 +25,27 @@ struct Windows
     width::Int
     channels::Int
     before::Vector{Tuple{Int,Int}}  # neighbours, as (rows below, columns right) of the pixel
+    seen::Vector{Int}               # which of their values a window has
     weights::Matrix{Int32}
 end
 
-function Windows(height::Integer, width::Integer, channels::Integer, reach::Integer, weights::Matrix{Int32})
+function Windows(height::Integer, width::Integer, channels::Integer, reach::Integer, weights::Matrix{Int32}, whole::Bool=false)
     before = [(dy, dx) for dy in -reach:0 for dx in -reach:reach if (dy, dx) < (0, 0)]
     wanted = (length(before) * channels, channels)
     size(weights) == wanted || throw(DimensionMismatch("weights: found $(size(weights)), want $wanted"))
-    return Windows(height, width, channels, before, weights)
+    seen = [(i - 1) * channels + c for (i, at) in enumerate(before) for c in 1:channels if whole || isseen(at, c)]
+    return Windows(height, width, channels, before, seen, weights)
 end
+
+isseen((dy, dx), c) = max(abs(dy), abs(dx)) == 1 || c == 1 && (dy, dx) in ((0, -2), (-2, 0))
 
 const PLACES = 32
 const WEIGHT_UNIT = 4096
 
 num_pixels(w::Windows) = w.height * w.width
 
-"How many values the neighbours of a window have."
-num_near(w::Windows) = length(w.before) * w.channels
-
 "How many of a window's values are known before the pixel's own."
-num_given(w::Windows) = num_near(w) + w.channels + 2
+num_given(w::Windows) = length(w.seen) + w.channels + 2
 
 "How many values a window has."
 num_values(w::Windows) = num_given(w) + w.channels
@@ -66,40 +68,42 @@ end
 
 @inline part_of_image(at, length) = Int32(length > PLACES ? at * PLACES ÷ length : at)
 
-"What is known of a window before its pixel's own values: into the first of `window`; the levels of pixels before it are read from `X`."
-function given!(window::AbstractVector{Int32}, w::Windows, X, n, y, x)
-    C, near = w.channels, num_near(w)
+# How far a neighbour outside the image is.
+const OUTSIDE = typemin(Int32)
+
+"Room for how far a window's neighbours are."
+distances(w::Windows) = Vector{Int32}(undef, size(w.weights, 1))
+
+"""
+What is known of the window of pixel (y, x) before its own values: into the first of `window`; the levels of pixels before it are read from `X`. `far`:
+[`distances`](@ref), to work in.
+"""
+function given!(window::AbstractVector{Int32}, far::Vector{Int32}, w::Windows, X, n, y, x)
+    C, S = w.channels, length(w.seen)
     @inbounds for c in 1:C
-        window[near + c] = median_level(w, X, n, y, x, c - 1)
+        window[S + c] = median_level(w, X, n, y, x, c - 1)
     end
     @inbounds for (i, (dy, dx)) in enumerate(w.before)
         inside = y + dy >= 0 && 0 <= x + dx < w.width
         for c in 1:C
-            v = (i - 1) * C + c
-            window[v] = inside ? residual(level(w, X, n, y + dy, x + dx, c - 1), Int(window[near + c])) : UNKNOWN
+            far[(i - 1) * C + c] = inside ? signed_level(level(w, X, n, y + dy, x + dx, c - 1) - Int(window[S + c])) : OUTSIDE
         end
     end
-    @inbounds window[near + C + 1], window[near + C + 2] = part_of_image(y, w.height), part_of_image(x, w.width)
-    change_references!(window, w)
+    @inbounds for c in 1:C
+        move = weighted_move(far, w, c)
+        window[S + c] = (window[S + c] + move) & 255
+        for (i, v) in enumerate(w.seen)
+            (v - c) % C == 0 && (window[i] = far[v] == OUTSIDE ? UNKNOWN : residual(Int(far[v]), move))
+        end
+    end
+    @inbounds window[S + C + 1], window[S + C + 2] = part_of_image(y, w.height), part_of_image(x, w.width)
     return window
 end
 
-"From the medians to the reference levels."
-function change_references!(window, w::Windows)
-    C, near = w.channels, num_near(w)
-    moves = ntuple(c -> c <= C ? weighted_move(window, w, c) : 0, Val(4))  # of all channels, before any is moved
-    @inbounds for c in 1:C
-        window[near + c] = (window[near + c] + moves[c]) & 255
-        for v in c:C:near
-            window[v] == UNKNOWN || (window[v] = (window[v] - moves[c]) & 255)
-        end
-    end
-end
-
-@inline function weighted_move(window, w::Windows, c)
+@inline function weighted_move(far, w::Windows, c)
     sum = WEIGHT_UNIT ÷ 2
-    @inbounds for v in 1:num_near(w)
-        window[v] == UNKNOWN || (sum += Int(w.weights[v, c]) * (Int(window[v]) - 128))
+    @inbounds for v in eachindex(far)
+        sum += far[v] == OUTSIDE ? 0 : Int(w.weights[v, c]) * Int(far[v])
     end
     return fld(sum, WEIGHT_UNIT)
 end
@@ -117,26 +121,25 @@ function window_rows!(rows::Matrix{UInt8}, outside::Matrix{Bool}, w::Windows, X:
     all(p -> 0 <= p < P * size(X, 2), pixels) || throw(ArgumentError("pixels: want 0..$(P * size(X, 2) - 1)"))
     in_pieces(eachindex(pixels); steps=V, threads=threads) do some
         Threads.@threads for t in 1:threads
-            window = Vector{Int32}(undef, V)
+            window, far = Vector{Int32}(undef, V), distances(w)
             for i in first(some) + t - 1:threads:last(some)
-                window_row!(rows, outside, i, w, X, pixels[i], window)
+                window_row!(rows, outside, i, w, X, pixels[i], window, far)
             end
         end
     end
     return
 end
 
-function window_row!(rows, outside, i, w::Windows, X, pixel, window)
+function window_row!(rows, outside, i, w::Windows, X, pixel, window, far)
     image, at = divrem(pixel, num_pixels(w))
     n, (y, x), G = Int(image) + 1, divrem(Int(at), w.width), num_given(w)
-    given!(window, w, X, n, y, x)
-    near = num_near(w)
+    given!(window, far, w, X, n, y, x)
     @inbounds for v in 1:G
         outside[v, i] = window[v] == UNKNOWN
         rows[v, i] = outside[v, i] ? 0x00 : window[v] % UInt8
     end
     @inbounds for c in 1:w.channels
         outside[G + c, i] = false
-        rows[G + c, i] = residual(level(w, X, n, y, x, c - 1), Int(window[near + c])) % UInt8
+        rows[G + c, i] = residual(level(w, X, n, y, x, c - 1), Int(window[length(w.seen) + c])) % UInt8
     end
 end
