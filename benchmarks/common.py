@@ -86,7 +86,7 @@ def measure_variants(
     return found
 
 
-def parser_of(description: str | None, preset: str) -> argparse.ArgumentParser:
+def parser_of(description: str | None, preset: str | None) -> argparse.ArgumentParser:
     """Make the parser of a comparison over several seeds, with the arguments that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA")

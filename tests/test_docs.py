@@ -44,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sparse_hclt": {"rounds": 1, "epochs": 2},
     "rat_spn": {"depth": 2, "replicas": 2, "epochs": 2},
     "einet": {"sums": 3, "depth": 2, "replicas": 2, "epochs": 2},
+    "windows": {"trees": 2, "latents": 4, "epochs": 2, "batch_size": 256, "pixels": 2000},
 }
 """Settings that come after the examples' own, so that each takes a second or so."""
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.history import History
+from pyjuice_lvd.circuit.reduce import on_first
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
@@ -72,7 +73,8 @@ def learn_windows(
     shape = train.shape[1], train.shape[2], train.shape[3]
     plain = Windows(shape, own.reach, np.zeros((shape[2], shape[2] * neighbours(own.reach)), np.int32), True)
     some = _windows_of(train, plain, _REFERENCE, color, settings.seed)
-    windows = replace(plain, weights=reference_weights(some, shape[2]), whole=False)
+    weights = on_first(lambda: reference_weights(some, shape[2]))  # processors round differently
+    windows = replace(plain, weights=weights, whole=False)
     rows = _windows_of(train, windows, own.pixels, color, settings.seed)
     held_out = _windows_of(valid, windows, max(1, len(rows.values) // _VALID), color, settings.seed + 1)
     started = time.monotonic()

@@ -28,6 +28,7 @@ _METHODS = {
     "sparse-hclt": "hidden Chow-Liu trees, pruned and grown by turns",
     "rat-spn": "a random and tensorised sum-product network",
     "einet": "an einsum network",
+    "windows": "pixel after pixel, each given those before it near by, by one circuit",
 }
 
 # In the order in which they are shown; other pictures in the run's folder follow, by name.
