@@ -401,8 +401,8 @@ class Settings(Section):
     hclt: HCLTSettings = field(default_factory=HCLTSettings)
     sparse_hclt: SparseHCLTSettings = field(default_factory=SparseHCLTSettings)
     einet: EinetSettings = field(default_factory=EinetSettings)
-    rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
     windows: WindowSettings = field(default_factory=WindowSettings)
+    rat_spn: RatSpnSettings = field(default_factory=RatSpnSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
