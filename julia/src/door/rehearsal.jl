@@ -10,6 +10,7 @@ function rehearse()
         rehearse_circuit(T, 4, 70)
     end
     rehearse_patches(4, 70)
+    rehearse_windows()
 end
 
 "Some values below C, the same in every process."
@@ -17,21 +18,21 @@ some_values(::Type{T}, C::Int, sizes::Int...) where {T} = reshape(T[(7n * n + n 
 
 to_end!(job) = (advance!(job, 1e9); job)
 
-"A circuit with two heads learned from a table (V, N) of C categories, by each of the ways to start."
-function rehearse_learning(X::Matrix, C::Int)
+"A circuit with two heads learned from a table (V, N) of C categories, of which some may be missing, by each of the ways to start."
+function rehearse_learning(X::Matrix, C::Int, mask=nothing)
     V, N = size(X)
-    job = mutual_information_job(X, nothing, C, 0.1, Matrix{UInt32}(undef, N, V))
+    job = mutual_information_job(X, mask, C, 0.1, Matrix{UInt32}(undef, N, V))
     share_out!(job, 1, 1)
     parent = chow_liu_parents(mutual_information(to_end!(job)))
     leaves = leaves_of(join(fill("categorical", V), " "), fill(C, V), zeros(V), zeros(V))
     head_of = some_values(Int32, 2, N)
     check_hclt(V, 2, C, 2)
     tree = tree_circuit(parent, 2, C, 2, 0.4, 0, leaves)
-    circuit = hclt_from_states(parent, 2, C, 2, 0.4, 0, X, nothing, some_values(Int32, 2, V, N), head_of, leaves)
+    circuit = hclt_from_states(parent, 2, C, 2, 0.4, 0, X, mask, some_values(Int32, 2, V, N), head_of, leaves)
     for c in (tree, circuit)
-        check_table(c, X, nothing)
+        check_table(c, X, mask)
         for batch_size in (N, 32)
-            to_end!(em_job(c, X, nothing, head_of, ones(Float32, N), 1, batch_size, 0.3, 0.1, 0.1, true, 0, 0))
+            to_end!(em_job(c, X, mask, head_of, ones(Float32, N), 1, batch_size, 0.3, 0.1, 0.1, true, 0, 0))
         end
     end
     return circuit
@@ -61,15 +62,27 @@ function rehearse_answers(plan, X, mask, head_of, C)
     X === nothing || to_end!(marginals_job(plan, X, mask, head_of, zeros(C, V, n)))
 end
 
-function rehearse_codec(coder::Coder, X::Matrix{Int32})
+function rehearse_codec(coder, X::Matrix{Int32})
     V, n = size(X)
     _, widest, _ = coder_size(coder)
-    job, tables = Coding(coder, X, false), zeros(64 * widest * n)
+    job, tables = coding(coder, X, false), zeros(64 * widest * n)
     while next_tables!(tables, zeros(Int32, n, 64), zeros(Int32, 64), job) > 0
     end
-    job = Coding(coder, zeros(Int32, V, n), true)
+    job = coding(coder, zeros(Int32, V, n), true)
     while next_table!(tables, job, zeros(Int32, n)) > 0
     end
+end
+
+"Models of windows."
+function rehearse_windows()
+    w, X = Windows(4, 4, 1, 2, zeros(Int32, 12, 1)), some_values(UInt8, 256, 16, 6)
+    rows, outside = zeros(UInt8, num_values(w), 96), fill(false, num_values(w), 96)
+    window_rows!(rows, outside, w, X, collect(Int64, 0:95))
+    circuit = with_heads(rehearse_learning(rows, 256, outside), [1])
+    log_likelihoods!(zeros(1, 96), plan_of(circuit, false), rows, outside, 0)
+    coder = WindowCoder(circuit, w)
+    rehearse_codec(coder, Matrix{Int32}(X))
+    draw_pixels!(zeros(Int32, 16, 2), fill(true, 16, 2), coder, 0, 0)
 end
 
 "Models of patches, whose values of z are the heads of circuits, and of shapes under offsets."
