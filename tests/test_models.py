@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from models import offset_model, tiny_model
 
-from pyjuice_lvd import HCLT, LVDPG, Circuit, julia
+from pyjuice_lvd import HCLT, LVDPG, Circuit, Windows, julia
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.models.base import DensityModel
 from pyjuice_lvd.models.field import FieldModel
@@ -18,6 +18,7 @@ from pyjuice_lvd.models.joint import JointModel
 from pyjuice_lvd.models.load import load_model, model_kind
 from pyjuice_lvd.models.offsets import OffsetModel
 from pyjuice_lvd.models.whole import CircuitModel
+from pyjuice_lvd.models.windows import WindowModel
 
 
 def whole(color: str | None = "ycocg", shape: tuple[int, int, int] | None = (2, 2, 3)) -> CircuitModel:
@@ -95,6 +96,7 @@ def test_a_model_without_latents_has_no_modes_of_patches() -> None:
         ({"circuits": 1}, "prior: found 3 values of z, wanted 2"),
         ({"color": "xyz"}, "color: found 'xyz'"),
         ({"tied": 1}, "tied: found 1"),
+        ({"image_shape": [-2, -2, 1]}, "image_shape: found (-2, -2, 1), wanted sides of at least 1"),
         ({"tide": False}, "found 'tide', wanted image_shape, patch, color, circuits, tied"),
     ],
 )
@@ -145,16 +147,22 @@ def test_circuits_that_do_not_fit_are_refused() -> None:
             JointModel(**wrong)
     with pytest.raises(InputError, match=r"circuit: found 12 variables, wanted those of images \(4, 4, 3\)"):
         CircuitModel(whole().circuit, num_cats=256, image_shape=(4, 4, 3), color="rgb")
+    other = Circuit.fully_factorized(num_vars=2, num_cats=300)
+    with pytest.raises(InputError, match="circuits: found 300 categories in circuit 1, wanted 256"):
+        JointModel(**{**made, "circuits": [model.circuits[0], other]})
+    with pytest.raises(InputError, match="circuit: found 300 categories, wanted 256"):
+        CircuitModel(other, num_cats=256, image_shape=(1, 2, 1), color="rgb")
 
 
-@pytest.mark.parametrize("kind", [JointModel, OffsetModel, FieldModel, CircuitModel])
+@pytest.mark.parametrize("kind", [JointModel, OffsetModel, FieldModel, CircuitModel, WindowModel])
 def test_a_model_is_asked_as_its_estimator_is(kind: type[DensityModel]) -> None:
     """As docs/queries.md has it: `model.model_` takes the same arguments at the same places."""
 
     def places(function: Callable[..., object]) -> int:
         return sum(given.kind is not given.KEYWORD_ONLY for given in inspect.signature(function).parameters.values())
 
-    estimator = HCLT if kind is CircuitModel else LVDPG
+    estimators: dict[type[DensityModel], type] = {CircuitModel: HCLT, WindowModel: Windows}
+    estimator = estimators.get(kind, LVDPG)
     shared = [name for name in dir(estimator) if not name.startswith("_") and callable(getattr(kind, name, None))]
     assert {"score_samples", "inpaint", "marginals", "posterior_mean"} <= set(shared)
     for name in shared:

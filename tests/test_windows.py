@@ -107,6 +107,7 @@ def test_draws_have_the_models_shares() -> None:
     np.testing.assert_array_equal(drawn, model.sample(6000, seed=1))
     np.testing.assert_array_equal(drawn[:64], model.sample(64, seed=1))
     assert (drawn != model.sample(6000, seed=2)).any()
+    assert window_model((2, 2, 3)).sample(0).shape == (0, 2, 2, 3)
     mean, deviation = (f(model.score_samples(drawn)) for f in (np.mean, np.std))
     other = model.score_samples(model.sample(6000, seed=5))
     assert mean == pytest.approx(other.mean(), abs=6 * deviation / np.sqrt(6000))
@@ -157,19 +158,42 @@ def test_what_comes_in_another_order_is_refused() -> None:
         model.score_samples(X[:, :3])
 
 
-def test_an_impossible_image_has_probability_0() -> None:
-    model = window_model((2, 2, 1))
+def without(model: WindowModel, variable: int, values: slice) -> WindowModel:
+    """Take some values of a window's variable, from 0, from the circuit."""
     arrays, (_, table) = model.circuit.engine.arrays(), model.circuit.parameters()
-    own = arrays["variable"] == model.windows.values
+    own = arrays["variable"] == variable + 1
     assert own.any()
     for start, stride in zip(arrays["param_start"][own], arrays["param_stride"][own], strict=True):
-        table[start - 1 : start - 1 + 128 * stride : stride] = 0  # of half of the pixel's values
+        table[start - 1 : start - 1 + 256 * stride : stride][values] = 0
+    return model
+
+
+def test_windows_that_are_impossible_leave_all_values_alike() -> None:
+    model = window_model((2, 2, 1))
+    model = without(model, model.windows.given - 1, slice(1, 2))  # those of the second column
+    every = np.array(list(product(range(256), repeat=2)), np.uint8)
+    X = np.zeros((len(every), 2, 2, 1), np.uint8)
+    X[:, 1, :, 0] = every
+    np.testing.assert_allclose(model.pixel_scores(X)[:, :, 1], -np.log(256))
+    given = model.score_samples(X[:1], mask=[[False, False], [True, True]])
+    assert logsumexp(model.score_samples(X)) == pytest.approx(given[0], abs=1e-5)
+    (drawn,) = model.inpaint(X[:1].repeat(4000, axis=0), np.array([[False, False], [False, True]]), n_samples=1)
+    shares = np.bincount(drawn[:, 1, 1, 0], minlength=256)
+    assert (np.abs(shares - 4000 / 256) <= 6 * np.sqrt(4000 / 256)).all()
+    assert np.isfinite(model.score_samples(model.sample(100))).all()
+    assert np.array_equal(model.decompress(model.compress(X[::999])), X[::999])
+
+
+def test_an_impossible_image_has_probability_0() -> None:
+    model = window_model((2, 2, 1))
+    model = without(model, model.windows.given, slice(128))  # the lower half of a pixel's residuals
     X = model.sample(3)
     assert np.isfinite(model.score_samples(X)).all()
-    for unlikely in ((X + 128).astype(np.uint8), np.where(np.arange(4).reshape(2, 2, 1) == 3, X + 128, X)):
-        scores = model.score_samples(unlikely.astype(np.uint8))
-        assert (scores == -np.inf).all()
-        assert np.array_equal(model.decompress(model.compress(unlikely.astype(np.uint8))), unlikely.astype(np.uint8))
+    unlikely = np.where(np.arange(4).reshape(2, 2, 1) == 0, X + 128, X).astype(np.uint8)
+    assert (model.score_samples(unlikely) == -np.inf).all()
+    assert np.array_equal(model.decompress(model.compress(unlikely)), unlikely)
+    with pytest.raises(InputError, match="X: image 1: what is known of it has probability 0 under the model"):
+        model.inpaint(np.stack([X[0], unlikely[1]]), np.array([[False, True], [True, True]]))
 
 
 def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
@@ -190,6 +214,20 @@ def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
         load_model(tmp_path).decompress(model.compress(X))
     write_arrays(tmp_path / "reference.safetensors", {"weights": weights[:, 1:]})
     with pytest.raises(InputError, match=r"weights: found int32 \(3, 11\), wanted int32 \(3, 12\)"):
+        load_model(tmp_path)
+    # So is one of another circuit.
+    write_arrays(tmp_path / "reference.safetensors", {"weights": model.windows.weights})
+    rows = np.random.default_rng(0).integers(0, 16, (50, model.windows.values))
+    for number, more, said in (
+        (300, {}, "found 300 categories, wanted 256"),
+        (16, {}, "found 16 categories, wanted 256"),
+        (256, {"heads": 2}, "found 2 heads, wanted 1"),
+    ):
+        Circuit.hclt(rows, num_latents=2, num_cats=number, **more).save(tmp_path / "circuit.safetensors")
+        with pytest.raises(InputError, match=said):
+            load_model(tmp_path)
+    Circuit.hclt(rows * 0.5, num_latents=2, leaves="gaussian").save(tmp_path / "circuit.safetensors")
+    with pytest.raises(InputError, match="categories, wanted 256"):
         load_model(tmp_path)
     (tmp_path / "reference.safetensors").unlink()
     with pytest.raises(InputError, match=r"reference\.safetensors"):
@@ -269,6 +307,8 @@ def test_the_estimator(tmp_path: Path) -> None:
         HCLT.load(tmp_path / "model")
     with pytest.raises(InputError, match=r"windows\.trees: found 100000 for 13824 pixels"):
         Windows(num_trees=100_000).fit(PHOTOS.train[:60])
+    with pytest.raises(InputError, match=r"windows\.trees: found 20 for 10 pixels"):
+        Windows(num_trees=20, pixels=10).fit(PHOTOS.train[:60])
     with pytest.raises(InputError, match=r"windows\.reach: found 9, wanted 1 to 8"):
         Windows(reach=9).fit(PHOTOS.train[:60])
 

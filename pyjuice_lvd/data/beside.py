@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
@@ -23,7 +25,7 @@ def nearest_known(images: UInt8, hidden: Hidden) -> Int16:
     no pixel of the image is known.
     """
     found, masks = np.full(images.shape, -1, np.int16), np.asarray(hidden.all(axis=-1))
-    different, which = np.unique(masks.reshape(len(masks), -1), axis=0, return_inverse=True)
+    different, which = np.unique(masks.reshape(len(masks), math.prod(masks.shape[1:])), axis=0, return_inverse=True)
     for number, mask in enumerate(different.reshape(-1, *masks.shape[1:])):
         if not mask.all():
             rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)

@@ -26,7 +26,7 @@ class Windows(DensityEstimator):
     Parameters
     ----------
     reach : int, optional
-        Rows above, and columns to each side, that a window has.
+        Rows above, and columns to each side, that say what level a pixel is expected to have.
     pixels : int, optional
         Windows to learn from, at most.
     num_trees, num_latents : int, optional

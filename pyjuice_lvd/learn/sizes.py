@@ -83,10 +83,12 @@ def check_fit(
     if settings.method in HCLTS and shape[0] < settings.hclt.trees:
         kind = "rows" if len(shape) == 2 else "images"
         raise InputError(f"hclt.trees: found {settings.hclt.trees} for {shape[0]} {kind}, wanted at most as many trees")
-    if settings.method == "windows" and (pixels := math.prod(shape[:3])) < settings.windows.trees:
-        raise InputError(
-            f"windows.trees: found {settings.windows.trees} for {pixels} pixels, wanted at most as many trees"
-        )
+    if settings.method == "windows":
+        pixels = min(settings.windows.pixels, math.prod(shape[:3]))
+        if pixels < settings.windows.trees:
+            raise InputError(
+                f"windows.trees: found {settings.windows.trees} for {pixels} pixels, wanted at most as many trees"
+            )
     if settings.method == "einet" and settings.einet.regions == "grid" and len(shape) == 2:
         raise InputError("einet.regions: found 'grid' for a table, wanted 'random' or 'auto': a table has no pixels")
     size, most = _size(shape, settings, num_cats), machine_memory()

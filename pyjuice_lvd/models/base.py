@@ -425,6 +425,8 @@ class DensityModel(ABC):
             if name in cls._optional and table.get(name) is None:
                 continue
             found[name] = typed(f"{path}: {name}", table[name], kind)
+            if kind is ImageShape and min(found[name]) < 1:
+                raise InputError(f"{path}: {name}: found {found[name]}, wanted sides of at least 1")
         try:
             return cls._restored(folder, found)
         except InputError as error:

@@ -82,6 +82,8 @@ class JointModel(LatentModel):
         for index, circuit in enumerate(self.circuits):
             if circuit.num_vars != size:
                 raise InputError(f"circuits: found {circuit.num_vars} variables in circuit {index}, wanted {size}")
+            if (found := circuit.engine.categories) != (levels := self.circuits[0].engine.categories):
+                raise InputError(f"circuits: found {found} categories in circuit {index}, wanted {levels}")
         ends = np.cumsum([circuit.num_heads for circuit in self.circuits])
         wanted = self.num_latent_values * np.arange(1, self.prior.num_vars + 1)
         if not self.tied and not (np.isin(wanted, ends).all() and wanted[-1] == ends[-1]):

@@ -65,6 +65,8 @@ class CircuitModel(DensityModel):
         self.color = None if image_shape is None or color is None else color_transform(color, image_shape[2])
         if image_shape is not None and circuit.num_vars != np.prod(image_shape):
             raise InputError(f"circuit: found {circuit.num_vars} variables, wanted those of images {image_shape}")
+        if image_shape is not None and circuit.engine.categories != num_cats:
+            raise InputError(f"circuit: found {circuit.engine.categories} categories, wanted {num_cats}")
 
     @property
     def num_params(self) -> int:

@@ -81,6 +81,8 @@ class Windows:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        if min(self.image_shape) < 1:
+            raise InputError(f"image_shape: found {self.image_shape}, wanted sides of at least 1")
         wanted = (self.image_shape[2], neighbours(self.reach) * self.image_shape[2])
         if self.weights.dtype != np.int32 or self.weights.shape != wanted:
             raise InputError(f"weights: found {self.weights.dtype} {self.weights.shape}, wanted int32 {wanted}")
@@ -118,9 +120,9 @@ class WindowModel(DensityModel):
     """p(x) as a product over an image's pixels, in reading order: of each given what its window has before it.
 
     Each factor is exact: a circuit's conditional probability of a window's last values given the others, those outside
-    the image summed out. So p(x) sums to 1, and draws in reading order are exact; but it is no circuit itself, and what
-    is asked must be in that order: known pixels, then hidden ones. `marginals`, `moments`, `posterior_mean` and
-    `written_out` are refused.
+    the image summed out; where these have probability 0, which no pseudocount lets be, all values are equally likely.
+    So p(x) sums to 1, and draws in reading order are exact; but it is no circuit itself, and what is asked must be in
+    that order: known pixels, then hidden ones. `marginals`, `moments`, `posterior_mean` and `written_out` are refused.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ class WindowModel(DensityModel):
     Raises
     ------
     InputError
-        Where the circuit has other variables than a window.
+        Where the circuit has other variables than a window, other values than 0..255, or several heads.
 
     """
 
@@ -150,10 +152,15 @@ class WindowModel(DensityModel):
         self.windows = windows
         self.image_shape = windows.image_shape
         self.color: ColorTransform = color_transform(color, self.image_shape[2])
-        if circuit.num_vars != self.windows.values:
-            raise InputError(
-                f"circuit: found {circuit.num_vars} variables, wanted the {self.windows.values} values of a window"
-            )
+        arrays = circuit.engine.arrays()
+        levels = np.unique(arrays["categories"][arrays["variable"] > 0])
+        for what, found, wanted in (
+            ("variables", circuit.num_vars, self.windows.values),
+            ("heads", circuit.num_heads, 1),
+            ("categories", levels[0] if levels[-1] == LEVELS else levels[-1], LEVELS),
+        ):
+            if found != wanted:
+                raise InputError(f"circuit: found {found} {what}, wanted {wanted}: one circuit of a window's values")
 
     @property
     def num_params(self) -> int:
@@ -223,6 +230,12 @@ class WindowModel(DensityModel):
         n_samples = integer("n_samples", n_samples, least=0)
         X = self.checked(X)
         hidden = np.arange(self.windows.pixels) >= self._known(mask, X)[:, None]
+        possible = np.isfinite(self.score_samples(X, mask=mask))
+        if not possible.all():
+            raise InputError(
+                f"X: image {int(np.argmin(possible))}: what is known of it has probability 0 under the model: "
+                "nothing follows from it"
+            )
         check_result("n_samples", n_samples, n_samples * X.size)
         rows = np.tile(self.modelled(X).reshape(len(X), -1).astype(np.int32), (n_samples, 1))
         drawn = self._drawn(rows, np.tile(hidden, (n_samples, 1)), seed, biased_modes, progress)
@@ -261,12 +274,13 @@ class WindowModel(DensityModel):
         return [Part(self.circuit, about)]
 
     def _pixel_scores(self, images: npt.NDArray[np.uint8], pixels: Int64) -> npt.NDArray[np.float64]:
-        """log p of pixels given those before them; 0 divided by 0 counts as 0."""
+        """log p of pixels given those before them; where these have probability 0, all values are equally likely."""
         rows, outside = self.windows.rows(images, pixels)
         both = self.circuit.log_likelihood(rows, mask=outside)
         outside[:, self.windows.given :] = True
         given = self.circuit.log_likelihood(rows, mask=outside)
-        return np.where(np.isneginf(both), -np.inf, both - np.where(np.isneginf(both), 0.0, given))
+        unknown = np.isneginf(given)
+        return np.where(unknown, -self.image_shape[2] * np.log(LEVELS), both - np.where(unknown, 0.0, given))
 
     def _drawn(
         self, rows: npt.NDArray[np.int32], hidden: npt.NDArray[np.bool_], seed: int, biased: bool, progress: Progress

@@ -15,6 +15,7 @@ end
 function WindowCoder(c::Circuit, w::Windows)
     V = num_values(w)
     c.num_vars == V || throw(ArgumentError("circuit: found $(c.num_vars) variables, want the $V values of a window"))
+    all(==(256), category_limits(c)) || throw(ArgumentError("circuit: want 256 categories of all variables"))
     num_heads(c) == 1 || throw(ArgumentError("circuit: found $(num_heads(c)) heads, want 1"))
     plan = CodingPlan(c, Layout(c), collect(1:V), coding_group(256), Float64; given=num_given(w))
     return WindowCoder(w, plan, HeadWeights{Float64}(ones(LANES, 1), zeros(Int32, LANES)))
@@ -154,9 +155,11 @@ function draw_pixels!(X::Matrix{Int32}, hidden::Matrix{Bool}, coder::WindowCoder
     return
 end
 
-"The number, from 1, of one of the entries of a table, by their weights."
+"The number, from 1, of one of the entries of a table, by their weights; where all are 0, each is as likely."
 function drawn(stream::SplitMix, weights)
-    left = uniform!(stream) * sum_in_order(weights)
+    total = sum_in_order(weights)
+    total > 0 || return below!(stream, length(weights))
+    left = uniform!(stream) * total
     for i in eachindex(weights)
         left -= weights[i]
         left < 0 && return i
