@@ -167,3 +167,17 @@ def test_a_model_is_asked_as_its_estimator_is(kind: type[DensityModel]) -> None:
     assert {"score_samples", "inpaint", "marginals", "posterior_mean"} <= set(shared)
     for name in shared:
         assert places(getattr(kind, name)) == places(getattr(estimator, name)), name
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that is not set."""
+    model = HCLT(num_latents=2, epochs=1).fit(np.random.default_rng(0).integers(0, 3, (50, 4)))
+    model.save(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    circuit = model.model_.circuit
+    for use in (HCLT.load, LVDPG.load, Windows.load, load_model, CircuitModel.load, Circuit.load, model.save,
+                model.model_.save, circuit.save):  # fmt: skip
+        with pytest.raises(InputError):
+            use("")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -19,6 +19,7 @@ from pyjuice_lvd.circuit import Moments
 from pyjuice_lvd.data.images import as_images, crop_images
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
+from pyjuice_lvd.files.atomic import given_path
 from pyjuice_lvd.files.formats import read_json, read_toml, write_json, write_toml
 from pyjuice_lvd.files.run import RunDirectory
 from pyjuice_lvd.large import take
@@ -39,7 +40,7 @@ def seed_of(random_state: RandomState) -> int:
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
     """Give the folder of the model: `path` itself, or that in the directory of a run, which must be finished."""
-    path = Path(path)
+    path = given_path(path)
     if not (path / names.DATA).exists():  # which a run keeps, and `save` does not
         return path
     return RunDirectory.open_existing(path) / names.MODEL
@@ -202,7 +203,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a folder of plain files; InputError where that is of a run of `fit`."""
         self._check_fitted()
-        folder = Path(path)
+        folder = given_path(path)
         for run in [folder, folder.parent] if folder.name == names.MODEL else [folder]:
             if (run / names.DATA).exists() or (run / names.METRICS).exists():
                 raise InputError(f"{folder}: is of a run of `lvd-juice fit`, wanted another folder")
@@ -219,7 +220,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
         Raises InputError where a file is missing or damaged, or of another method.
         """
-        folder, saved = Path(path), model_folder(path)
+        folder, saved = given_path(path), model_folder(path)
         if folder.name == names.MODEL and (folder.parent / names.DATA).exists():
             raise InputError(f"{folder}: is the model of a run, wanted the run: {folder.parent}")
         settings = restored(read_toml(folder / names.SETTINGS), f"{folder / names.SETTINGS}: ")

@@ -53,9 +53,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     fsync_folder(target.parent)
 
 
+def given_path(path: str | os.PathLike[str]) -> Path:
+    """Give a path; InputError for an empty one, which an unset variable is, and not the working directory."""
+    if not os.fspath(path):
+        raise InputError("path: found '', wanted that of a file or folder")
+    return Path(path)
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Make a folder to write files to, and those above it; raises InputError where it is a file, or cannot be made."""
-    folder = Path(path)
+    folder = given_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

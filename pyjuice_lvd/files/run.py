@@ -24,7 +24,7 @@ import tomli_w
 from pyjuice_lvd.checks import typed
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.atomic import ASIDE, atomic_write, fsync_folder, naming
+from pyjuice_lvd.files.atomic import ASIDE, atomic_write, fsync_folder, given_path, naming
 from pyjuice_lvd.files.formats import (
     Entries,
     flat,
@@ -120,7 +120,7 @@ class RunDirectory:
     @classmethod
     def open_existing(cls, path: str | os.PathLike[str], *, finished: bool = True) -> Self:
         """Open a run for reading; raises InputError when there is none, or when it must be `finished` and is not."""
-        run = cls(Path(path), None)
+        run = cls(given_path(path), None)
         _check_folder(run.path)
         if not run.path.exists():
             raise InputError(f"{path}: does not exist, wanted a run directory")

@@ -25,7 +25,7 @@ from pyjuice_lvd.data.images import as_images
 from pyjuice_lvd.data.masks import Hidden, as_image_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.files.atomic import make_folder
+from pyjuice_lvd.files.atomic import given_path, make_folder
 from pyjuice_lvd.files.formats import json_text, read_table, write_json
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
@@ -414,7 +414,7 @@ class DensityModel(ABC):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
         """Read a model that `save` wrote; raises InputError where a file is missing, damaged or of another model."""
-        folder = Path(folder)
+        folder = given_path(folder)
         path, table = folder / names.DESCRIPTION, described(folder)
         if table.pop("format") != cls.format:
             raise InputError(f"{path}: wanted format {cls.format!r}")

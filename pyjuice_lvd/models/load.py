@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
+from pyjuice_lvd.files.atomic import given_path
 from pyjuice_lvd.models.base import DensityModel, described
 from pyjuice_lvd.models.field import FieldModel
 from pyjuice_lvd.models.joint import JointModel
@@ -24,7 +24,7 @@ def model_kind(folder: str | os.PathLike[str], method: str | None = None) -> typ
 
     Raises InputError where the file is missing, damaged or of no such class, or of none that the method learns.
     """
-    path = Path(folder)
+    path = given_path(folder)
     found = described(path)["format"]
     if found not in _KINDS:
         raise InputError(f"{path / names.DESCRIPTION}: found format {found!r}, wanted {' or '.join(map(repr, _KINDS))}")
