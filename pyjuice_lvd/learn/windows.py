@@ -26,8 +26,8 @@ from pyjuice_lvd.shares import shares
 
 UInt8 = npt.NDArray[np.uint8]
 
-_REFERENCE, _ROUNDS = 200_000, 10
-"""Windows that the reference levels go by, and rounds of least squares."""
+_REFERENCE, _ROUNDS = 16_000_000, 10
+"""Values, in all, of the windows that the reference levels go by, and rounds of least squares."""
 
 _VALID = 10
 """Of the windows to stop early by there are so many times fewer, at most."""
@@ -72,7 +72,7 @@ def learn_windows(
     own, color = settings.windows, settings.data.color
     shape = train.shape[1], train.shape[2], train.shape[3]
     plain = Windows(shape, own.reach, np.zeros((shape[2], shape[2] * neighbours(own.reach)), np.int32), True)
-    some = _windows_of(train, plain, _REFERENCE, color, settings.seed)
+    some = _windows_of(train, plain, _REFERENCE // plain.values, color, settings.seed)
     weights = on_first(lambda: reference_weights(some, shape[2]))  # processors round differently
     windows = replace(plain, weights=weights, whole=False)
     rows = _windows_of(train, windows, own.pixels, color, settings.seed)
