@@ -402,6 +402,24 @@ def test_a_run_of_the_first_pipeline_had_no_finetuning():
     assert settings.hclt == HCLTSettings(search=False)  # nothing was searched for then
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("finetuning.candidates", 3, "finetuning.candidates: found 3 with refining.rounds = 0"),
+        ("data.valid_fraction", 0.95, "data.valid_fraction + data.test_fraction"),
+        ("circuit.latents", 0, "circuit.latents: found 0"),
+    ],
+)
+def test_kept_settings_that_do_not_go_together_name_their_file(name, value, message):
+    section, key = name.split(".")
+    table = kept(Settings())
+    table[section][key] = value
+    with pytest.raises(InputError) as error:
+        restored(table, "run/settings.toml: ")
+    assert str(error.value).startswith(f"run/settings.toml: {message}")
+    assert str(error.value).count("run/settings.toml") == 1
+
+
 def test_settings_that_were_cut_short_are_refused():
     lines = tomli_w.dumps(kept(resolve("tiny"))).splitlines(keepends=True)
     whole = 0

@@ -67,7 +67,8 @@ def restored(table: Mapping[str, Any], source: str = "", *, whole: bool = True) 
         return Settings.from_dict(merged(_old(found), given))
     except InputError as error:
         by = f"; it was written by version {own} of lvd-juice, this is {this}" if own not in (None, this) else ""
-        raise InputError(f"{error}{by}") from error
+        said = str(error)  # of settings that do not go together, without the source
+        raise InputError(f"{said if said.startswith(source) else source + said}{by}") from error
 
 
 def check_whole(table: Mapping[str, Any], source: str = "") -> None:
