@@ -309,6 +309,8 @@ def test_the_estimator(tmp_path: Path) -> None:
         Windows(num_trees=100_000).fit(PHOTOS.train[:60])
     with pytest.raises(InputError, match=r"windows\.trees: found 20 for 10 pixels"):
         Windows(num_trees=20, pixels=10).fit(PHOTOS.train[:60])
+    with pytest.raises(InputError, match=r"windows\.latents: found 1000000: the model would take"):
+        Windows(num_latents=1_000_000).fit(PHOTOS.train[:60])
     with pytest.raises(InputError, match=r"windows\.reach: found 9, wanted 1 to 8"):
         Windows(reach=9).fit(PHOTOS.train[:60])
 
@@ -351,7 +353,7 @@ def test_commands(run: Path, tmp_path: Path) -> None:
         lvd_juice("inpaint", run, "photos", "--mask", "bottom", "-n", "2", "-o", tmp_path / output, "--quiet")
     assert np.load(tmp_path / "drawn.npy").shape == (2, 6, 16, 16, 3)
     lvd_juice("export", run, "-o", tmp_path / "window.jpc", "--part", "window", "--quiet")
-    assert Circuit.load(tmp_path / "window.jpc").num_vars == load_model(run / "model").circuit.num_vars  # type: ignore[attr-defined]
+    assert Circuit.load(tmp_path / "window.jpc").num_vars == WindowModel.load(run / "model").windows.values
     assert Windows.load(run).settings_.windows.trees == 2
 
 

@@ -64,6 +64,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
     _method: ClassVar[str]
     _parameters: ClassVar[tuple[str, ...]] = ()
     """Settings that are parameters too, beside the seed, which is `random_state`."""
+    _settings_of: ClassVar[dict[str, str]] = {}
+    """Names of the parameters that are settings of the method's own section, and their names there."""
 
     preset: str | None
     config: str | os.PathLike[str] | Mapping[str, Any] | None
@@ -277,6 +279,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sc
         if settings.threads:
             julia.start(threads=settings.threads)
         return settings
+
+    def _given(self) -> dict[str, Any]:
+        """Name the settings of the section that are set."""
+        return {name: getattr(self, own) for own, name in self._settings_of.items() if getattr(self, own) is not None}
 
     def _check_fitted(self) -> None:
         check_is_fitted(self, "model_")

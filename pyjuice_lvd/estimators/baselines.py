@@ -36,8 +36,6 @@ class Baseline(DensityEstimator):
     """Learns by EM, from images or tables; a subclass names its method, and its parameters' settings."""
 
     _section: ClassVar[str]
-    _settings_of: ClassVar[dict[str, str]]
-    """Names of the parameters that are settings of the section, and their names there."""
 
     num_cats: int | None
     missing: int | None
@@ -107,10 +105,6 @@ class Baseline(DensityEstimator):
     def _given_sections(self) -> dict[str, dict[str, Any]]:
         """Name the settings that are set, section by section."""
         return {self._section: self._given()}
-
-    def _given(self) -> dict[str, Any]:
-        """Name the settings of the section that are set."""
-        return {name: getattr(self, own) for own, name in self._settings_of.items() if getattr(self, own) is not None}
 
     def _as_data(self, X: Array) -> Array:
         if self.columns_ is not None:

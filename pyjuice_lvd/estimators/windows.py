@@ -94,9 +94,7 @@ class Windows(DensityEstimator):
 
         Raises InputError where the images or a setting are not what is wanted.
         """
-        own = {name: getattr(self, parameter) for parameter, name in self._settings_of.items()}
-        given = {name: value for name, value in own.items() if value is not None}
-        self.settings_ = resolve(base=self._resolved(), config={"windows": given})
+        self.settings_ = resolve(base=self._resolved(), config={"windows": self._given()})
         train, valid = self._set_apart(self._checked(X, fitting=True))
         self.model_: WindowModel = learn_windows(train, valid, self.settings_, progress=self._shown)
         self.n_features_in_ = self.model_.dims

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,30 +95,11 @@ def learn_circuit(
     if train.ndim == 2 and isinstance(own, HCLTSettings) and is_open(own):
         fits = _fitting(train.shape, settings, num_cats)
         own = choose(own, fits, _scorer(rows, held_out, inputs, settings.seed), pieces, record, progress)
-    start, untrained = pieces.path(names.UNTRAINED), pieces.finished(names.UNTRAINED)
-    if untrained is not None:
-        circuit = Circuit.load(untrained)
-    else:
-        circuit = _structure(rows, missing, inputs, image_shape, own, settings.seed, record, progress)
-        if start is not None:
-            circuit.save(start)
-
-    began = time.monotonic()
-
-    def on_epoch(history: History) -> None:
-        nonlocal began
-        now = time.monotonic()
-        figures = {"train": history[-1], "valid": history.valid[-1], "seconds": now - began}
-        record({"stage": "EM", "epoch": len(history), **figures})
-        began = now
-
-    em = {
-        **with_batches(own, len(rows)), "seed": settings.seed, "epochs": own.epochs, "step_size": own.step_size,
-        "valid": held_out, "valid_mask": missing_valid, "patience": own.patience,
-    }  # fmt: skip
-    history = circuit.fit_em(
-        rows, mask=missing, **em, checkpoint=pieces.checkpoint(names.EM), on_epoch=on_epoch, progress=progress
-    )
+    em = em_settings(own, len(rows), held_out, missing_valid, settings.seed)
+    circuit, history = learn_by_em(
+        lambda: _structure(rows, missing, inputs, image_shape, own, settings.seed, progress),
+        rows, missing, em, pieces=pieces, record=record, progress=progress,
+    )  # fmt: skip
     if settings.method == "sparse-hclt":
         circuit = prune_and_grow(
             circuit, rows, missing, settings.sparse_hclt, em, valid=max(history.valid), seed=settings.seed,
@@ -129,6 +110,44 @@ def learn_circuit(
         model.save(pieces.folder)
     pieces.drop(names.SEARCH, names.UNTRAINED, names.EM, *unfinished(settings.sparse_hclt.rounds))
     return model
+
+
+def learn_by_em(
+    make: Callable[[], Circuit],
+    rows: Table,
+    missing: Mask | None,
+    em: Mapping[str, Any],
+    *,
+    pieces: Pieces,
+    record: Record,
+    progress: Progress,
+) -> tuple[Circuit, History]:
+    """Make a circuit, or take up the one that was made, and learn it by EM from rows (n, V), of which some are missing.
+
+    `em`: what else `Circuit.fit_em` is given, validation rows among it. Gives a record for the structure, and for each
+    epoch. An interrupted call goes on from the pieces.
+    """
+    began = time.monotonic()
+    if (untrained := pieces.finished(names.UNTRAINED)) is not None:
+        circuit = Circuit.load(untrained)
+    else:
+        circuit = make()
+        record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - began})
+        if (start := pieces.path(names.UNTRAINED)) is not None:
+            circuit.save(start)
+    began = time.monotonic()
+
+    def on_epoch(history: History) -> None:
+        nonlocal began
+        now = time.monotonic()
+        figures = {"train": history[-1], "valid": history.valid[-1], "seconds": now - began}
+        record({"stage": "EM", "epoch": len(history), **figures})
+        began = now
+
+    history = circuit.fit_em(
+        rows, mask=missing, **em, checkpoint=pieces.checkpoint(names.EM), on_epoch=on_epoch, progress=progress
+    )
+    return circuit, history
 
 
 _Own = HCLTSettings | RatSpnSettings | EinetSettings
@@ -161,26 +180,21 @@ def _structure(
     image_shape: ImageShape | None,
     own: _Own,
     seed: int,
-    record: Record,
     progress: Progress,
 ) -> Circuit:
-    started = time.monotonic()
     if isinstance(own, HCLTSettings):
-        circuit = mixture_of_trees(rows, missing, inputs, own, seed, progress)
-    elif isinstance(own, EinetSettings):
+        return mixture_of_trees(rows, missing, inputs, own, seed, progress)
+    if isinstance(own, EinetSettings):
         random = own.regions == "random" or image_shape is None
         graph: dict[str, Any] = {"num_vars": rows.shape[1], "depth": own.depth, "replicas": own.replicas}
-        circuit = Circuit.einet(
+        return Circuit.einet(
             **(graph if random else {"shape": image_shape, "steps": own.steps}), num_sums=own.sums, **inputs,
             perturbation=_REGIONS_PERTURBATION, seed=seed,
         )  # fmt: skip
-    else:
-        circuit = Circuit.rat_spn(
-            num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
-            **inputs, perturbation=_REGIONS_PERTURBATION, seed=seed,
-        )  # fmt: skip
-    record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
-    return circuit
+    return Circuit.rat_spn(
+        num_vars=rows.shape[1], depth=own.depth, replicas=own.replicas, num_sums=own.sums, num_inputs=own.inputs,
+        **inputs, perturbation=_REGIONS_PERTURBATION, seed=seed,
+    )  # fmt: skip
 
 
 def _fitting(shape: tuple[int, ...], settings: Settings, num_cats: int) -> Callable[[HCLTSettings], bool]:
@@ -202,10 +216,7 @@ def _scorer(rows: Table, held_out: Table, inputs: dict[str, Any], seed: int) -> 
 
     def score(own: HCLTSettings) -> float:
         circuit = mixture_of_trees(rows, missing, inputs, own, seed, SILENT)
-        history = circuit.fit_em(
-            rows, mask=missing, **with_batches(own, len(rows)), seed=seed, epochs=own.epochs, step_size=own.step_size,
-            valid=held_out, valid_mask=missing_valid, patience=own.patience,
-        )  # fmt: skip
+        history = circuit.fit_em(rows, mask=missing, **em_settings(own, len(rows), held_out, missing_valid, seed))
         return max(history.valid)
 
     return score
@@ -233,17 +244,22 @@ def mixture_of_trees(
         for number, share in enumerate(shares):
             members, mask = rows[clusters == number], None if missing is None else missing[clusters == number]
             tree = Circuit.hclt(members, mask=mask, **make, seed=seed + number)
-            em = with_batches(own, len(members))
+            em = _batches(own, len(members))
             tree.fit_em(members, mask=mask, **em, epochs=_TREE_EPOCHS, step_size=own.step_size, seed=seed)
             trees.append(tree)
             stage.advance(float(share))
     return Circuit.mixture(trees, weights=shares)
 
 
-def with_batches(own: _Own | WindowSettings, n: int) -> dict[str, Any]:
-    """Give EM's settings for n rows: batches as even as can be.
+def em_settings(own: _Own | WindowSettings, n: int, held_out: Table, missing: Mask | None, seed: int) -> dict[str, Any]:
+    """Give what `Circuit.fit_em` is told for n rows, with validation rows, of which some are missing."""
+    return {
+        **_batches(own, n), "seed": seed, "epochs": own.epochs, "step_size": own.step_size,
+        "valid": held_out, "valid_mask": missing, "patience": own.patience,
+    }  # fmt: skip
 
-    With large steps, a last batch of a few rows would leave its mark on all parameters.
-    """
+
+def _batches(own: _Own | WindowSettings, n: int) -> dict[str, Any]:
+    # Batches as even as can be: with large steps, a last batch of a few rows would leave its mark on all parameters.
     batches = math.ceil(n / own.batch_size)
     return {"batch_size": math.ceil(n / batches), "pseudocount": own.pseudocount}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.circuit.history import History
 from pyjuice_lvd.circuit.reduce import on_first
 from pyjuice_lvd.data.color import color_transform
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.large import digest_of
-from pyjuice_lvd.learn.baselines import mixture_of_trees, with_batches
+from pyjuice_lvd.learn.baselines import em_settings, learn_by_em, mixture_of_trees
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.sizes import check_fit
 from pyjuice_lvd.models.windows import CENTRE, LEVELS, WEIGHT_UNIT, Int64, Rows, WindowModel, Windows, neighbours
@@ -77,30 +74,12 @@ def learn_windows(
     windows = replace(plain, weights=weights, whole=False)
     rows = _windows_of(train, windows, own.pixels, color, settings.seed)
     held_out = _windows_of(valid, windows, max(1, len(rows.values) // _VALID), color, settings.seed + 1)
-    started = time.monotonic()
-    untrained = pieces.finished(names.UNTRAINED)
-    if untrained is not None:
-        circuit = Circuit.load(untrained)
-    else:
-        # The pixel is near the root, so that what is known is summed once, on the way up.
-        inputs = {"leaves": "categorical", "num_cats": LEVELS, "root": windows.given}
-        circuit = mixture_of_trees(*rows, inputs, own, settings.seed, progress)
-        record({"stage": "structure", "params": circuit.num_params, "seconds": time.monotonic() - started})
-        if (start := pieces.path(names.UNTRAINED)) is not None:
-            circuit.save(start)
-    began = time.monotonic()
-
-    def on_epoch(history: History) -> None:
-        nonlocal began
-        now = time.monotonic()
-        figures = {"train": history[-1], "valid": history.valid[-1], "seconds": now - began}
-        record({"stage": "EM", "epoch": len(history), **figures})
-        began = now
-
-    circuit.fit_em(
-        rows.values, mask=rows.outside, **with_batches(own, len(rows.values)), seed=settings.seed, epochs=own.epochs,
-        step_size=own.step_size, valid=held_out.values, valid_mask=held_out.outside, patience=own.patience,
-        checkpoint=pieces.checkpoint(names.EM), on_epoch=on_epoch, progress=progress,
+    # The pixel is near the root, so that what is known is summed once, on the way up.
+    inputs = {"leaves": "categorical", "num_cats": LEVELS, "root": windows.given}
+    circuit, _ = learn_by_em(
+        lambda: mixture_of_trees(*rows, inputs, own, settings.seed, progress),
+        *rows, em_settings(own, len(rows.values), *held_out, settings.seed),
+        pieces=pieces, record=record, progress=progress,
     )  # fmt: skip
     model = WindowModel(circuit, windows=windows, color=color)
     if pieces.folder is not None:

@@ -484,6 +484,22 @@ class DensityModel(ABC):
         return as_image_mask(mask, X.shape, self.color)
 
 
+def check_possible(log_known: npt.NDArray[np.float64], name: str, first: int = 0) -> None:
+    """Raise InputError where images, from number `first` on, have log p(what is known) = -inf, float64 (n,)."""
+    possible = np.isfinite(log_known)
+    if not possible.all():
+        raise InputError(
+            f"{name}: image {first + int(np.argmin(possible))}: "
+            "what is known of it has probability 0 under the model: nothing follows from it"
+        )
+
+
+def check_modes(biased_modes: bool) -> None:
+    """Raise InputError where a model of one circuit is asked for the modes of patches."""
+    if biased_modes:
+        raise InputError("biased_modes: found a model of one circuit, wanted one with latents of patches")
+
+
 def described(folder: Path) -> dict[str, Any]:
     """Read `model.json`, the description of the model in a folder; it names its format."""
     table = read_table(folder / names.DESCRIPTION)

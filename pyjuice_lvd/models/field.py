@@ -19,7 +19,7 @@ from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_arrays
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import ImageShape
+from pyjuice_lvd.models.base import ImageShape, check_possible
 from pyjuice_lvd.models.field_queries import Field, FieldEmissions
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
 from pyjuice_lvd.models.offset_queries import Float32, Float64, OffsetLabels, UInt8
@@ -158,7 +158,7 @@ class FieldModel(ShapeModel):
         for rows in self._shares("in-painting", len(images), progress, 12 * n_samples * (1 + len(self.steps))):
             known, masks = self._cut(images, hidden, rows)
             totals, state, offset = self.emissions.draws(known, masks, n_samples, drawn_seed(rng))
-            self._check_possible(totals, rows)
+            check_possible(totals, "images", rows.start)
             like = self._like(images[rows], hidden[rows], exact)
             for part in shares(n_samples, len(known) * self._grid[0] * (4 * self._grid[1] + 24 * len(self.join))):
                 many = part.stop - part.start
@@ -189,7 +189,7 @@ class FieldModel(ShapeModel):
         found = np.empty((len(images), self._grid[0], len(self.shapes)))
         for rows in self._shares("posterior", len(images), progress, self.emissions.marginal_bytes):
             totals, joins, _ = self.emissions.marginals(*self._cut(images, hidden, rows), joins=True)
-            self._check_possible(totals, rows)
+            check_possible(totals, "images", rows.start)
             shapes = np.stack([joins[:, :, of].sum(axis=2, dtype=np.float64) for of in self.emissions.joins], axis=2)
             found[rows] = shapes / shapes.sum(axis=2, keepdims=True)
         return found
@@ -202,7 +202,7 @@ class FieldModel(ShapeModel):
         found = [np.empty((len(images), self._grid[0], len(table))) for table in self.field.first_offsets]
         for rows in self._shares("posterior", len(images), progress, self.emissions.marginal_bytes):
             totals, _, marginals = self.emissions.marginals(*self._cut(images, hidden, rows))
-            self._check_possible(totals, rows)
+            check_possible(totals, "images", rows.start)
             for out, own in zip(found, marginals, strict=True):
                 out[rows] = own.sum(axis=3)
         return found
@@ -278,7 +278,7 @@ class FieldModel(ShapeModel):
     ) -> Iterator[tuple[slice, Float64]]:
         for rows in self._shares(name, len(images), progress, self.emissions.marginal_bytes + 8 * size):
             totals, found = self.emissions.mixed(*self._cut(images, hidden, rows), size, summary, exact=exact)
-            self._check_possible(totals, rows)
+            check_possible(totals, "images", rows.start)
             yield rows, found
 
     def _coder(self) -> julia.Handle:

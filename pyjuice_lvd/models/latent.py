@@ -16,7 +16,7 @@ from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import Part
+from pyjuice_lvd.models.base import Part, check_possible
 from pyjuice_lvd.models.joint_queries import Summary, anomaly
 from pyjuice_lvd.models.patch import PRIOR, PatchModel
 from pyjuice_lvd.progress import SILENT, Progress
@@ -166,7 +166,7 @@ class LatentModel(PatchModel):
     def _evidence(self, images: npt.NDArray[np.uint8], hidden: Hidden, rows: slice) -> Evidence:
         """Turn what is known of some images into evidence of z; refuse an image of which it has probability 0."""
         evidence = Evidence(self.patch_scores(images[rows], hidden[rows]))
-        self._check_possible(self.prior.log_likelihood(evidence), rows)
+        check_possible(self.prior.log_likelihood(evidence), "images", rows.start)
         return evidence
 
     def _mixed(

@@ -14,7 +14,6 @@ from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen, means_by_reading
 from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
-from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.large import by_blocks
 from pyjuice_lvd.memory import check_result
 from pyjuice_lvd.models.base import DensityModel, ImageShape
@@ -178,12 +177,3 @@ class PatchModel(DensityModel):
 
     def _from_coder(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return self._images(rows.astype(np.uint8).reshape(len(rows), *self._grid), exact=True)
-
-    def _check_possible(self, log_known: npt.NDArray[np.float64], rows: slice) -> None:
-        """Refuse images, those of `rows`, of which what is known has log-likelihood -inf."""
-        possible = np.isfinite(log_known)
-        if not possible.all():
-            raise InputError(
-                f"images: image {rows.start + int(np.argmin(possible))}: "
-                "what is known of it has probability 0 under the model: nothing follows from it"
-            )

@@ -18,7 +18,7 @@ from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part
+from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_modes
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
 
@@ -130,7 +130,7 @@ class CircuitModel(DensityModel):
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> Array:
         """Draw images, or rows (`DensityModel.sample`)."""
-        _check_modes(biased_modes)
+        check_modes(biased_modes)
         return self._pixels(self.circuit.sample(n, seed=seed, progress=progress), exact)
 
     def inpaint(
@@ -146,7 +146,7 @@ class CircuitModel(DensityModel):
         progress: Progress = SILENT,
     ) -> Array:
         """Draw what is hidden, given the rest (`DensityModel.inpaint`)."""
-        _check_modes(biased_modes)
+        check_modes(biased_modes)
         n_samples = integer("n_samples", n_samples, least=0)
         X = self.checked(X)
         hidden = self._hidden_rows(mask, X)
@@ -269,8 +269,3 @@ class CircuitModel(DensityModel):
             for part in shares(len(rows), 16 * self.dims * self.num_cats):
                 yield part, self.circuit.posterior_marginals(rows[part], hidden[part])
                 stage.advance(part.stop - part.start)
-
-
-def _check_modes(biased_modes: bool) -> None:
-    if biased_modes:
-        raise InputError("biased_modes: found a model of one circuit, wanted one with latents of patches")

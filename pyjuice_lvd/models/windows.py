@@ -20,7 +20,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part
+from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_modes, check_possible
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
 
@@ -206,10 +206,11 @@ class WindowModel(DensityModel):
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> Array:
         """Draw images (`DensityModel.sample`)."""
+        check_modes(biased_modes)
         n = integer("n", n, least=0)
         check_result("n", n, n * self.dims)
         nothing, hidden = np.zeros((n, self.dims), np.int32), np.ones((n, self.windows.pixels), bool)
-        return self._shown(self._drawn(nothing, hidden, seed, biased_modes, progress), exact, None)
+        return self._shown(self._drawn(nothing, hidden, seed, progress), exact, None)
 
     def inpaint(
         self,
@@ -227,18 +228,14 @@ class WindowModel(DensityModel):
 
         What `mask` hides of an image must come after all that is known, in reading order; InputError where it does not.
         """
+        check_modes(biased_modes)
         n_samples = integer("n_samples", n_samples, least=0)
         X = self.checked(X)
         hidden = np.arange(self.windows.pixels) >= self._known(mask, X)[:, None]
-        possible = np.isfinite(self.score_samples(X, mask=mask))
-        if not possible.all():
-            raise InputError(
-                f"X: image {int(np.argmin(possible))}: what is known of it has probability 0 under the model: "
-                "nothing follows from it"
-            )
         check_result("n_samples", n_samples, n_samples * X.size)
+        check_possible(self.score_samples(X, mask=mask), "X")
         rows = np.tile(self.modelled(X).reshape(len(X), -1).astype(np.int32), (n_samples, 1))
-        drawn = self._drawn(rows, np.tile(hidden, (n_samples, 1)), seed, biased_modes, progress)
+        drawn = self._drawn(rows, np.tile(hidden, (n_samples, 1)), seed, progress)
         masks = np.broadcast_to(hidden.reshape(*X.shape[:3], 1), X.shape)
         like, shape = self._like(X, masks, exact), (n_samples, *X.shape)
         beside = None if like is None else np.broadcast_to(like, shape)
@@ -283,11 +280,9 @@ class WindowModel(DensityModel):
         return np.where(unknown, -self.image_shape[2] * np.log(LEVELS), both - np.where(unknown, 0.0, given))
 
     def _drawn(
-        self, rows: npt.NDArray[np.int32], hidden: npt.NDArray[np.bool_], seed: int, biased: bool, progress: Progress
+        self, rows: npt.NDArray[np.int32], hidden: npt.NDArray[np.bool_], seed: int, progress: Progress
     ) -> npt.NDArray[np.uint8]:
         """Draw the hidden pixels (n, pixels) of modelled rows (n, values): images (n, H, W, C)."""
-        if biased:
-            raise InputError("biased_modes: found a model of one circuit, wanted one with latents of patches")
         coder, seed = self._coder(), integer("seed", seed)
         with progress.stage("sampling", total=len(rows), unit="images") as stage:
             for start in range(0, len(rows), _DRAWN_AT_ONCE):
