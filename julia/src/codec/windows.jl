@@ -1,5 +1,10 @@
 # A model of windows as a codec: pixel after pixel, its channels given those before them and the window's pixels.
 
+# A value of a pixel's channel is coded in two steps: its group of so many of the 256 values, and where it is in there.
+const LEVELS = 256
+const LEVELS_OF_GROUP = coding_group(LEVELS)
+const LEVEL_GROUPS = LEVELS ÷ LEVELS_OF_GROUP
+
 """
     WindowCoder(circuit, windows)
 
@@ -15,14 +20,14 @@ end
 function WindowCoder(c::Circuit, w::Windows)
     V = num_values(w)
     c.num_vars == V || throw(ArgumentError("circuit: found $(c.num_vars) variables, want the $V values of a window"))
-    all(==(256), category_limits(c)) || throw(ArgumentError("circuit: want 256 categories of all variables"))
+    all(==(LEVELS), category_limits(c)) || throw(ArgumentError("circuit: want $LEVELS categories of all variables"))
     num_heads(c) == 1 || throw(ArgumentError("circuit: found $(num_heads(c)) heads, want 1"))
-    plan = CodingPlan(c, Layout(c), collect(1:V), coding_group(256), Float64; given=num_given(w))
+    plan = CodingPlan(c, Layout(c), collect(1:V), LEVELS_OF_GROUP, Float64; given=num_given(w))
     return WindowCoder(w, plan, HeadWeights{Float64}(ones(LANES, 1), zeros(Int32, LANES)))
 end
 
 num_image_values(c::WindowCoder) = num_pixels(c.windows) * c.windows.channels
-widest_table(::WindowCoder) = max(coding_group(256), 256 ÷ coding_group(256))
+widest_table(::WindowCoder) = max(LEVELS_OF_GROUP, LEVEL_GROUPS)
 image_bytes(c::WindowCoder) = tile_bytes(c.plan) ÷ LANES + 4 * num_image_values(c)
 
 """
@@ -47,11 +52,11 @@ mutable struct WindowCoding <: CodingJob
 end
 
 function WindowCoding(c::WindowCoder, X::Matrix{Int32}, decode::Bool)
-    N, m = size(X, 2), coding_group(256)
+    N = size(X, 2)
     size(X, 1) == num_image_values(c) || throw(DimensionMismatch("X: found $(size(X, 1)) values of an image, want $(num_image_values(c))"))
     T = cld(N, LANES)
     return WindowCoding(c, X, decode, [CodingTile(c.plan) for _ in 1:T], fill(UNKNOWN, LANES * T, num_values(c.windows)),
-                        [zeros(LANES, 256 ÷ m) for _ in 1:T], [zeros(m, LANES) for _ in 1:T], 0, 0, false,
+                        [zeros(LANES, LEVEL_GROUPS) for _ in 1:T], [zeros(LEVELS_OF_GROUP, LANES) for _ in 1:T], 0, 0, false,
                         zeros(Int, N), zeros(Int, N), zeros(widest_table(c), N))
 end
 
@@ -103,9 +108,9 @@ function fill_table!(job::WindowCoding)
 end
 
 function own_symbols!(job::WindowCoding)
-    row, group = place(job), coding_group(256)
+    row = place(job)
     for n in 1:num_images(job)
-        g, i = divrem(residual(Int(job.X[row, n]), reference(job, n)), group)
+        g, i = divrem(residual(Int(job.X[row, n]), reference(job, n)), LEVELS_OF_GROUP)
         job.symbol[n] = job.fine ? i : g
     end
 end
@@ -118,7 +123,7 @@ function take_symbols!(job::WindowCoding)
     end
     row, v = place(job), variable(job)
     for n in 1:num_images(job)
-        r = job.group[n] * coding_group(256) + job.symbol[n]
+        r = job.group[n] * LEVELS_OF_GROUP + job.symbol[n]
         job.X[row, n] = of_residual(r, reference(job, n))
         job.window[n, v] = job.table[job.symbol[n] + 1, n] > 0 ? r : UNKNOWN
     end
