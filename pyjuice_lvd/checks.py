@@ -95,6 +95,12 @@ def integers(**values: object) -> list[int]:
     return [integer(name, value) for name, value in values.items()]
 
 
+def flags(**values: object) -> None:
+    """Check that each is true or false, by name: a word such as "no" would count as true."""
+    for name, value in values.items():
+        typed(name, value, bool)
+
+
 def number(name: str, value: object) -> float:
     """Check that a value is a number; its range is left to whom it is for."""
     return typed(name, value, float)

@@ -81,6 +81,24 @@ def test_a_model_without_latents_has_no_modes_of_patches() -> None:
             ask()
 
 
+@pytest.mark.parametrize("number", range(7))
+def test_a_flag_is_true_or_false(number: int) -> None:
+    model = everything()[number]
+    X, hidden = data_for(model), np.ones(4 if model.image_shape is None else model.image_shape[:2], bool)
+    asked: list[tuple[str, Callable[[Any], object]]] = [
+        ("exact", lambda flag: model.sample(1, exact=flag)),
+        ("biased_modes", lambda flag: model.sample(1, biased_modes=flag)),
+        ("exact", lambda flag: model.inpaint(X, hidden, exact=flag)),
+        ("biased_modes", lambda flag: model.inpaint(X, hidden, biased_modes=flag)),
+    ]
+    if model.image_shape is not None:
+        asked.append(("exact", lambda flag: model.posterior_mean(X, hidden, exact=flag)))
+    for name, ask in asked:
+        for flag in ("no", 0, None):
+            with pytest.raises(InputError, match=f"{name}: found .*, wanted true or false"):
+                ask(flag)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

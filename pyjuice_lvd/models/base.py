@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import typed
+from pyjuice_lvd.checks import flags, typed
 from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.codec.codec import Codec
 from pyjuice_lvd.codec.names import check_names
@@ -494,8 +494,9 @@ def check_possible(log_known: npt.NDArray[np.float64], name: str, first: int = 0
         )
 
 
-def check_modes(biased_modes: bool) -> None:
-    """Raise InputError where a model of one circuit is asked for the modes of patches."""
+def check_draws(exact: bool, biased_modes: bool) -> None:
+    """Raise InputError where a model of one circuit is asked for the modes of patches, or for neither yes nor no."""
+    flags(exact=exact, biased_modes=biased_modes)
     if biased_modes:
         raise InputError("biased_modes: found a model of one circuit, wanted one with latents of patches")
 

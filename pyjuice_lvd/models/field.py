@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer
+from pyjuice_lvd.checks import flags, integer
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.color import color_transform
@@ -126,6 +126,7 @@ class FieldModel(ShapeModel):
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> UInt8:
         """Draw images: states and offsets from the field, then every patch given its own (`DensityModel.sample`)."""
+        flags(exact=exact, biased_modes=biased_modes)
         n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
         check_result("n", n, n * self.dims)
         images = np.empty((n, *self.image_shape), np.uint8)
@@ -150,6 +151,7 @@ class FieldModel(ShapeModel):
         progress: Progress = SILENT,
     ) -> UInt8:
         """Draw what is hidden: states and offsets given what is known, then every patch (`DensityModel.inpaint`)."""
+        flags(exact=exact, biased_modes=biased_modes)
         n_samples, seed = integer("n_samples", n_samples, least=0), integer("seed", seed, least=0)
         images, hidden = self._checked(images, mask)
         rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pyjuice_lvd.checks import integer
+from pyjuice_lvd.checks import flags, integer
 from pyjuice_lvd.circuit import Circuit, Evidence
 from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.masks import Hidden
@@ -93,6 +93,7 @@ class LatentModel(PatchModel):
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> npt.NDArray[np.uint8]:
         """Draw images: z from p(z), then every patch from p(x_i | z_i) (`DensityModel.sample`)."""
+        flags(exact=exact, biased_modes=biased_modes)
         n, rng = integer("n", n, least=0), np.random.default_rng(integer("seed", seed, least=0))
         check_result("n", n, n * self.dims)
         images = np.empty((n, *self.image_shape), np.uint8)
@@ -118,6 +119,7 @@ class LatentModel(PatchModel):
         progress: Progress = SILENT,
     ) -> npt.NDArray[np.uint8]:
         """Draw what is hidden: z from p(z | known), then every patch given its z (`DensityModel.inpaint`)."""
+        flags(exact=exact, biased_modes=biased_modes)
         n_samples, seed = integer("n_samples", n_samples, least=0), integer("seed", seed, least=0)
         images, hidden = self._checked(images, mask)
         rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
+from pyjuice_lvd.checks import flags
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen, means_by_reading
 from pyjuice_lvd.data.masks import Hidden
@@ -128,6 +129,7 @@ class PatchModel(DensityModel):
         progress: Progress = SILENT,
     ) -> npt.NDArray[np.float64]:
         """Give the means of hidden pixels, mixed over the posterior of all latents (`DensityModel.posterior_mean`)."""
+        flags(exact=exact)
         images, hidden = self._checked(images, mask)
         out = np.empty(images.shape)
         height, width, channels = self.image_shape

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer
+from pyjuice_lvd.checks import flags, integer
 from pyjuice_lvd.circuit import Circuit, Moments
 from pyjuice_lvd.circuit.rows import Mask, Table, as_mask, as_numbers, as_table
 from pyjuice_lvd.data.color import chosen, color_transform, means_by_reading
@@ -18,7 +18,7 @@ from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_modes
+from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_draws
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
 
@@ -130,7 +130,7 @@ class CircuitModel(DensityModel):
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> Array:
         """Draw images, or rows (`DensityModel.sample`)."""
-        check_modes(biased_modes)
+        check_draws(exact, biased_modes)
         return self._pixels(self.circuit.sample(n, seed=seed, progress=progress), exact)
 
     def inpaint(
@@ -146,7 +146,7 @@ class CircuitModel(DensityModel):
         progress: Progress = SILENT,
     ) -> Array:
         """Draw what is hidden, given the rest (`DensityModel.inpaint`)."""
-        check_modes(biased_modes)
+        check_draws(exact, biased_modes)
         n_samples = integer("n_samples", n_samples, least=0)
         X = self.checked(X)
         hidden = self._hidden_rows(mask, X)
@@ -181,6 +181,7 @@ class CircuitModel(DensityModel):
         """Give the means of hidden pixels (`DensityModel.posterior_mean`)."""
         if self.image_shape is None:
             raise InputError("posterior_mean: found a model of tables, wanted one of images: categories have no mean")
+        flags(exact=exact)
         X = self.checked(X)
         hidden = self._hidden_rows(mask, X)
         means = X.astype(np.float64)

@@ -20,7 +20,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.memory import check_result
-from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_modes, check_possible
+from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_draws, check_possible
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
 
@@ -206,7 +206,7 @@ class WindowModel(DensityModel):
         self, n: int, *, seed: int = 0, exact: bool = False, biased_modes: bool = False, progress: Progress = SILENT
     ) -> Array:
         """Draw images (`DensityModel.sample`)."""
-        check_modes(biased_modes)
+        check_draws(exact, biased_modes)
         n = integer("n", n, least=0)
         check_result("n", n, n * self.dims)
         nothing, hidden = np.zeros((n, self.dims), np.int32), np.ones((n, self.windows.pixels), bool)
@@ -228,7 +228,7 @@ class WindowModel(DensityModel):
 
         What `mask` hides of an image must come after all that is known, in reading order; InputError where it does not.
         """
-        check_modes(biased_modes)
+        check_draws(exact, biased_modes)
         n_samples = integer("n_samples", n_samples, least=0)
         X = self.checked(X)
         hidden = np.arange(self.windows.pixels) >= self._known(mask, X)[:, None]
