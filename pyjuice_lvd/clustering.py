@@ -111,10 +111,25 @@ def means_of(
     return means
 
 
+def nearest_of(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    """Give the nearest of some centres (k, D) to each of the features (n, D): int32 (n,)."""
+
+    def nearest(rows: slice) -> npt.NDArray[np.int32]:
+        found: npt.NDArray[np.int32] = _squared(h[rows], centres).argmin(axis=0).astype(np.int32)
+        return found
+
+    return by_blocks(len(h), nearest, 8 * (h.shape[1] + len(centres)))
+
+
+def _squared(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Give squared distances, (k, n)."""
+    return np.array([((h - centre) ** 2).sum(axis=1) for centre in centres])
+
+
 def _distances(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64]:
     """Give the squared distance of some features to the nearest of the centres."""
     own = h[rows]
-    distance = np.min([((own - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
+    distance = _squared(own, centres).min(axis=0)
     # Features that differ from their mean by rounding alone are all the same.
     distance[distance <= 1e-10 * (own**2).sum(axis=1)] = 0
     found: npt.NDArray[np.float64] = distance

@@ -411,6 +411,22 @@ def test_a_validation_set_stops_training_and_the_best_parameters_are_kept(data: 
         np.testing.assert_array_equal(array, values)
 
 
+def test_the_mixture_of_heads(data: np.ndarray, tmp_path: Path) -> None:
+    pc = Circuit.hclt(data, num_latents=2, num_cats=3, heads=3)
+    pc.fit_em(data, heads=data[:, 0], epochs=2)
+    pc.head_weights = [0.5, 0.5, 0]
+    scores = pc.log_likelihood(data, head="all")
+    wanted = np.log(0.5 * np.exp(scores[:, 0]) + 0.5 * np.exp(scores[:, 1]))
+    np.testing.assert_allclose(pc.log_likelihood(data, head="mixture"), wanted, rtol=1e-6)
+    # The rows of a validation set count so, if their heads are not known.
+    history = pc.fit_em(data[:20], heads=data[:20, 0] % 2, epochs=3, valid=data, valid_heads="mixture", patience=3)
+    assert max(history.valid) == pytest.approx(pc.log_likelihood(data, head="mixture").mean(), rel=1e-9)
+    with pytest.raises(InputError, match="valid_heads: found 'all', wanted one of mixture"):
+        pc.fit_em(data, valid=data, valid_heads="all")
+    with pytest.raises(InputError, match="valid_heads: found without valid"):
+        pc.fit_em(data, valid_heads="mixture")
+
+
 def test_ctrl_c_during_training_keeps_the_best_parameters(data: np.ndarray) -> None:
     class Impatient(Silent):
         def update(self, *, completed: float, **info: object) -> None:

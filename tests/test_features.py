@@ -18,6 +18,7 @@ from pyjuice_lvd.data.patches import to_patches
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.learn import pipeline
 from pyjuice_lvd.learn.features import as_features, of_images
+from pyjuice_lvd.learn.labels import Featured
 from pyjuice_lvd.settings import resolve
 
 TINY: dict[str, Any] = {
@@ -79,8 +80,8 @@ def test_features_go_with_their_images(images: npt.NDArray[np.uint8], monkeypatc
     """What K-means sees of each patch is what the encoder makes of that very patch, mirror images included."""
     seen: dict[str, npt.NDArray[Any]] = {}
 
-    def look(x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], *_: object, **__: object) -> None:
-        seen.update(x=x, h=h)
+    def look(patches: Featured, *_: object, **__: object) -> None:
+        seen.update(x=patches.x, h=patches.h)
         raise Killed
 
     monkeypatch.setattr(pipeline, "outer_clusters", look)

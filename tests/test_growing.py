@@ -14,7 +14,7 @@ from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.learn.growing import Grown, one_shot, pick, progressive_growing, relabel
 from pyjuice_lvd.learn.pieces import Pieces
-from pyjuice_lvd.learn.pipeline import _learn_circuits, _Work
+from pyjuice_lvd.learn.pipeline import _Cluster, _learn_circuits, _Work
 from pyjuice_lvd.progress import SILENT
 from pyjuice_lvd.settings import CircuitSettings, GrowingSettings, resolve
 
@@ -277,6 +277,32 @@ class OneOfTwo(Reducer):
         return {**arrays, **self._said.pop(0)}
 
 
+def test_validation_patches_end_em_before_it_learns_by_heart() -> None:
+    x, h, _ = clusters(700)
+    noise = np.random.default_rng(1).integers(-2, 3, x.shape)
+    x = np.clip(x + noise, 0, CATS - 1).astype(np.uint8)
+    train, valid, others = x[:60], x[60:160], x[160:]
+    em = CircuitSettings(latents=6, epochs=60, batch_size=16, step_size=(0.5, 0.1), pseudocount=1e-3, patience=3)
+    schedule = GrowingSettings(epochs=60)
+    for learn, options in ((one_shot, {}), (progressive_growing, {"growing": schedule})):
+        records: list[Any] = []
+        common: dict[str, Any] = {"num_heads": 4, "num_cats": CATS, "circuit": em, **options}
+        stopped = learn(train, h[:60], valid=valid, record=records.append, **common)
+        whole = learn(train, h[:60], **common)
+        found, by_heart = (grown.circuit.log_likelihood(others, head="mixture").mean() for grown in (stopped, whole))
+        assert found > by_heart + 0.3
+        for entry in records:
+            assert len(entry["em"]) == len(entry["valid"]) == entry["kept_epoch"] + 3 < 60
+            if entry["kept_epoch"]:  # else no epoch was better than what it began with
+                assert entry["valid"][entry["kept_epoch"] - 1] == max(entry["valid"])
+        last = records[-1]
+        assert last["log_likelihood"] == pytest.approx(mean_own(stopped.circuit, train, stopped.labels))
+        # Without patience the validation patches have no say.
+        never = learn(train, h[:60], valid=valid, **(common | {"circuit": replace(em, patience=0)}))
+        for scores in zip(*(grown.circuit.log_likelihood(others, head="all") for grown in (never, whole)), strict=True):
+            np.testing.assert_array_equal(*scores)
+
+
 def test_processes_grow_the_circuits_that_one_does() -> None:
     x, h, _ = clusters(300)
     settings = resolve(
@@ -287,11 +313,16 @@ def test_processes_grow_the_circuits_that_one_does() -> None:
     own, shared, said = list[Any](), list[Any](), list[Any]()
     alone = _Work(settings, Pieces(None, settings), own.append, SILENT)
     together = replace(alone, record=shared.append)
-    wanted = {c: grown for c, rows in members.items() for grown in _learn_circuits({c: rows}, x, h, alone).values()}
+
+    def of(cluster: int) -> _Cluster:
+        rows = members[cluster]
+        return _Cluster(x[rows], h[rows], x[::5])
+
+    wanted = {cluster: _learn_circuits([cluster], of, alone)[cluster] for cluster in members}
     with using(OneOfTwo(1, said)), pytest.raises(KeyError):  # what process 0 has learned, nobody tells it
-        _learn_circuits(members, x, h, together)
+        _learn_circuits(list(members), of, together)
     with using(OneOfTwo(0, said)):
-        found = _learn_circuits(members, x, h, together)
+        found = _learn_circuits(list(members), of, together)
     assert said == []
     for c, grown in wanted.items():
         assert found[c].circuit.num_heads == grown.circuit.num_heads == 2

@@ -41,7 +41,7 @@ def test_rounds_find_the_kinds_where_half_of_the_labels_are_right() -> None:
     x, kind = kinds()
     labels, records = half_right(kind), []
     assert agreement(labels, kind) < 0.75
-    ranked = refine(x, labels, ROUNDS, candidates=2, num_cats=CATS, record=records.append)
+    ranked = refine(x, labels, ROUNDS, candidates=2, num_cats=CATS, record=records.append).patches
     assert ranked.shape == (600, 2)
     assert ranked.dtype == np.int32
     assert (ranked[:, 0] != ranked[:, 1]).all()
@@ -50,14 +50,14 @@ def test_rounds_find_the_kinds_where_half_of_the_labels_are_right() -> None:
     assert records[-1]["log_likelihood"] > records[0]["log_likelihood"] + 0.2
     assert records[-1]["moved"] < records[0]["moved"]
     assert records[0]["patches"] == 600
-    np.testing.assert_array_equal(refine(x, labels, ROUNDS, candidates=2, num_cats=CATS), ranked)
+    np.testing.assert_array_equal(refine(x, labels, ROUNDS, candidates=2, num_cats=CATS).patches, ranked)
 
 
 def test_patches_that_take_no_part_in_the_rounds_are_ranked_too() -> None:
     x, kind = kinds(2000)
     records: list[Any] = []
     settings = RefiningSettings(rounds=6, latents=2, batch_size=32, patches=200)
-    ranked = refine(x, half_right(kind), settings, num_cats=CATS, record=records.append)
+    ranked = refine(x, half_right(kind), settings, num_cats=CATS, record=records.append).patches
     assert records[0]["patches"] == 600
     assert ranked.shape == (2000, 1)
     assert agreement(ranked[:, 0], kind) > 0.9
@@ -77,14 +77,14 @@ def test_a_cluster_that_no_patch_prefers_is_dropped_and_never_named() -> None:
             said.append(message)
 
     settings = RefiningSettings(rounds=2, latents=2, pseudocount=50.0)
-    ranked = refine(x, labels, settings, candidates=2, num_cats=CATS, name="them", progress=Log())
+    ranked = refine(x, labels, settings, candidates=2, num_cats=CATS, name="them", progress=Log()).patches
     np.testing.assert_array_equal(ranked, np.zeros((600, 1)))
     assert said == ["them: 1 of 2 clusters had no patch left, and were dropped"]
 
 
 def test_identical_patches_end_in_one_cluster() -> None:
     x, labels = np.full((40, 4), 5, np.uint8), np.arange(40, dtype=np.int32) % 2
-    np.testing.assert_array_equal(refine(x, labels, ROUNDS, candidates=3, num_cats=CATS), np.zeros((40, 1)))
+    np.testing.assert_array_equal(refine(x, labels, ROUNDS, candidates=3, num_cats=CATS).patches, np.zeros((40, 1)))
 
 
 TINY: dict[str, Any] = {

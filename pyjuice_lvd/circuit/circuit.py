@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd import julia
-from pyjuice_lvd.checks import integer, integers, number, one_of
+from pyjuice_lvd.checks import flags, integer, integers, number, one_of
 from pyjuice_lvd.circuit import juice
 from pyjuice_lvd.circuit.answers import Answers, Moments
 from pyjuice_lvd.circuit.distances import Comparisons, Divergence
@@ -26,6 +26,7 @@ from pyjuice_lvd.circuit.history import Flows, History, Statistics
 from pyjuice_lvd.circuit.leaves import Leaves, check_number, kinds_of, leaves_for
 from pyjuice_lvd.circuit.reduce import spread
 from pyjuice_lvd.circuit.rows import (
+    MIXTURE,
     Mask,
     Table,
     as_heads,
@@ -33,6 +34,7 @@ from pyjuice_lvd.circuit.rows import (
     as_weights,
     for_engine,
     given_heads,
+    mixed,
     which_head,
 )
 from pyjuice_lvd.circuit.structure import grow, prune, with_copies
@@ -329,7 +331,7 @@ class Circuit(Answers, Comparisons):
         X: npt.ArrayLike | Evidence,
         *,
         mask: npt.ArrayLike | None = None,
-        head: int | Literal["all"] = 0,
+        head: int | Literal["all", "mixture"] = 0,
         engine: str = "lvdjuice",
         progress: Progress = SILENT,
     ) -> npt.NDArray[np.float64]:
@@ -341,8 +343,9 @@ class Circuit(Answers, Comparisons):
             Categories from 0.
         mask : bool (N, num_vars) or (num_vars,), optional
             True where a variable is marginalised; its value is not looked at.
-        head : int or "all"
-            Which head, from 0.
+        head : int, "all" or "mixture"
+            Which head, from 0; or the mixture of all heads by `head_weights`, which is the sum that a `.jpc` file of
+            the circuit ends in.
         engine : "lvdjuice" or "juice"
             What computes it: "juice" is Juice.jl on the CPU, in single precision, to compare with (docs/juice.md).
         progress : Progress
@@ -355,6 +358,9 @@ class Circuit(Answers, Comparisons):
 
         """
         one_of("engine", engine, juice.ENGINES)
+        if isinstance(head, str) and head == MIXTURE:
+            scores = self.log_likelihood(X, mask=mask, head="all", engine=engine, progress=progress)
+            return mixed(scores, self.head_weights)
         which = which_head(head, self.num_heads)
         rows, hidden = self.engine.rows(X, mask)
         if engine == juice.JUICE:
@@ -387,7 +393,7 @@ class Circuit(Answers, Comparisons):
         seed: int = 0,
         valid: npt.ArrayLike | Evidence | None = None,
         valid_mask: npt.ArrayLike | None = None,
-        valid_heads: npt.ArrayLike | None = None,
+        valid_heads: npt.ArrayLike | Literal["mixture"] | None = None,
         patience: int = 5,
         checkpoint: str | os.PathLike[str] | None = None,
         on_epoch: Callable[[History], None] | None = None,
@@ -417,8 +423,9 @@ class Circuit(Answers, Comparisons):
         seed : int
             Of the shuffling.
         valid, valid_mask, valid_heads : as X, mask and heads, optional
-            A validation set, what is missing in it, and the heads of its rows. The parameters with its best mean
-            log-likelihood are kept, those from before included.
+            A validation set, what is missing in it, and the heads of its rows: "mixture" where they are not known, so
+            that a row counts as one of the heads' mixture, with their prior weights. The parameters with its best
+            mean log-likelihood are kept, those from before included.
         patience : int
             With a validation set, training ends after so many epochs in a row that did not improve its likelihood.
         checkpoint : path, optional
@@ -460,6 +467,8 @@ class Circuit(Answers, Comparisons):
                 scores = self.log_likelihood(own, head="all")
             else:
                 scores = spread(len(own), partial(self._scores_of_part, own, missing))
+            if own_heads is None:
+                return float(mixed(scores, self.head_weights).mean())
             return float(scores[np.arange(len(scores)), own_heads].mean())
 
         return train(
@@ -473,12 +482,15 @@ class Circuit(Answers, Comparisons):
         return self.log_likelihood(rows[part], mask=None if missing is None else missing[part], head="all")
 
     def _held_out(
-        self, valid: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None, heads: npt.ArrayLike | None
+        self, valid: npt.ArrayLike | Evidence, mask: npt.ArrayLike | None, heads: npt.ArrayLike | str | None
     ) -> HeldOut:
         """Check validation rows, their mask and their heads."""
         rows, hidden = self.engine.rows(valid, mask, name="valid", mask_name="valid_mask")
         if not len(rows):
             raise InputError("valid: found no rows, wanted at least 1")
+        if isinstance(heads, str):
+            one_of("valid_heads", heads, (MIXTURE,))
+            return rows, hidden, None
         return rows, hidden, as_heads(heads, len(rows), self.num_heads, "valid_heads")
 
     def flows(
@@ -718,6 +730,7 @@ class Circuit(Answers, Comparisons):
         type that `sample` returns; with `return_exact` also whether they are known to be the most probable ones. Raises
         InputError where the data are out of range, and where the evidence of a row has probability 0.
         """
+        flags(return_exact=return_exact)
         rows, hidden = self.engine.rows(X, mask, hides=True)
         n, heads = len(rows), given_heads(head, len(rows), self.num_heads)
         out = np.empty((n, self.num_vars), self.engine.value_type)

@@ -19,8 +19,8 @@ from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.circuit.steps import Steps
 from pyjuice_lvd.progress import Progress
 
-HeldOut = tuple[Rows, Mask | None, npt.NDArray[np.int32]]
-"""Validation rows, what is missing of them, and their heads."""
+HeldOut = tuple[Rows, Mask | None, npt.NDArray[np.int32] | None]
+"""Validation rows, what is missing of them, and their heads, where these are known."""
 
 
 def train(

@@ -104,7 +104,18 @@ def given_heads(heads: npt.ArrayLike, n: int, num_heads: int, name: str = "head"
     return as_heads(heads, n, num_heads, name)
 
 
-def which_head(head: int | Literal["all"], num_heads: int) -> int:
+MIXTURE: Literal["mixture"] = "mixture"
+"""In place of a head: the mixture of all heads, by their prior weights."""
+
+
+def mixed(scores: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Give log p of rows under the mixture of heads of such weights, float64 (n,), from each head's, (n, heads)."""
+    with np.errstate(divide="ignore"):  # a head of weight 0 has no part
+        found: npt.NDArray[np.float64] = np.logaddexp.reduce(scores + np.log(weights), axis=1)
+    return found
+
+
+def which_head(head: int | str, num_heads: int) -> int:
     """Check that `head` is one head, or "all": that is -1."""
     array = np.asarray(head)
     if array.ndim == 0 and array == "all":

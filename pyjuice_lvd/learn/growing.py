@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.checks import integer, plain_array
 from pyjuice_lvd.circuit import Circuit
-from pyjuice_lvd.circuit.rows import Table, as_table
+from pyjuice_lvd.circuit.rows import MIXTURE, Table, as_table
 from pyjuice_lvd.clustering import divide, kmeans
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.run import Record
@@ -32,6 +32,9 @@ _TOGETHER = 4096
 _WORTH_PRUNING = 0.1
 """Of the edges: where fewer would go, all stay, because blocks that are not dense take longer for each edge."""
 
+_PRUNING_COSTS = 1e-3
+"""Of validation patches' log-likelihood: where more would go, all edges stay."""
+
 
 @dataclass(frozen=True)
 class Grown:
@@ -47,6 +50,7 @@ def progressive_growing(
     *,
     num_heads: int,
     num_cats: int = 256,
+    valid: npt.ArrayLike | None = None,
     circuit: CircuitSettings | None = None,
     growing: GrowingSettings | None = None,
     seed: int = 0,
@@ -61,6 +65,10 @@ def progressive_growing(
     more clusters, and grows the circuit by a head for each new one. It ends with (1), at `num_heads` heads, or at fewer
     where features cannot be told apart: that is said in the log.
 
+    With validation patches, each EM ends where they have not become likelier for `circuit.patience` epochs, and keeps
+    its best parameters: few patches, and many heads, are soon learned by heart. Nor is anything pruned that they would
+    be much less likely without.
+
     Parameters
     ----------
     x : integers (n, V)
@@ -71,6 +79,8 @@ def progressive_growing(
         N2, values of z.
     num_cats : int
         Categories of each variable.
+    valid : integers (m, V), m > 0, optional
+        Validation patches, of any head: they count by the mixture of all heads, by their shares of the patches.
     circuit, growing : settings, optional
         Of EM (`CircuitSettings`) and of the rounds (`GrowingSettings`).
     seed : int
@@ -95,7 +105,7 @@ def progressive_growing(
     while True:
         started, own_seed = time.monotonic(), derived_seed(seed, number)
         schedule = em if last else replace(em, epochs=rounds.epochs)
-        pc, scores, measured = _train(pc, patches, labels, schedule, rounds, own_seed)
+        pc, scores, measured = _train(pc, patches, labels, valid, schedule, rounds, own_seed)
         following, message = None, ""
         if not last:
             following, message = _next(pc, scores, labels, patches, features, num_heads, rounds, own_seed, measured)
@@ -116,6 +126,7 @@ def one_shot(
     *,
     num_heads: int,
     num_cats: int = 256,
+    valid: npt.ArrayLike | None = None,
     circuit: CircuitSettings | None = None,
     seed: int = 0,
     record: Record = lambda _: None,
@@ -129,16 +140,10 @@ def one_shot(
     started = time.monotonic()
     labels = kmeans(features, num_heads, seed)
     pc = _untrained(patches, labels, num_cats, em, seed)
-    history = _em(pc, patches, labels, em, seed)
-    record(
-        {
-            "stage": "patch circuit",
-            **_size(pc),
-            "em": history,
-            "log_likelihood": history[-1],
-            "seconds": time.monotonic() - started,
-        }
-    )
+    fitted = _em(pc, patches, labels, valid, em, seed)
+    own = fitted["em"][-1] if valid is None else float(_own(_scores(pc, patches), labels).mean())
+    measured = {**_size(pc), **fitted, "log_likelihood": own}
+    record({"stage": "patch circuit", **measured, "seconds": time.monotonic() - started})
     return _weighed(pc, labels)
 
 
@@ -182,38 +187,54 @@ def _untrained(x: Table, labels: Heads, num_cats: int, em: CircuitSettings, seed
     )  # fmt: skip
 
 
-def _em(pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, seed: int) -> list[float]:
-    return pc.fit_em(
-        x,
-        heads=labels,
-        epochs=em.epochs,
-        batch_size=em.batch_size,
-        step_size=em.step_size,
-        pseudocount=em.pseudocount,
-        seed=seed,
-    )
+def _em(
+    pc: Circuit, x: Table, labels: Heads, valid: npt.ArrayLike | None, em: CircuitSettings, seed: int
+) -> dict[str, Any]:
+    """EM on log p(x | z), to the best epoch by the validation patches, if there are; with its course, in nats."""
+    schedule = {key: getattr(em, key) for key in ("epochs", "batch_size", "step_size", "pseudocount")}
+    if valid is None or not em.patience:
+        return {"em": pc.fit_em(x, heads=labels, seed=seed, **schedule)}
+    pc.head_weights = counts(labels, pc.num_heads)
+    history = pc.fit_em(
+        x, heads=labels, seed=seed, **schedule, valid=valid, valid_heads=MIXTURE, patience=em.patience,
+    )  # fmt: skip
+    return {"em": history, "valid": history.valid, "kept_epoch": history.best}
 
 
 def _train(
-    pc: Circuit, x: Table, labels: Heads, em: CircuitSettings, rounds: GrowingSettings, seed: int
+    pc: Circuit,
+    x: Table,
+    labels: Heads,
+    valid: npt.ArrayLike | None,
+    em: CircuitSettings,
+    rounds: GrowingSettings,
+    seed: int,
 ) -> tuple[Circuit, Scores, dict[str, Any]]:
     """Step 1: EM on log p(x | z), and pruning; with log p(x | z) of all heads after it, and what was measured."""
-    history = _em(pc, x, labels, em, seed)
+    fitted = _em(pc, x, labels, valid, em, seed)
     before = _own(_scores(pc, x), labels)
     pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
-    if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges:
+    if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges or _costs_too_much(pruned, pc, valid, em):
         pruned = pc
     scores = _scores(pruned, x)
     after = _own(scores, labels)
     measured = {
         **_size(pruned),
-        "em": history,
+        **fitted,
         "log_likelihood": float(after.mean()),
         "cluster_log_likelihoods": _means(after, labels, pruned.num_heads),
         "pruned_edges": pc.num_edges - pruned.num_edges,
         "pruning_loss": float(before.mean() - after.mean()),
     }
     return pruned, scores, measured
+
+
+def _costs_too_much(pruned: Circuit, pc: Circuit, valid: npt.ArrayLike | None, em: CircuitSettings) -> bool:
+    """Whether pruning makes the validation patches, where they have a say, much less likely."""
+    if valid is None or not em.patience:
+        return False
+    after, before = (float(each.log_likelihood(valid, head=MIXTURE).mean()) for each in (pruned, pc))
+    return before - after > _PRUNING_COSTS * abs(before)
 
 
 def _scores(pc: Circuit, x: Table) -> Scores:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pyjuice_lvd.circuit import Circuit
 from pyjuice_lvd.circuit.reduce import on_first
-from pyjuice_lvd.clustering import kmeans
+from pyjuice_lvd.clustering import kmeans, means_of, nearest_of
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
 from pyjuice_lvd.files.run import Record
@@ -75,40 +75,74 @@ def _integers(path: Path, arrays: dict[str, npt.NDArray[Any]], name: str) -> Int
     return arrays[name]
 
 
+@dataclass(frozen=True)
+class Featured:
+    """Patches of images, uint8 (N, P, V), and their features, float32 (N, P, D)."""
+
+    x: npt.NDArray[np.uint8]
+    h: npt.NDArray[np.float32]
+
+    def at(self, position: int | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Give those at a position, or at all of them: (n, V) and (n, D)."""
+        positions = slice(None) if position is None else slice(position, position + 1)
+        x, h = (contiguous(each[:, positions]) for each in (self.x, self.h))
+        return x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
+
+
+@dataclass(frozen=True)
+class OuterClusters:
+    """Outer clusters: of each patch the most probable ones, the best first; and of each validation patch the best.
+
+    `candidates`: int32 (N, P, M), numbered from 0 without a gap. `valid`: int32 (n, P), if there are validation images.
+    """
+
+    candidates: Integers
+    valid: Integers | None = None
+
+
 def outer_clusters(
-    x: npt.NDArray[np.uint8],
-    h: npt.NDArray[np.float32],
+    patches: Featured,
     settings: Settings,
     *,
+    valid: Featured | None = None,
     candidates: int,
     record: Record = lambda _: None,
     progress: Progress,
-) -> Integers:
-    """Cluster the features of all patches once, as they are, and refine the clusters: int32 (N, P, M).
+) -> OuterClusters:
+    """Cluster the features of all patches once, as they are, and refine the clusters.
 
-    The first of the M, at most `candidates`, is a patch's outer cluster, the others are the next most probable; without
-    refining, M is 1.
-    Positions that are not tied have clusters of their own, which follow one another. `x`: patches (N, P, V), `h`:
-    features (N, P, D).
+    Of a patch's candidates, at most so many, the first is its outer cluster; without refining it is the only one.
+    Positions that are not tied have clusters of their own, which follow one another. Validation patches are only
+    assigned, to the clusters of the nearest mean feature, or as refining ranks them.
     """
-    clusters, wanted, first, ranks = settings.clusters, max(candidates, 1), 0, []
-    for position in (None,) if clusters.tied else range(h.shape[1]):
-        positions = slice(None) if position is None else slice(position, position + 1)
-        features = contiguous(h[:, positions]).reshape(-1, h.shape[2])
-        own = on_first(partial(kmeans, features, clusters.outer, settings.seed))[:, None]
+    clusters, wanted, first, ranks, held_out = settings.clusters, max(candidates, 1), 0, [], []
+    for position in (None,) if clusters.tied else range(patches.h.shape[1]):
+        x, h = patches.at(position)
+        own = on_first(partial(kmeans, h, clusters.outer, settings.seed))[:, None]
+        others = None if valid is None else valid.at(position)
+        nearest = None
         if settings.refining.rounds:
-            own = refine(
-                contiguous(x[:, positions]).reshape(-1, x.shape[2]), own[:, 0], settings.refining,
-                candidates=wanted, seed=settings.seed, record=_at_position(record, position), progress=progress,
+            own, nearest = refine(
+                x, own[:, 0], settings.refining, valid=None if others is None else others[0], candidates=wanted,
+                seed=settings.seed, record=_at_position(record, position), progress=progress,
                 name="outer clusters" if position is None else f"outer clusters of position {position}",
             )  # fmt: skip
+        elif others is not None:
+            nearest = nearest_of(others[1], means_of(h, own[:, 0], np.unique(own)))[:, None]
+        if nearest is not None and valid is not None:
+            held_out.append((nearest[:, 0] + np.int32(first)).reshape(len(valid.h), -1))
         own += np.int32(first)
-        ranks.append(own.reshape(len(h), -1, own.shape[1]))
+        ranks.append(own.reshape(len(patches.h), -1, own.shape[1]))
         first = int(own.max()) + 1
+    return OuterClusters(_side_by_side(ranks), np.concatenate(held_out, axis=1) if held_out else None)
+
+
+def _side_by_side(ranks: Sequence[Integers]) -> Integers:
+    """Put the candidates of positions, each (N, P', M'), side by side: (N, P, M)."""
     if len(ranks) == 1:
         return ranks[0]
     widest = max(own.shape[2] for own in ranks)  # positions with fewer clusters name their last candidate again
-    found = empty((len(h), len(ranks), widest), np.int32)
+    found = empty((len(ranks[0]), len(ranks), widest), np.int32)
     for position, own in enumerate(ranks):
         found[:, position, : own.shape[2]] = own[:, 0]
         found[:, position, own.shape[2] :] = own[:, 0, -1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pyjuice_lvd.files.run import Record
 from pyjuice_lvd.large import by_blocks, contiguous, counts, digest_of, empty, joined, places, take
 from pyjuice_lvd.learn.features import about, as_features, settings_for
 from pyjuice_lvd.learn.growing import Grown, one_shot, progressive_growing
-from pyjuice_lvd.learn.labels import Labels, outer_clusters, position_by_position
+from pyjuice_lvd.learn.labels import Featured, Labels, OuterClusters, outer_clusters, position_by_position
 from pyjuice_lvd.learn.offsets import Patches, starting_model
 from pyjuice_lvd.learn.pieces import Pieces
 from pyjuice_lvd.learn.sizes import check_fit, with_clusters
@@ -101,7 +101,7 @@ def distill(
         train = joined([train, mirrored(train)])
     if settings.offsets.steps:
         return Distilled(teacher, _with_offsets(teacher, train, valid, work))
-    circuits, labels = _patch_circuits(teacher, train, work)
+    circuits, labels = _patch_circuits(teacher, train, valid, work)
     return Distilled(teacher, _join(circuits, labels, train, valid, work))
 
 
@@ -163,7 +163,16 @@ def _patches(images: Images, settings: Settings) -> npt.NDArray[np.uint8]:
     return by_blocks(len(images), lambda rows: to_patches(forward(images[rows]), cut), images[0].nbytes)
 
 
-def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tuple[list[Circuit], Labels]:
+@dataclass(frozen=True)
+class _Cluster:
+    """What an outer cluster's circuit is learned from: patches (n, V), features (n, D), validation patches (m, V)."""
+
+    x: npt.NDArray[np.uint8]
+    h: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.uint8] | None
+
+
+def _patch_circuits(teacher: Teacher | None, train: Images, valid: Images, work: _Work) -> tuple[list[Circuit], Labels]:
     """Learn p(x | z) and z, one multi-headed circuit for each outer cluster."""
     settings, pieces = work.settings, work.pieces
     done, path = pieces.finished(names.LABELS), pieces.path(names.LABELS)
@@ -172,12 +181,22 @@ def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tupl
         return [Circuit.load(done.with_name(names.circuit_of(index))) for index in range(len(labels.heads))], labels
     x = _patches(train, settings)
     h = _features(teacher, train, work)
-    candidates = _outer_clusters(x, h, settings.finetuning.candidates, work)
-    outer = contiguous(candidates[:, :, 0])
+    held_out = None
+    if teacher is not None and settings.circuit.patience:  # validation images have no features but the teacher's
+        held_out = Featured(_patches(valid, settings), _features(teacher, valid, work))
+    clusters = _outer_clusters(Featured(x, h), held_out, settings.finetuning.candidates, work)
+    outer = contiguous(clusters.candidates[:, :, 0])
     if settings.growing.quantized and settings.method == "lvd-pg":
         h = _features(teacher, train, work, quantized=True)
     x, h = x.reshape(-1, x.shape[2]), h.reshape(-1, h.shape[2])
+    x_valid, outer_valid = None if held_out is None else held_out.x.reshape(-1, x.shape[1]), clusters.valid
     sizes, grown = counts(outer), {}
+
+    def members(cluster: int) -> _Cluster:
+        rows = places(outer, cluster)
+        own = None if x_valid is None or outer_valid is None else take(x_valid, places(outer_valid, cluster))
+        return _Cluster(take(x, rows), take(h, rows), own if own is not None and len(own) else None)
+
     head = empty(outer.size, np.int32)
     for cluster in range(len(sizes)):
         if (found := _kept_circuit(cluster, pieces)) is not None:
@@ -185,32 +204,35 @@ def _patch_circuits(teacher: Teacher | None, train: Images, work: _Work) -> tupl
     with work.progress.stage("patch circuits", total=len(x), unit="patches") as stage:
         if grown:
             stage.advance(float(sizes[list(grown)].sum()))
-        for clusters in _at_once([cluster for cluster in range(len(sizes)) if cluster not in grown], sizes):
-            grown |= _learn_circuits({cluster: places(outer, cluster) for cluster in clusters}, x, h, work)
-            heads = grown[clusters[-1]].circuit.num_heads
-            stage.advance(float(sizes[clusters].sum()), cluster=f"{len(grown)}/{len(sizes)}", heads=heads)
+        for together in _at_once([cluster for cluster in range(len(sizes)) if cluster not in grown], sizes):
+            grown |= _learn_circuits(together, members, work)
+            heads = grown[together[-1]].circuit.num_heads
+            stage.advance(float(sizes[together].sum()), cluster=f"{len(grown)}/{len(sizes)}", heads=heads)
     for cluster, own in grown.items():
         head[places(outer, cluster)] = own.labels
     circuits = [grown[cluster].circuit for cluster in range(len(sizes))]
     num_heads = np.array([pc.num_heads for pc in circuits], np.int32)
-    labels = Labels(outer, head.reshape(outer.shape), num_heads, candidates if settings.finetuning.candidates else None)
+    candidates = clusters.candidates if settings.finetuning.candidates else None
+    labels = Labels(outer, head.reshape(outer.shape), num_heads, candidates)
     if path is not None:
         labels.save(path)
         pieces.drop(names.OUTER, *(names.heads_of(cluster) for cluster in range(len(sizes))))
     return circuits, labels
 
 
-def _outer_clusters(
-    x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], wanted: int, work: _Work
-) -> npt.NDArray[np.int32]:
-    """Give the outer clusters of patches (N, P, V) with features (N, P, D), as `outer_clusters` finds them."""
+def _outer_clusters(patches: Featured, valid: Featured | None, wanted: int, work: _Work) -> OuterClusters:
+    """Give the outer clusters of patches, as `outer_clusters` finds them."""
     done, path = work.pieces.finished(names.OUTER), work.pieces.path(names.OUTER)
     if done is not None:
-        return read_arrays(done)[0]["candidates"]
-    candidates = outer_clusters(x, h, work.settings, candidates=wanted, record=work.record, progress=work.progress)
+        arrays = read_arrays(done)[0]
+        return OuterClusters(arrays["candidates"], arrays.get("valid"))
+    found = outer_clusters(
+        patches, work.settings, valid=valid, candidates=wanted, record=work.record, progress=work.progress
+    )
     if path is not None:
-        write_arrays(path, {"candidates": candidates})
-    return candidates
+        valid_part = {} if found.valid is None else {"valid": found.valid}
+        write_arrays(path, {"candidates": found.candidates, **valid_part})
+    return found
 
 
 def _at_once(clusters: list[int], sizes: npt.NDArray[np.integer]) -> list[list[int]]:
@@ -224,26 +246,23 @@ def _at_once(clusters: list[int], sizes: npt.NDArray[np.integer]) -> list[list[i
     return [clusters[first : first + processes] for first in range(0, len(clusters), processes)]
 
 
-def _learn_circuits(
-    members: Mapping[int, npt.NDArray[np.intp]], x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], work: _Work
-) -> dict[int, Grown]:
+def _learn_circuits(clusters: Sequence[int], members: Callable[[int], _Cluster], work: _Work) -> dict[int, Grown]:
     """Learn outer clusters' circuits from their members among the patches: one, or one in each process."""
     reducer = current()
     if reducer.size == 1:
-        ((cluster, rows),) = members.items()
-        own = {cluster: _patch_circuit(take(x, rows), take(h, rows), cluster, work)}
+        (cluster,) = clusters
+        own = {cluster: _patch_circuit(members(cluster), cluster, work)}
         _keep_circuit(cluster, own[cluster], work.pieces)
         return own
     records: list[Mapping[str, Any]] = []
-    mine, made, told = list(members)[reducer.rank : reducer.rank + 1], {}, {}
-    for cluster in mine:
-        rows = members[cluster]
+    made, told = {}, {}
+    for cluster in clusters[reducer.rank : reducer.rank + 1]:
         with alone():
-            learned = _patch_circuit(take(x, rows), take(h, rows), cluster, replace(work, record=records.append))
+            learned = _patch_circuit(members(cluster), cluster, replace(work, record=records.append))
         made[cluster], told[f"{cluster}"] = learned.circuit, learned.labels
         told[f"{cluster}/records"] = np.frombuffer(json_text(records).encode(), np.uint8)
     circuits, told = exchanged(made), reducer.merged(told)
-    grown = {cluster: Grown(circuits[cluster], told[f"{cluster}"]) for cluster in members}
+    grown = {cluster: Grown(circuits[cluster], told[f"{cluster}"]) for cluster in clusters}
     for cluster, own_circuit in grown.items():
         for entry in json.loads(told[f"{cluster}/records"].tobytes()):
             work.record(entry)
@@ -251,18 +270,20 @@ def _learn_circuits(
     return grown
 
 
-def _patch_circuit(x: npt.NDArray[np.uint8], h: npt.NDArray[np.float32], cluster: int, work: _Work) -> Grown:
+def _patch_circuit(own: _Cluster, cluster: int, work: _Work) -> Grown:
     """Learn one outer cluster's circuit from its patches and their features, and their heads."""
     settings = work.settings
 
     def record(entry: Mapping[str, Any]) -> None:
-        work.record({**entry, "cluster": cluster, "patches": len(x)})
+        work.record({**entry, "cluster": cluster, "patches": len(own.x)})
 
     seed, heads = derived_seed(settings.seed, cluster), settings.clusters.inner
     if settings.method == "lvd":
-        return one_shot(x, h, num_heads=heads, circuit=settings.circuit, seed=seed, record=record)
+        return one_shot(
+            own.x, own.h, num_heads=heads, valid=own.valid, circuit=settings.circuit, seed=seed, record=record
+        )
     return progressive_growing(
-        x, h, num_heads=heads, circuit=settings.circuit, growing=settings.growing, seed=seed,
+        own.x, own.h, num_heads=heads, valid=own.valid, circuit=settings.circuit, growing=settings.growing, seed=seed,
         name=f"outer cluster {cluster}", record=record, progress=work.progress,
     )  # fmt: skip
 
@@ -335,7 +356,7 @@ def _with_offsets(teacher: Teacher | None, train: Images, valid: Images, work: _
     shape = train.shape[1], train.shape[2], train.shape[3]
     patches = Patches.of(_patches(train, settings), own.of_channels(shape[2])[0])
     h = patches.less_means(_features(teacher, train, work))
-    candidates = _outer_clusters(patches.residuals, h, own.candidates, work)
+    candidates = _outer_clusters(Featured(patches.residuals, h), None, own.candidates, work).candidates
     start, path = pieces.finished(names.START), pieces.path(names.START)
     if start is not None and (start / names.DESCRIPTION).exists():
         model = _below_offsets(start)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +28,26 @@ _RANKED_BYTES = 32
 """What a patch and a cluster take while patches are ranked: the score, its exponential, its rank and a copy."""
 
 
+class Ranks(NamedTuple):
+    """The most probable clusters of each patch, the best first, int32 (n, m); of validation patches too, if given."""
+
+    patches: npt.NDArray[np.int32]
+    valid: npt.NDArray[np.int32] | None
+
+
 def refine(
     x: Table,
     labels: npt.NDArray[np.int32],
     settings: RefiningSettings,
     *,
+    valid: Table | None = None,
     candidates: int = 1,
     num_cats: int = 256,
     seed: int = 0,
     name: str = "outer clusters",
     record: Record = lambda _: None,
     progress: Progress = SILENT,
-) -> npt.NDArray[np.int32]:
+) -> Ranks:
     """Move patches to the clusters whose small circuits model them best.
 
     Each round is an epoch of EM for each cluster's HCLT on the patches of the cluster; then each patch goes to the
@@ -53,6 +62,8 @@ def refine(
         The clusters to begin with, from 0 without a gap.
     settings : RefiningSettings
         Of the rounds.
+    valid : integers (k, V), optional
+        Other patches, to be ranked by what has been learned from these.
     candidates : int
         How many clusters to name for each patch.
     num_cats : int
@@ -68,8 +79,8 @@ def refine(
 
     Returns
     -------
-    int32 (n, m), m = min(candidates, clusters left)
-        The most probable clusters of each patch, the best first, numbered from 0 without a gap.
+    Ranks
+        m = min(candidates, clusters left), numbered from 0 without a gap.
 
     """
     clusters = int(labels.max()) + 1
@@ -79,7 +90,8 @@ def refine(
     reducer, owner = current(), owners(np.bincount(own).tolist())
     made: dict[int, Circuit] = {}
     steps = np.linspace(*settings.step_size, settings.rounds)
-    with progress.stage(name, total=(1 + settings.rounds) * len(rows) + len(x), unit="patches") as stage:
+    work = (1 + settings.rounds) * len(rows) + len(x) + (0 if valid is None else len(valid))
+    with progress.stage(name, total=work, unit="patches") as stage:
         for cluster in range(int(own.max()) + 1):
             members, own_seed = rows[own == cluster], seed + cluster
             if owner[cluster] == reducer.rank:
@@ -126,10 +138,12 @@ def refine(
         used = np.flatnonzero(counts_of(contiguous(ranked[:, 0])))
         if len(used) < len(circuits):  # what is dropped must not be named as a candidate either
             stage.update(completed=(1 + settings.rounds) * len(rows))
-            ranked, _ = _ranked(x, [circuits[cluster] for cluster in used], counts[used], candidates, stage)
+            circuits, counts = [circuits[cluster] for cluster in used], counts[used]
+            ranked, _ = _ranked(x, circuits, counts, candidates, stage)
+        others = None if valid is None else _ranked(valid, circuits, counts, candidates, stage)[0]
     if len(used) < clusters:
         progress.log(f"{name}: {clusters - len(used)} of {clusters} clusters had no patch left, and were dropped")
-    return ranked
+    return Ranks(ranked, others)
 
 
 def _ranked(

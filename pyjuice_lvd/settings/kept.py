@@ -32,6 +32,7 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
         "clusters.tied": True,
         "refining.rounds": 0,
         "circuit.start": "random",
+        "circuit.patience": 0,
         "growing.epochs": circuit.get("epochs", CircuitSettings.epochs),
         "prior.memory": 4.0,  # the same outcome
         "finetuning.epochs": 0,

@@ -143,6 +143,8 @@ class CircuitSettings(Section, table="circuit"):
     step_size: Steps = (0.1, 0.01)
     """EM's step size in the first and in the last epoch; linear in between."""
     pseudocount: Pseudocount = 0.1
+    patience: CountOrNone = 5
+    """Epochs without a better likelihood of the validation images' patches that end EM; 0: all epochs run."""
 
 
 @dataclass(frozen=True)
