@@ -131,6 +131,25 @@ end
     @test left_over(pinned, zeros(Int, 3, 64)) == 0
 end
 
+@testset "pruned and grown circuits leave little to the exact evaluation, on data that they did not expect" begin
+    rng = MersenneTwister(7)
+    V = 200
+    for parent in ([0; [rand(rng, max(1, i - 6):i - 1) for i in 2:V]], [0; 1:V - 1])
+        c = sharpen!(rng, hclt(parent; latents=8, categories=8, seed=1), 25)
+        X, heads = rand(rng, 0:7, V, 300), ones(Int, 300)
+        both = grow(prune(c, X, heads; keep=0.3), X, heads; select=[1], threshold=0, noise=0.3, seed=2)
+        c = with_heads(both, [1])
+        @test left_over(c, X) < 60  # of 300: with one bound for each group it was nearly all of them
+        exact = [LVDJuice.log_values(c, X, n)[c.heads[1]] for n in axes(X, 2)]
+        @test same_nats(vec(log_likelihood(c, X)), exact)
+        possible = findall(isfinite, exact)
+        _, edges = flows(c, X[:, possible], heads[possible])
+        expected, _, _ = exact_statistics(c, X[:, possible], heads[possible])
+        sums = [e for u in eachindex(c.kind) if c.kind[u] == LVDJuice.SUM for e in LVDJuice.edges(c, u)]
+        @test maximum(abs.(edges[sums] .- expected[sums])) < 1e-3
+    end
+end
+
 @testset "heads hundreds of nats apart, masks and soft evidence" begin
     rng = MersenneTwister(35)
     V = 40

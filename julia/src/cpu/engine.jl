@@ -105,7 +105,7 @@ function take_head_values!(values, n::Int, ws::Workspace, plan::Plan, heads, s::
     @inbounds for head in heads
         gi = Int(plan.schedule.head_group[head])
         value = ws.values[TILE * (plan.columns[gi].value + plan.schedule.head_place[head] - 1) + s]
-        value > 0 && dwarfs_loss(ws, gi, s, value) || return NaN
+        value > 0 && dwarfs_loss(ws, plan, gi, Int(plan.schedule.head_place[head]), s, value) || return NaN
         exponent = ws.exponents[TILE * plan.columns[gi].exponent + s]
         values[head, n] = exponent == top ? value : ldexp(value, exponent - top)
     end

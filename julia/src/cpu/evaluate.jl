@@ -48,24 +48,24 @@ function product_values!(ws::Workspace, plan::Plan, gi::Int)
     g = plan.groups[gi]
     out, exponent = value_columns(ws, plan, gi), exponents(ws, plan, gi)
     started = any(f -> plan.columns[f.child].shares_value, g.factors)
-    factors_in, largest = started ? 1 : 0, 1f0
+    ws.small[gi] = any(f -> ws.small[f.child], g.factors)
+    factors_in = started ? 1 : 0
     for f in g.factors
-        child = plan.groups[f.child]
         plan.columns[f.child].shares_value && continue
         if factors_in == 0
             copy_units!(out, value_columns(ws, plan, f.child), width(g), f)
-            ws.losing[f.child] && carry_loss!(ws, gi, f.child)
+            ws.losing[f.child] && copy_losses!(ws, plan, gi, f)
         else
+            ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, plan, gi, f)
             underflowed = multiply_units!(out, value_columns(ws, plan, f.child), width(g), f, pointer(ws.underflows))
-            underflowed | ws.losing[gi] | ws.losing[f.child] && multiply_losses!(ws, plan, gi, f.child, largest, underflowed)
+            underflowed && underflown_losses!(ws, plan, gi)
         end
         factors_in += 1
-        largest *= largest_value(child)
         child_exponent = exponents(ws, plan, f.child)
         for v in 0:VECTORS - 1
             store_lanes(exponent + 64 * v, add(load_lanes(exponent + 64 * v), load_lanes(child_exponent + 64 * v)))
         end
-        factors_in % FACTORS_BETWEEN_SCALING == 0 && (normalise_product!(ws, plan, gi); largest = LARGEST_SUM)
+        factors_in % FACTORS_BETWEEN_SCALING == 0 && normalise_product!(ws, plan, gi)
     end
     # Products of products, each over no more than a few groups, would drift to infinity, or to zero, together.
     g.nested && factors_in % FACTORS_BETWEEN_SCALING != 0 && normalise_product!(ws, plan, gi)
@@ -73,7 +73,7 @@ end
 
 function normalise_product!(ws::Workspace, plan::Plan, gi::Int)
     normalise!(value_columns(ws, plan, gi), width(plan.groups[gi]), exponents(ws, plan, gi), pointer(ws.factor), pointer(ws.least))
-    ws.losing[gi] && scale_losses!(ws, gi)
+    ws.losing[gi] && scale_losses!(ws, plan, gi)
 end
 
 function sum_values!(ws::Workspace, plan::Plan, gi::Int)
@@ -81,21 +81,37 @@ function sum_values!(ws::Workspace, plan::Plan, gi::Int)
     out = value_columns(ws, plan, gi)
     if length(g.blocks) == 1
         child = g.blocks[1].child
-        block_values!(out, ws, plan, g, g.blocks[1])
+        flushed_values!(out, ws, plan, g, g.blocks[1])
         copyto!(ws.exponents, TILE * plan.columns[gi].exponent + 1, ws.exponents, TILE * plan.columns[child].exponent + 1, TILE)
     else
         scratch, scales = pointer(ws.scratch), block_scales!(ws, plan, g, exponents(ws, plan, gi))
         for b in eachindex(g.blocks)
-            block_values!(scratch, ws, plan, g, g.blocks[b])
+            flushed_values!(scratch, ws, plan, g, g.blocks[b])
             scale_units!(out, scratch, width(g), column(scales, b - 1), b > 1)
         end
     end
     for b in eachindex(g.blocks)
         child = g.blocks[b].child
-        ws.losing[child] && carry_loss!(ws, gi, child, block_scale(ws, plan, g, b))
+        ws.losing[child] && carry_losses!(ws, plan, gi, g.blocks[b], block_scale(ws, plan, g, b))
     end
     small = normalise!(out, width(g), exponents(ws, plan, gi), pointer(ws.factor), pointer(ws.least))
-    small | ws.losing[gi] && sum_losses!(ws, plan, gi)
+    ws.small[gi] = small
+    small | ws.losing[gi] && sum_losses!(ws, plan, gi, small)
+end
+
+"""
+As `block_values!`; where values are small, so that sums of terms may be subnormal, which are slow, those count as 0: so does a subnormal
+value or weight. That takes less of a sum than its bound has for terms that underflow (`term_losses!`).
+"""
+function flushed_values!(out, ws, plan, g, b::Block)
+    ws.small[b.child] || return block_values!(out, ws, plan, g, b)
+    before = get_zero_subnormals()
+    set_zero_subnormals(true)
+    try
+        block_values!(out, ws, plan, g, b)
+    finally
+        set_zero_subnormals(before)
+    end
 end
 
 function block_values!(out, ws, plan, g, b::Block)
@@ -125,6 +141,7 @@ function forward!(ws::Workspace, plan::Plan, X::Data)
     load_tile!(ws, X)
     fill!(ws.exponents, 0)
     fill!(ws.losing, false)
+    fill!(ws.small, false)
     for gi in eachindex(plan.groups)
         kind = plan.groups[gi].kind
         if isinput(kind)
@@ -141,6 +158,6 @@ end
 @inline function head_log_value(ws::Workspace, plan::Plan, X::Data, head::Int, s::Int)
     gi = Int(plan.schedule.head_group[head])
     value = ws.values[TILE * (plan.columns[gi].value + plan.schedule.head_place[head] - 1) + s]
-    value > 0 && dwarfs_loss(ws, gi, s, value) || return NaN
+    value > 0 && dwarfs_loss(ws, plan, gi, Int(plan.schedule.head_place[head]), s, value) || return NaN
     return log(Float64(value)) + ws.exponents[TILE * plan.columns[gi].exponent + s] * log(2.0) + offset(X, ws.samples[s])
 end

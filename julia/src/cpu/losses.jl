@@ -1,38 +1,37 @@
 # What underflow may have taken from a tile's values. A unit far below its group's largest one underflows to zero or loses
-# digits; that counts only if all larger ones vanish further up. So each group and sample carries a bound on what any of its
-# values may lack, in the group's scale: 0 as long as nothing underflows; raised where a product of positive factors falls
-# below the smallest normal number; scaled with the values; dropped where it is far below the smallest value of its group. A
-# head's value that does not dwarf its bound is uncertain, and its sample is evaluated exactly (exact.jl). What carries no
+# digits; that counts only if all larger ones vanish further up. So each unit of a group and each sample has a bound on what its
+# value may lack, in the group's scale: none as long as nothing of the group underflows; raised where a product of positive factors
+# falls below the smallest normal number; carried up as the values are, by the same weights; dropped where the value dwarfs it. A
+# head's value that does not dwarf its bound is uncertain, and its sample is evaluated exactly (wide.jl). What carries no
 # digit of the head's value carries no digit of the flows either.
 
 const LOSS = 2f0^-126       # at most lost by one product that underflows
 const DWARFED = 2f0^-24     # of a value: lost without a trace in Float32
 
-@inline lost(ws::Workspace, gi::Int, s::Int) = @inbounds ws.lost[bounds_at(gi) + s]
+# Bounds are kept times 2^100, and one that is not 0 as no less than LOSS: so they do not underflow themselves.
+const RAISED = 2f0^100
+const LEAST_BOUND = LOSS * RAISED
 
-"Where the bounds of group `gi` begin, less 1."
-@inline bounds_at(gi::Int) = TILE * (gi - 1)
+@inline at_least(bound::Float32) = ifelse(bound < LEAST_BOUND, LEAST_BOUND, bound)
 
-"Whether `value` of group `gi` in lane `s` has all its digits."
-@inline dwarfs_loss(ws::Workspace, gi::Int, s::Int, value::Float32) = !ws.losing[gi] || value * DWARFED > lost(ws, gi, s)
+"Where the column of unit `k` of group `gi` begins, less 1, in the buffers of values and of bounds."
+@inline column_at(plan::Plan, gi::Int, k::Int) = @inbounds TILE * (plan.columns[gi].value + k - 1)
 
-"Group `gi` has a bound from now on."
-function begin_losing!(ws::Workspace, gi::Int)
-    isempty(ws.lost) && resize!(ws.lost, TILE * length(ws.losing))
-    ws.losing[gi] = true
-end
+@inline lost_columns(ws::Workspace, plan::Plan, gi) = pointer(ws.lost) + 4 * TILE * plan.columns[gi].value
 
-"Group `gi`'s bound becomes at least that of `child`, whose values it takes up times `scale` (of each lane; null for 1)."
-function carry_loss!(ws::Workspace, gi::Int, child::Int, scale::Ptr{Float32}=Ptr{Float32}(0))
-    losing = ws.losing[gi]
-    begin_losing!(ws, gi)
-    lost, own, other, scaled = ws.lost, bounds_at(gi), bounds_at(child), scale != C_NULL
-    @inbounds @simd for s in 1:TILE
-        bound, before = lost[other + s], ifelse(losing, lost[own + s], 0f0)
-        # Where all was lost, Inf, no scale makes it small.
-        bound = ifelse(scaled & (bound < Inf32), bound * (scaled ? unsafe_load(scale, s) : 1f0), bound)
-        lost[own + s] = ifelse(before > bound, before, bound)
+"Whether `value` of unit `k` of group `gi` in lane `s` has all its digits."
+@inline dwarfs_loss(ws::Workspace, plan::Plan, gi::Int, k::Int, s::Int, value::Float32) =
+    @inbounds !ws.losing[gi] || value * (DWARFED * RAISED) > ws.lost[column_at(plan, gi, k) + s]
+
+"Group `gi` has bounds from now on."
+function begin_losing!(ws::Workspace, plan::Plan, gi::Int)
+    ws.losing[gi] && return
+    isempty(ws.lost) && resize!(ws.lost, TILE * plan.value_columns)
+    first = column_at(plan, gi, 1)
+    @inbounds @simd for i in first + 1:first + TILE * kept_width(plan.groups[gi])
+        ws.lost[i] = 0f0
     end
+    ws.losing[gi] = true
 end
 
 # The largest value of a group: inputs are probabilities, sums are normalised, products are every so many factors.
@@ -41,138 +40,175 @@ const LARGEST_FACTOR = LARGEST_SUM^FACTORS_BETWEEN_SCALING
 
 largest_value(g::Group) = isinput(g.kind) ? 1f0 : g.kind == SUM ? LARGEST_SUM : LARGEST_FACTOR
 
-"""
-The bound of product group `gi`, whose values were at most `largest`, after it was multiplied by `child`, and underflowed in the
-lanes of `ws.underflows`: (a + da) (b + db) - a b = a db + (b + db) da.
-"""
-function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, child::Int, largest::Float32, underflowed::Bool)
-    b, losing, other_losing = largest_value(plan.groups[child]), ws.losing[gi], ws.losing[child]
-    begin_losing!(ws, gi)
-    lost, own, other, underflows = ws.lost, bounds_at(gi), bounds_at(child), ws.underflows
-    @inbounds @simd for s in 1:TILE
-        da, db = ifelse(losing, lost[own + s], 0f0), ifelse(other_losing, lost[other + s], 0f0)
-        bound = ifelse(underflowed & (underflows[s] > 0), LOSS, 0f0) + largest * db
-        lost[own + s] = bound + ifelse(da > 0, (b + db) * da, 0f0)
+"The bounds of product group `gi`, whose values were copied from the units of `f`."
+function copy_losses!(ws::Workspace, plan::Plan, gi::Int, f::Factor)
+    begin_losing!(ws, plan, gi)
+    for k in 1:width(plan.groups[gi])
+        copyto!(ws.lost, column_at(plan, gi, k) + 1, ws.lost, column_at(plan, f.child, place(f, k)) + 1, TILE)
     end
 end
 
-"Scales the bound as `normalise!` scaled the group's values."
-function scale_losses!(ws::Workspace, gi::Int)
-    lost, own, factors = ws.lost, bounds_at(gi), ws.factor
-    @inbounds @simd for s in 1:TILE
-        bound, factor = lost[own + s], factors[s]
-        # Values that were all zero give no scale to judge the loss by.
-        lost[own + s] = ifelse(bound > 0, ifelse(factor > 1 / LOSS, Inf32, bound * factor), bound)
-    end
-end
+@inline place(f::Factor, k::Int) = f.identity ? k : Int(f.index[k])
 
-"The bound of sum group `gi`, once its values are normalised; before, it has what its children carried to it."
-function sum_losses!(ws::Workspace, plan::Plan, gi::Int)
-    if any_small(ws, pointer(ws.least))
-        for k in 1:width(plan.groups[gi])
-            terms = sum_underflows!(ws, plan, gi, k)
-            terms > 0 && add_losses!(ws, gi, LARGEST_FACTOR * LOSS * terms)
+"The bounds of product group `gi`, before its values are multiplied by those of `f`: (a + da) (b + db) - a b = a db + (b + db) da."
+function multiply_losses!(ws::Workspace, plan::Plan, gi::Int, f::Factor)
+    begin_losing!(ws, plan, gi)
+    lost, values, losing = ws.lost, ws.values, ws.losing[f.child]
+    for k in 1:width(plan.groups[gi])
+        own, other = column_at(plan, gi, k), column_at(plan, f.child, place(f, k))
+        @inbounds @simd for s in 1:TILE
+            a, b, da, db = values[own + s], values[other + s], lost[own + s], losing ? lost[other + s] : 0f0
+            lost[own + s] = product_loss(a, b, da, db)
         end
     end
-    ws.losing[gi] && scale_losses!(ws, gi)
-    small_divisors!(ws, plan, gi) && add_losses!(ws, gi, Float32(SMALLEST_DIVISOR))
-    ws.losing[gi] && drop_losses!(ws, gi)
 end
 
-"Adds `bound` to group `gi`'s in the lanes of `ws.underflows`."
-function add_losses!(ws::Workspace, gi::Int, bound::Float32)
-    losing = ws.losing[gi]
-    begin_losing!(ws, gi)
-    lost, own, underflows = ws.lost, bounds_at(gi), ws.underflows
-    @inbounds @simd for s in 1:TILE
-        lost[own + s] = ifelse(losing, lost[own + s], 0f0) + ifelse(underflows[s] > 0, bound, 0f0)
-    end
+@inline function product_loss(a::Float32, b::Float32, da::Float32, db::Float32)
+    most = b + db / RAISED
+    others, owns = !(db == 0) & ((a > 0) | !(da == 0)), !(da == 0) & !(most == 0)
+    return ifelse(others | owns, at_least(ifelse(others, a * db, 0f0) + ifelse(owns, most * da, 0f0)), 0f0)
 end
 
-"Sets the bound to 0 where even the smallest value of the group dwarfs it."
-function drop_losses!(ws::Workspace, gi::Int)
-    any_left = false
-    for v in 0:VECTORS - 1
-        low = load_lanes(pointer(ws.least) + 64 * v)
-        p = pointer(ws.lost, bounds_at(gi) + 1) + 64 * v
-        left = zero_below(load_lanes(p), mul(low, splat(DWARFED)))
-        store_lanes(p, left)
-        any_left |= any_less(splat(0f0), left)
-    end
-    ws.losing[gi] = any_left
-end
-
-"""
-The number of terms of sum k of group `gi` if any of them underflowed in a lane where the sum is small, else 0; which lanes
-those are goes to `ws.underflows`.
-"""
-function sum_underflows!(ws::Workspace, plan::Plan, gi::Int, k::Int)
-    any_small(ws, column(value_columns(ws, plan, gi), k - 1)) || return 0
-    worst = ntuple(v -> term_underflows(ws, plan, gi, k, v), Val(VECTORS))
-    store_underflows!(pointer(ws.underflows), worst) || return 0
-    return sum(length(terms(plan, block, k)) for block in plan.groups[gi].blocks)
-end
-
-# Terms were added before the values were normalised: that is the scale in which a sum is small beside them.
-@inline small(ws::Workspace, v::Int) = mul(splat(SMALL), load_lanes(pointer(ws.factor) + 64 * (v - 1)))
-
-"Whether one of a tile's values is small."
-any_small(ws::Workspace, values::Ptr{Float32}) = any(v -> any_less(load_lanes(values + 64 * (v - 1)), small(ws, v)), 1:VECTORS)
-
-function term_underflows(ws::Workspace, plan::Plan, gi::Int, k::Int, v::Int)
-    g, found = plan.groups[gi], splat(0f0)
-    any_less(load_lanes(column(value_columns(ws, plan, gi), k - 1) + 64 * (v - 1)), small(ws, v)) || return found
-    for (b, block) in enumerate(g.blocks)
-        scales = block_scale(ws, plan, g, b)
-        scale = scales == C_NULL ? splat(1f0) : load_lanes(scales + 64 * (v - 1))
-        for i in terms(plan, block, k)
-            j, e = term(block, k, i)
-            w, x = splat(plan.circuit.weight[e]), term_value(ws, plan, block.child, j, v)
-            found = max_lanes(found, underflow(mul(mul(w, x), scale), w, x))
+"Raises the bounds of product group `gi` where a product may have underflowed: in the lanes of `ws.underflows`."
+function underflown_losses!(ws::Workspace, plan::Plan, gi::Int)
+    begin_losing!(ws, plan, gi)
+    lost, values, underflows = ws.lost, ws.values, ws.underflows
+    for k in 1:width(plan.groups[gi])
+        own = column_at(plan, gi, k)
+        @inbounds @simd for s in 1:TILE
+            lost[own + s] += ifelse((underflows[s] > 0) & (values[own + s] < LOSS), LEAST_BOUND, 0f0)
         end
     end
-    return found
 end
 
-"Vector `v` of what a block multiplies weights of unit j of `child` with; of pairs, the smaller of the fast one's value and the product."
-function term_value(ws::Workspace, plan::Plan, child::Int, j::Int, v::Int)
-    pairs = plan.groups[child].pairs
-    pairs === nothing && return load_lanes(column(value_columns(ws, plan, child), j - 1) + 64 * (v - 1))
-    i, j = divrem(j - 1, length(pairs.fast))
-    fast = load_lanes(column(pair_columns(ws, plan, pairs)[2], j) + 64 * (v - 1))
-    return min_lanes(fast, mul(load_lanes(column(pair_columns(ws, plan, pairs)[1], i) + 64 * (v - 1)), fast))
+"Scales the bounds as `normalise!` scaled the group's values."
+function scale_losses!(ws::Workspace, plan::Plan, gi::Int)
+    lost, factors = ws.lost, ws.factor
+    for k in 1:width(plan.groups[gi])
+        own = column_at(plan, gi, k)
+        @inbounds @simd for s in 1:TILE
+            bound, factor = lost[own + s], factors[s]
+            # Values that were all zero give no scale to judge the loss by.
+            lost[own + s] = ifelse(bound == 0, 0f0, ifelse(factor > 1 / LOSS, Inf32, at_least(bound * factor)))
+        end
+    end
 end
 
-# The terms of sum k that a block has, and each one's unit of the child group and edge.
-terms(plan::Plan, b::Block, k::Int) = isdense(b) ? (1:width(plan.groups[b.child])) : Int(b.of_sums.start[k]):Int(b.of_sums.start[k + 1] - 1)
-term(b::Block, k::Int, i::Int) =
-    isdense(b) ? (i, b.first + i - 1 + (k - 1) * b.stride) : (Int(b.of_sums.index[i]), b.first + b.of_sums.edge[i])
-
-"Whether group `gi` has positive values too small to divide flows by (`ratio`); `ws.underflows` gets the lanes."
-function small_divisors!(ws::Workspace, plan::Plan, gi::Int)
-    g, step = plan.groups[gi], splat(LOSS / Float32(SMALLEST_DIVISOR))
-    minimum(ws.least) < SMALLEST_DIVISOR || return false
-    worst = ntuple(_ -> splat(0f0), Val(VECTORS))
+"The bounds of sum group `gi` become at least those that its values have from block `b`, by the weights, times `scale` (null for 1)."
+function carry_losses!(ws::Workspace, plan::Plan, gi::Int, b::Block, scale::Ptr{Float32})
+    begin_losing!(ws, plan, gi)
+    g, c, lost, uniform = plan.groups[gi], plan.circuit, ws.lost, plan.groups[b.child].pairs !== nothing
+    length(ws.carried) < TILE * plan.schedule.widest && resize!(ws.carried, max(4096, TILE * plan.schedule.widest))
+    carried, from = ws.carried, lost_columns(ws, plan, b.child)
+    if !uniform
+        isdense(b) ? multiply!(pointer(carried), from, pointer(c.weight, b.first), b.stride, width(plan.groups[b.child]), width(g)) :
+                     multiply_sparse!(pointer(carried), from, pointer(c.weight, b.first), b.of_sums)
+    end
     for k in 1:width(g)
-        worst = smaller_than(step, column(value_columns(ws, plan, gi), k - 1), worst)
-    end
-    return store_underflows!(pointer(ws.underflows), worst)
-end
-
-@inline smaller_than(step::Lanes, values::Ptr{Float32}, worst::NTuple{VECTORS,Lanes}) = ntuple(Val(VECTORS)) do v
-    value = load_lanes(values + 64 * (v - 1))
-    max_lanes(worst[v], underflow(mul(value, step), value, value))
-end
-
-"Input group `gi` may lack as much as `least` where a value is smaller than that."
-function input_losses!(ws::Workspace, plan::Plan, gi::Int, least::Float32)
-    g, first = plan.groups[gi], plan.columns[gi].value
-    for s in 1:TILE
-        low = Inf32
-        for k in 1:width(g)
-            low = min(low, ws.values[TILE * (first + k - 1) + s])
+        own, other = column_at(plan, gi, k), TILE * (k - 1)
+        @inbounds @simd for s in 1:TILE
+            bound = uniform ? ws.lost_pairs[TILE * (b.child - 1) + s] : carried[other + s]
+            bound = ifelse(bound == 0, 0f0, at_least(scale == C_NULL ? bound : bound * unsafe_load(scale, s)))
+            lost[own + s] += bound
         end
-        ws.underflows[s] = low < least
     end
-    any(>(0), ws.underflows) && add_losses!(ws, gi, least)
+end
+
+"""
+The bound of a product group of pairs, whose values are not kept: one for all of its units. `underflowed`: in the lanes of
+`ws.underflows`.
+"""
+function pair_losses!(ws::Workspace, plan::Plan, gi::Int, pairs::Pairs, underflowed::Bool)
+    isempty(ws.lost_pairs) && resize!(ws.lost_pairs, TILE * length(ws.losing))
+    ws.losing[gi] = true
+    a, b = largest_value(plan.groups[pairs.slow_group]), largest_value(plan.groups[pairs.fast_group])
+    @inbounds for s in 1:TILE
+        bound = product_loss(a, b, largest_loss(ws, plan, pairs.slow_group, pairs.slow, s), largest_loss(ws, plan, pairs.fast_group, pairs.fast, s))
+        ws.lost_pairs[TILE * (gi - 1) + s] = bound + ifelse(underflowed & (ws.underflows[s] > 0), LEAST_BOUND, 0f0)
+    end
+end
+
+function largest_loss(ws::Workspace, plan::Plan, gi::Int, units, s::Int)
+    most = 0f0
+    ws.losing[gi] || return most
+    for k in units
+        most = max(most, ws.lost[column_at(plan, gi, k) + s])
+    end
+    return most
+end
+
+"The bounds of sum group `gi`, once its values are normalised, any of which are `small`; before, they are what its children carried to them."
+function sum_losses!(ws::Workspace, plan::Plan, gi::Int, small::Bool)
+    small && term_losses!(ws, plan, gi)
+    ws.losing[gi] && scale_losses!(ws, plan, gi)
+    small_divisors!(ws, plan, gi)
+    ws.losing[gi] && drop_losses!(ws, plan, gi)
+end
+
+"Raises the bounds of small sums: any of their terms may have underflowed. Larger ones dwarf that."
+function term_losses!(ws::Workspace, plan::Plan, gi::Int)
+    g, values, factors, underflows = plan.groups[gi], ws.values, ws.factor, ws.underflows
+    for k in 1:width(g)
+        own, count = column_at(plan, gi, k), 0
+        @inbounds @simd for s in 1:TILE  # terms were added before the values were normalised: that is their scale
+            below = values[own + s] < SMALL * factors[s]
+            underflows[s] = below
+            count += below
+        end
+        count > 0 && add_losses!(ws, plan, gi, k, LARGEST_FACTOR * LEAST_BOUND * num_terms(plan, g, k))
+    end
+end
+
+num_terms(plan::Plan, g::Group, k::Int) = sum(num_terms(plan, b, k) for b in g.blocks)
+num_terms(plan::Plan, b::Block, k::Int) = isdense(b) ? width(plan.groups[b.child]) : Int(b.of_sums.start[k + 1] - b.of_sums.start[k])
+
+"Adds `bound` to those of unit `k` of group `gi`, in the lanes of `ws.underflows`."
+function add_losses!(ws::Workspace, plan::Plan, gi::Int, k::Int, bound::Float32)
+    begin_losing!(ws, plan, gi)
+    own, lost, underflows = column_at(plan, gi, k), ws.lost, ws.underflows
+    @inbounds @simd for s in 1:TILE
+        lost[own + s] += ifelse(underflows[s] > 0, bound, 0f0)
+    end
+end
+
+"Sets the bounds that values dwarf to 0."
+function drop_losses!(ws::Workspace, plan::Plan, gi::Int)
+    lost, values, left = ws.lost, ws.values, 0
+    for k in 1:width(plan.groups[gi])
+        own = column_at(plan, gi, k)
+        @inbounds @simd for s in 1:TILE
+            dwarfed = lost[own + s] <= values[own + s] * (DWARFED * RAISED)
+            lost[own + s] = ifelse(dwarfed, 0f0, lost[own + s])
+            left += !dwarfed
+        end
+    end
+    ws.losing[gi] = left > 0
+end
+
+"Raises the bounds of positive values of group `gi` that are too small to divide flows by (`ratio`)."
+function small_divisors!(ws::Workspace, plan::Plan, gi::Int)
+    minimum(ws.least) < SMALLEST_DIVISOR || return
+    for k in 1:width(plan.groups[gi])
+        own = column_at(plan, gi, k)
+        mark_below!(ws, own, Float32(SMALLEST_DIVISOR), 0f0) && add_losses!(ws, plan, gi, k, Float32(SMALLEST_DIVISOR) * RAISED)
+    end
+end
+
+"Units of input group `gi` may lack as much as `least` where their value is smaller than that."
+function input_losses!(ws::Workspace, plan::Plan, gi::Int, least::Float32)
+    for k in 1:width(plan.groups[gi])
+        own = column_at(plan, gi, k)
+        mark_below!(ws, own, least, -1f0) && add_losses!(ws, plan, gi, k, least * RAISED)
+    end
+end
+
+"Marks in `ws.underflows` the lanes whose value, behind place `own`, is above `low` and below `high`; says whether there are any."
+function mark_below!(ws::Workspace, own::Int, high::Float32, low::Float32)
+    values, underflows, count = ws.values, ws.underflows, 0
+    @inbounds @simd for s in 1:TILE
+        below = low < values[own + s] < high
+        underflows[s] = below
+        count += below
+    end
+    return count > 0
 end

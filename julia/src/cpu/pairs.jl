@@ -111,11 +111,9 @@ function pair_scale!(ws::Workspace, plan::Plan, gi::Int, pairs::Pairs)
     for v in 0:VECTORS - 1
         store_lanes(out + 64 * v, add(load_lanes(slow + 64 * v), load_lanes(fast + 64 * v)))
     end
-    slow_group = plan.groups[pairs.slow_group]
-    ws.losing[pairs.slow_group] && carry_loss!(ws, gi, pairs.slow_group)
     underflowed = pair_underflows!(pointer(ws.underflows), pair_columns(ws, plan, pairs), pair_sizes(pairs))
-    underflowed | ws.losing[gi] | ws.losing[pairs.fast_group] &&
-        multiply_losses!(ws, plan, gi, pairs.fast_group, largest_value(slow_group), underflowed)
+    ws.small[gi] = ws.small[pairs.slow_group] | ws.small[pairs.fast_group]
+    underflowed | ws.losing[pairs.slow_group] | ws.losing[pairs.fast_group] && pair_losses!(ws, plan, gi, pairs, underflowed)
 end
 
 "Whether the product of some two positive values underflows; as `multiply_units!` says it. The smallest ones decide."

@@ -14,8 +14,11 @@ struct Workspace
     scratch::Vector{Float32}    # (TILE, widest) twice, and a factor for each block: for sums over several groups
     samples::Vector{Int}        # of each lane; lanes beyond the data repeat the last sample
     live::Vector{Bool}          # whether the tile's arithmetic held for the lane
+    small::Vector{Bool}         # of each group: whether values are far below the largest of their group, or of a factor's
     losing::Vector{Bool}        # of each group: whether underflow may have taken anything (losses.jl)
-    lost::Vector{Float32}       # (TILE, groups), empty before it ever has: at most how much of each value
+    lost::Vector{Float32}       # as the values, empty before it ever has: at most how much of each, times 2^100
+    lost_pairs::Vector{Float32} # (TILE, groups), of those of pairs, whose values are not kept
+    carried::Vector{Float32}    # (TILE, widest): bounds on their way up
     underflows::Vector{Float32} # (TILE): the lanes in which the last product underflowed
     pointers::Vector{Ptr{Int32}}
     inputs::Union{Nothing,BatchInputs}
@@ -32,7 +35,7 @@ function Workspace(plan::Plan; flows::Bool, inputs::Union{Nothing,BatchInputs}=n
                      zeros(Int32, TILE * plan.circuit.num_vars), zeros(Float32, TILE * categories),
                      WaitingEdges(flows & sparse), zeros(Float32, flows ? turned_length(most_turned(plan)) : 0),
                      zeros(Float32, most_blocks > 1 ? TILE * (2 * plan.schedule.widest + most_blocks) : 0), zeros(Int, TILE),
-                     fill(true, TILE), fill(false, groups), Float32[], zeros(Float32, TILE),
+                     fill(true, TILE), fill(false, groups), fill(false, groups), Float32[], Float32[], Float32[], zeros(Float32, TILE),
                      Vector{Ptr{Int32}}(undef, most_blocks), inputs, zeros(TILE * widest_numbers(plan)), zeros(TILE))
 end
 
