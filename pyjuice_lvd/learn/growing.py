@@ -100,6 +100,7 @@ def progressive_growing(
     """
     patches, features = _checked(x, h, num_heads)
     em, rounds = circuit or CircuitSettings(), growing or GrowingSettings()
+    valid = valid if em.patience else None
     pc, labels = _first_circuit(patches, features, num_heads, num_cats, em, rounds, seed)
     number, last = 0, pc.num_heads >= num_heads
     while True:
@@ -137,6 +138,7 @@ def one_shot(
     """
     patches, features = _checked(x, h, num_heads)
     em = circuit or CircuitSettings()
+    valid = valid if em.patience else None
     started = time.monotonic()
     labels = kmeans(features, num_heads, seed)
     pc = _untrained(patches, labels, num_cats, em, seed)
@@ -192,7 +194,7 @@ def _em(
 ) -> dict[str, Any]:
     """EM on log p(x | z), to the best epoch by the validation patches, if there are; with its course, in nats."""
     schedule = {key: getattr(em, key) for key in ("epochs", "batch_size", "step_size", "pseudocount")}
-    if valid is None or not em.patience:
+    if valid is None:
         return {"em": pc.fit_em(x, heads=labels, seed=seed, **schedule)}
     pc.head_weights = counts(labels, pc.num_heads)
     history = pc.fit_em(
@@ -214,7 +216,7 @@ def _train(
     fitted = _em(pc, x, labels, valid, em, seed)
     before = _own(_scores(pc, x), labels)
     pruned = pc.prune(x, heads=labels, min_flow=rounds.min_flow)
-    if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges or _costs_too_much(pruned, pc, valid, em):
+    if pruned.num_edges > (1 - _WORTH_PRUNING) * pc.num_edges or _costs_too_much(pruned, pc, valid):
         pruned = pc
     scores = _scores(pruned, x)
     after = _own(scores, labels)
@@ -229,9 +231,9 @@ def _train(
     return pruned, scores, measured
 
 
-def _costs_too_much(pruned: Circuit, pc: Circuit, valid: npt.ArrayLike | None, em: CircuitSettings) -> bool:
-    """Whether pruning makes the validation patches, where they have a say, much less likely."""
-    if valid is None or not em.patience:
+def _costs_too_much(pruned: Circuit, pc: Circuit, valid: npt.ArrayLike | None) -> bool:
+    """Whether pruning makes the validation patches, if there are, much less likely."""
+    if valid is None:
         return False
     after, before = (float(each.log_likelihood(valid, head=MIXTURE).mean()) for each in (pruned, pc))
     return before - after > _PRUNING_COSTS * abs(before)
