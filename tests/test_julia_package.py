@@ -32,7 +32,7 @@ def run_julias_tests(optimization: str, *files: str) -> None:
         env={**os.environ, "JULIA_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-5000:]
     passed = re.search(r"LVDJuice +\| +(\d+) +(\d+)", ran.stdout)  # "Test Summary: | Pass  Total"
