@@ -112,24 +112,17 @@ def means_of(
 
 
 def nearest_of(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
-    """Give the nearest of some centres (k, D) to each of the features (n, D): int32 (n,)."""
+    """Give the nearest of some centres (k, D) to each of the features (n, D), n > 0: int32 (n,)."""
+    from sklearn.metrics import pairwise_distances_argmin
 
-    def nearest(rows: slice) -> npt.NDArray[np.int32]:
-        found: npt.NDArray[np.int32] = _squared(h[rows], centres).argmin(axis=0).astype(np.int32)
-        return found
-
-    return by_blocks(len(h), nearest, 8 * (h.shape[1] + len(centres)))
-
-
-def _squared(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Give squared distances, (k, n)."""
-    return np.array([((h - centre) ** 2).sum(axis=1) for centre in centres])
+    nearest: npt.NDArray[np.int32] = pairwise_distances_argmin(h, centres.astype(np.float32)).astype(np.int32)
+    return nearest
 
 
 def _distances(h: npt.NDArray[np.float32], centres: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64]:
     """Give the squared distance of some features to the nearest of the centres."""
     own = h[rows]
-    distance = _squared(own, centres).min(axis=0)
+    distance = np.min([((own - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
     # Features that differ from their mean by rounding alone are all the same.
     distance[distance <= 1e-10 * (own**2).sum(axis=1)] = 0
     found: npt.NDArray[np.float64] = distance

@@ -105,12 +105,8 @@ value or weight. That takes less of a sum than its bound has for terms that unde
 """
 function flushed_values!(out, ws, plan, g, b::Block)
     ws.small[b.child] || return block_values!(out, ws, plan, g, b)
-    before = get_zero_subnormals()
-    set_zero_subnormals(true)
-    try
+    flushing_subnormals() do
         block_values!(out, ws, plan, g, b)
-    finally
-        set_zero_subnormals(before)
     end
 end
 

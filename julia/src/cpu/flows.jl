@@ -52,12 +52,8 @@ Subnormal numbers, which are slow, count as zero on the way down: where a value 
 (losses.jl), and a smaller flow is none. Of the `groups`, a range, only: the way down may be gone in parts, from the last group to the first.
 """
 function backward!(at_inputs::F, stat::Statistics, ws::Workspace, plan::Plan, groups=eachindex(plan.groups)) where {F}
-    before = get_zero_subnormals()
-    set_zero_subnormals(true)
-    try
+    flushing_subnormals() do
         flow_down!(at_inputs, stat, ws, plan, groups)
-    finally
-        set_zero_subnormals(before)
     end
 end
 

@@ -10,6 +10,17 @@ const Tile = NTuple{VECTORS,Lanes}  # a unit's samples
 "A Julia matrix over memory that the caller keeps alive."
 @inline matrix(p::Ptr{Float32}, rows, columns) = unsafe_wrap(Array, p, (Int(rows), Int(columns)))
 
+"Calls `f` while subnormal numbers, which are slow, count as zero."
+@inline function flushing_subnormals(f::F) where {F}
+    before = get_zero_subnormals()
+    set_zero_subnormals(true)
+    try
+        f()
+    finally
+        set_zero_subnormals(before)
+    end
+end
+
 @inline load_tile(p::Ptr{Float32}) = ntuple(v -> load_lanes(p + 64 * (v - 1)), Val(VECTORS))
 
 @inline function store_tile(p::Ptr{Float32}, tile::Tile)

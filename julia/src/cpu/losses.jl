@@ -147,15 +147,12 @@ end
 
 "Raises the bounds of small sums: any of their terms may have underflowed. Larger ones dwarf that."
 function term_losses!(ws::Workspace, plan::Plan, gi::Int)
-    g, values, factors, underflows = plan.groups[gi], ws.values, ws.factor, ws.underflows
+    g, values, factors = plan.groups[gi], ws.values, ws.factor
     for k in 1:width(g)
-        own, count = column_at(plan, gi, k), 0
-        @inbounds @simd for s in 1:TILE  # terms were added before the values were normalised: that is their scale
-            below = values[own + s] < SMALL * factors[s]
-            underflows[s] = below
-            count += below
-        end
-        count > 0 && add_losses!(ws, plan, gi, k, LARGEST_FACTOR * LEAST_BOUND * num_terms(plan, g, k))
+        own = column_at(plan, gi, k)
+        # Terms were added before the values were normalised: that is their scale.
+        mark_lanes!(s -> @inbounds(values[own + s] < SMALL * factors[s]), ws) &&
+            add_losses!(ws, plan, gi, k, LARGEST_FACTOR * LEAST_BOUND * num_terms(plan, g, k))
     end
 end
 
@@ -188,27 +185,29 @@ end
 "Raises the bounds of positive values of group `gi` that are too small to divide flows by (`ratio`)."
 function small_divisors!(ws::Workspace, plan::Plan, gi::Int)
     minimum(ws.least) < SMALLEST_DIVISOR || return
+    values, least = ws.values, Float32(SMALLEST_DIVISOR)
     for k in 1:width(plan.groups[gi])
         own = column_at(plan, gi, k)
-        mark_below!(ws, own, Float32(SMALLEST_DIVISOR), 0f0) && add_losses!(ws, plan, gi, k, Float32(SMALLEST_DIVISOR) * RAISED)
+        mark_lanes!(s -> @inbounds(0 < values[own + s] < least), ws) && add_losses!(ws, plan, gi, k, least * RAISED)
     end
 end
 
 "Units of input group `gi` may lack as much as `least` where their value is smaller than that."
 function input_losses!(ws::Workspace, plan::Plan, gi::Int, least::Float32)
+    values = ws.values
     for k in 1:width(plan.groups[gi])
         own = column_at(plan, gi, k)
-        mark_below!(ws, own, least, -1f0) && add_losses!(ws, plan, gi, k, least * RAISED)
+        mark_lanes!(s -> @inbounds(values[own + s] < least), ws) && add_losses!(ws, plan, gi, k, least * RAISED)
     end
 end
 
-"Marks in `ws.underflows` the lanes whose value, behind place `own`, is above `low` and below `high`; says whether there are any."
-function mark_below!(ws::Workspace, own::Int, high::Float32, low::Float32)
-    values, underflows, count = ws.values, ws.underflows, 0
+"Marks in `ws.underflows` the lanes that `holds` for; says whether there are any."
+@inline function mark_lanes!(holds::F, ws::Workspace) where {F}
+    underflows, count = ws.underflows, 0
     @inbounds @simd for s in 1:TILE
-        below = low < values[own + s] < high
-        underflows[s] = below
-        count += below
+        marked = holds(s)
+        underflows[s] = marked
+        count += marked
     end
     return count > 0
 end

@@ -114,12 +114,6 @@ end
        %4 = bitcast <16 x i1> %3 to i16
        ret i16 %4""", Int16, Tuple{Lanes,Lanes}, a, b) != 0
 
-"`a` where it is at least b, else 0."
-@inline zero_below(a::Lanes, b::Lanes) = Base.llvmcall(
-    """%3 = fcmp olt <16 x float> %0, %1
-       %4 = select <16 x i1> %3, <16 x float> zeroinitializer, <16 x float> %0
-       ret <16 x float> %4""", Lanes, Tuple{Lanes,Lanes}, a, b)
-
 "Every lane with this constant, as LLVM writes it: a float has the bits of its double."
 every_lane(x::Float64) = "<" * join(fill("float 0x$(string(reinterpret(UInt64, x), base=16))", LANES), ", ") * ">"
 
