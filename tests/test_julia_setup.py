@@ -111,8 +111,15 @@ def test_threads_come_from_the_environment() -> None:
 def test_optimization_comes_from_the_environment() -> None:
     line = fails_to_start(LVD_JULIA_OPTIMIZE="fast")
     assert line == "InputError LVD_JULIA_OPTIMIZE: found 'fast', want 0, 1, 2 or 3"
-    level = "from pyjuice_lvd import julia; print(julia.evaluate('Int(Base.JLOptions().opt_level)'))"
-    assert [python(level, LVD_JULIA_OPTIMIZE=given).stdout.split() for given in ("2", "")] == [["2"], ["3"]]
+    script = "from pyjuice_lvd import julia; print(*map(julia.evaluate, {}))".format(
+        ["Int(Base.JLOptions().opt_level)", "basename(DEPOT_PATH[2])", 'VERSION >= v"1.9"']
+    )
+    (low, low_depot, keeps_code), (high, high_depot, _) = (
+        python(script, LVD_JULIA_OPTIMIZE=given).stdout.split() for given in ("1", "")
+    )
+    assert (low, high) == ("1", "3")
+    # Code that one level left behind must not change the results of another.
+    assert (low_depot != high_depot) == (keeps_code == "True")
 
 
 def test_a_users_settings_for_julia_do_not_make_it_look_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,15 @@ _Entry = ctypes.CFUNCTYPE(  # unlike PYFUNCTYPE, it lets other Python threads ru
 # The package is the project of its folder, first in the load path: Julia finds its extensions there, and others' in it.
 # Julia keeps one precompiled LVDJuice in a depot, wherever its sources are. A depot inside the user's for each folder
 # of sources keeps those of two checkouts, or of two installed versions, apart; extensions look for it there later.
+# From Julia 1.9 on it holds machine code, and a process takes code that was compiled by a higher level of optimisation
+# than its own as soon as there is some: sums would be rounded otherwise than the day before. Each level has its own.
 BOOT = """
 let package = String(UInt8{package})
     try
         package in LOAD_PATH || pushfirst!(LOAD_PATH, package)
         foreach(entry -> entry in LOAD_PATH || push!(LOAD_PATH, entry), ("{extras}", "@stdlib"))
-        depot = joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(package); base = 16))
+        level = VERSION < v"1.9" ? "" : string("-O", Base.JLOptions().opt_level)
+        depot = joinpath(first(DEPOT_PATH), "lvd-juice", string(hash(package); base = 16) * level)
         pushfirst!(DEPOT_PATH, depot)
         try
             @eval Main using LVDJuice
