@@ -26,6 +26,7 @@ from pyjuice_lvd.settings import (
     OffsetSettings,
     PriorSettings,
     Settings,
+    SparseHCLTSettings,
     TeacherSettings,
     kept,
     preset_names,
@@ -380,6 +381,13 @@ def test_the_version_before_this_one_is_read_as_it_was_written():
 def test_every_setting_that_came_later_says_what_was_done_before():
     assert set(setting_names()) - set(flat(OLD)) <= set(before({}))
     assert set(before({})) <= set(setting_names())
+
+
+def test_rounds_of_pruning_had_the_steps_of_the_tree() -> None:
+    table = kept(Settings(hclt=HCLTSettings(step_size=(0.5, 0.1))))
+    table["sparse_hclt"] = {key: value for key, value in table["sparse_hclt"].items() if key != "step_size"}
+    assert restored(table).sparse_hclt.step_size == (0.5, 0.1)
+    assert restored(kept(Settings())).sparse_hclt.step_size == SparseHCLTSettings.step_size
 
 
 @pytest.mark.parametrize("name", [name for name in before({}) if name in flat(OLD)])

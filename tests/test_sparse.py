@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from pyjuice_lvd import HCLT, SparseHCLT
 from pyjuice_lvd.learn.baselines import learn_circuit
-from pyjuice_lvd.settings import resolve
+from pyjuice_lvd.settings import HCLTSettings, resolve
 
 TREE: dict[str, Any] = {"latents": 4, "epochs": 8, "batch_size": 64, "pseudocount": 0.05, "search": False}
 DIGITS = load_digits().data.astype(np.int32)
@@ -38,6 +38,18 @@ def test_rounds_make_latents_where_they_tell_something_apart() -> None:
     units = [np.bincount(circuit.engine.arrays()["kind"])[-1] for circuit in (plain, model.circuit)]
     assert units[1] > 2 * units[0]  # each sum has its copy, and that one too, but for the few that pruning cut off
     assert model.circuit.num_edges < 4 * plain.num_edges  # 16 times as many without pruning
+
+
+def test_rounds_take_steps_of_their_own() -> None:
+    def curve(**own: Any) -> list[list[float]]:
+        records: list[dict[str, Any]] = []
+        learned(record=records.append, rounds=1, **own)
+        em = [entry for entry in records if entry["stage"] == "EM"]
+        return [[entry["valid"] for entry in em if ("round" in entry) == later] for later in (False, True)]
+
+    default, small = curve(), curve(step_size=(1e-6, 1e-6))
+    assert default[0] == small[0]
+    assert np.ptp(default[1]) > 0.1 > 0.01 > np.ptp(small[1])
 
 
 @pytest.mark.parametrize("at", [("EM", 1, 2), ("prune and grow", 1, None), ("EM", 2, 3)])
@@ -75,15 +87,13 @@ def test_the_estimator_learns_tables_with_missing_values(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     table = np.where(rng.random((400, 1)) < 0.5, [[0, 1, 2, 0, 1, 2]], [[2, 2, 0, 1, 0, 0]]).astype(float)
     table[rng.random(table.shape) < 0.2] = np.nan
-    model = SparseHCLT(num_latents=2, epochs=5, rounds=1, round_epochs=5, keep=0.5)
+    model = SparseHCLT(num_latents=2, epochs=5, rounds=1, round_epochs=5, round_step_size=(0.5, 0.1), keep=0.5)
     assert clone(model).get_params() == model.get_params()
     model.fit(table)
     assert model.settings_.method == "sparse-hclt"
-    assert (model.settings_.sparse_hclt.rounds, model.settings_.sparse_hclt.epochs, model.settings_.hclt.epochs) == (
-        1,
-        5,
-        5,
-    )
+    rounds, tree = model.settings_.sparse_hclt, model.settings_.hclt
+    assert (rounds.rounds, rounds.epochs, rounds.step_size) == (1, 5, (0.5, 0.1))
+    assert (tree.epochs, tree.step_size) == (5, HCLTSettings.step_size)
     model.save(tmp_path / "model")
     again = SparseHCLT.load(tmp_path / "model")
     np.testing.assert_array_equal(again.score_samples(table), model.score_samples(table))

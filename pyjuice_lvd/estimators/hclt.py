@@ -154,6 +154,8 @@ class SparseHCLT(HCLT):
         Of growing.
     round_epochs : int, optional
         Of EM in each round, at most.
+    round_step_size : (float, float), optional
+        EM's, in the first and in the last epoch of each round; linear in between.
     num_latents, num_trees, leaves, search, start, epochs : optional
         Of the tree that the rounds begin with, as for `HCLT`.
     batch_size, step_size, pseudocount, patience, num_cats, missing, preset, config, random_state, progress : optional
@@ -162,7 +164,7 @@ class SparseHCLT(HCLT):
     """
 
     _method = "sparse-hclt"
-    _rounds: ClassVar[tuple[str, ...]] = ("rounds", "keep", "noise", "round_epochs")
+    _rounds: ClassVar[tuple[str, ...]] = ("rounds", "keep", "noise", "round_epochs", "round_step_size")
 
     def __init__(
         self,
@@ -171,6 +173,7 @@ class SparseHCLT(HCLT):
         keep: float | None = None,
         noise: float | None = None,
         round_epochs: int | None = None,
+        round_step_size: tuple[float, float] | None = None,
         num_latents: int | None = None,
         num_trees: int | None = None,
         leaves: Choice = None,
@@ -192,6 +195,7 @@ class SparseHCLT(HCLT):
         self.keep = keep
         self.noise = noise
         self.round_epochs = round_epochs
+        self.round_step_size = round_step_size
         super().__init__(
             num_latents=num_latents, num_trees=num_trees, leaves=leaves, search=search, start=start, epochs=epochs,
             batch_size=batch_size, step_size=step_size, pseudocount=pseudocount, patience=patience, num_cats=num_cats,

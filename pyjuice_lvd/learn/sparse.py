@@ -43,7 +43,7 @@ def prune_and_grow(
     rows, missing
         The training data, as `Circuit.fit_em` takes them.
     own : SparseHCLTSettings
-        How far to prune, and to grow.
+        How far to prune, and to grow, and EM's epochs and steps.
     em : dict
         What else `fit_em` is given, validation data among it.
     valid : float
@@ -86,8 +86,8 @@ def prune_and_grow(
             record({"stage": "EM", "round": number, "epoch": len(history), **figures})
 
         history = grown.fit_em(
-            rows, mask=missing, **{**em, "epochs": own.epochs}, checkpoint=pieces.checkpoint(em_name),
-            on_epoch=on_epoch, progress=progress,
+            rows, mask=missing, **{**em, "epochs": own.epochs, "step_size": own.step_size},
+            checkpoint=pieces.checkpoint(em_name), on_epoch=on_epoch, progress=progress,
         )  # fmt: skip
         found = max(history.valid)
         sizes = {"params": grown.num_params, "edges": grown.num_edges}

@@ -9,6 +9,7 @@ from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.settings.sections import (
     CircuitSettings,
     EinetSettings,
+    HCLTSettings,
     OffsetSettings,
     Settings,
     SparseHCLTSettings,
@@ -26,7 +27,7 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
 
     `table` are the settings that the run has. A new setting gets a line here, and keeps it.
     """
-    circuit = table.get("circuit", {})
+    circuit, hclt = table.get("circuit", {}), table.get("hclt", {})
     return {
         "data.flip": False,
         "clusters.tied": True,
@@ -43,6 +44,7 @@ def before(table: Mapping[str, Any]) -> dict[str, Any]:
         "hclt.search": False,
         "hclt.start": "random",
         **{f"sparse_hclt.{key}": value for key, value in vars(SparseHCLTSettings()).items()},
+        "sparse_hclt.step_size": hclt.get("step_size", HCLTSettings.step_size),
         **{f"einet.{key}": value for key, value in vars(EinetSettings()).items()},  # of a method that there was not
         **{f"windows.{key}": value for key, value in vars(WindowSettings()).items()},
     }

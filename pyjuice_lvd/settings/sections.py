@@ -313,7 +313,9 @@ class SparseHCLTSettings(Section, table="sparse_hclt"):
     noise: Noise = 0.3
     """Of growing: the deviation of what weights and inputs are multiplied by."""
     epochs: Count = 20
-    """Of EM in each round, at most, with the steps, the batches and the patience of `[hclt]`."""
+    """Of EM in each round, at most, with the batches, the pseudocount and the patience of `[hclt]`."""
+    step_size: Steps = (0.3, 0.02)
+    """EM's step size in the first and in the last epoch of each round; linear in between."""
 
 
 @dataclass(frozen=True)
