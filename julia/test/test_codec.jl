@@ -91,7 +91,7 @@ end
     plan = LVDJuice.circuit_coder(c).channels[1][1].plans[1]
     through = vcat(plan.steps..., plan.last)
     # An edge of the tree has two scopes, of what is below it and of the variable itself.
-    @test count(s -> s > 0, through) <= 2 * 31 && count(s -> s < 0, through) <= 2 * 31
+    @test count(way -> way.scope > 0, through) <= 2 * 31 && count(way -> way.scope < 0, through) <= 2 * 31
 end
 
 @testset "images without probability" begin

@@ -88,7 +88,7 @@ function first_distribution(p::CodingPlan{T}) where {T}
         for (row, j) in enumerate(some)
             heads.weight[row, j] = 1
         end
-        follow!(reset!(tile), p, p.steps[1], heads)
+        follow!(tile, p, p.steps[1], heads)
         for g in 1:G
             value_weights!(weights, tile, p, v, fill(g, LANES))
             for (row, j) in enumerate(some)

@@ -235,7 +235,7 @@ end
 
 function weigh!(job::Coding, n, own::CodingChannel, prior)
     patch, state = job.patch[n], job.state[:, n]
-    job.coder.join === nothing ? copyto!(patch.weight, state) : weigh!(patch, own.shift, state, job.coder.left_out.joins)
+    job.coder.join === nothing ? copyto!(patch.weight, state) : weigh!(patch, own.shift, state, job.coder)
 end
 
 function weigh!(job::Coding, n, own::CodingChannel, f::CodingField)
@@ -247,7 +247,7 @@ function weigh!(job::Coding, n, own::CodingChannel, f::CodingField)
         share = state[h]
         state[h] = share < LEAST_SHARE * total ? 0.0 : 1.0
     end
-    weigh!(job.patch[n], image.next, state, job.coder.left_out.joins)
+    weigh!(job.patch[n], image.next, state, job.coder)
 end
 
 "Tells p(h) what the patch says of its state."
@@ -260,14 +260,14 @@ end_patch!(::Coding, ::Nothing) = nothing
 function end_patch!(job::Coding, plan::CodingPlan{Float64})
     on_tiles(length(job.prior)) do t
         for n in images_of_tile(job, t)
-            know_softly!(job.prior[t], plan, here(job), n - (t - 1) * LANES, evidence(job.patch[n]))
+            know_softly!(job.prior[t], plan, here(job), n - (t - 1) * LANES, evidence(job.patch[n], job.coder))
         end
     end
 end
 
 function end_patch!(job::Coding, f::CodingField)
     on_tiles(num_images(job)) do n
-        values = reshape(evidence(job.patch[n]), num_states(f.field), :)
+        values = reshape(evidence(job.patch[n], job.coder), num_states(f.field), :)
         know_position!(f, job.fields[n], here(job), any(>(0), values) ? values : fill!(values, 1.0))
     end
 end

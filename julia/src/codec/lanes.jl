@@ -76,6 +76,12 @@ const DOUBLE_POWER = """%2 = sext <16 x i32> %0 to <16 x i64>
 "floor(log2(a)) of one number; of 0, `EXPONENT_OF_ZERO`."
 @inline double_exponent(a::Float64) = a == 0 ? Int(EXPONENT_OF_ZERO) : Int(reinterpret(UInt64, a) >> 52) - 1023
 
+"Sixteen numbers of a table, as `T`."
+@inline lanes(::Type{T}, a::NTuple{LANES,VecElement{T}}) where {T} = a
+const WIDENED_LANES = """%2 = fpext <16 x float> %0 to <16 x double>
+                         ret <16 x double> %2"""
+@eval @inline lanes(::Type{Float64}, a::Lanes) = Base.llvmcall($WIDENED_LANES, Doubles, Tuple{Lanes}, a)
+
 # Eight values of a table, for one row.
 
 for (T, number) in ((Float64, "double"), (Float32, "float"))
@@ -92,6 +98,7 @@ for (T, number) in ((Float64, "double"), (Float32, "float"))
 end
 
 "The next eight numbers at `p`, as `T`."
+@inline eight(::Type{Float64}, p::Ptr{Float64}) = unsafe_load(Ptr{NTuple{8,VecElement{Float64}}}(p))
 @inline eight(::Type{Float32}, p::Ptr{Float32}) = unsafe_load(Ptr{NTuple{8,VecElement{Float32}}}(p))
 const WIDENED = """%2 = fpext <8 x float> %0 to <8 x double>
                    ret <8 x double> %2"""

@@ -6,12 +6,14 @@ const LEAST_SHARE = 2.0^-18
 
 """
 What is known of a patch of one image: the `joins` that have a share of it, ascending; `said[h, i]`, p(j | h) of the i-th of them times what the coded
-channels say (of a joint model states are joins, and there is one row; of a field h is a state and the offsets left of the coded channels);
+channels say (of a joint model states are joins, and there is one row; of a field h is a state and the offsets left of the coded channels). Where
+`nothing_said`, it is p(j | h), column j of the coder's own table.
 `weight[d, i]`, of the channel's offsets and these joins given all that is coded. `likelihood[d, i]` is what the channel's rows say of these in the
 end. There is room for all joins. `shares[d, k]`: of offsets and circuits, when rows begin.
 """
 mutable struct CodingPatch
     joins::Vector{Int}
+    nothing_said::Bool
     said::Matrix{Float64}
     weight::Matrix{Float64}
     likelihood::Matrix{Float64}
@@ -21,7 +23,7 @@ end
 function CodingPatch(c::Coder)
     J, own = num_joins(channels(c, 1)[1]), channels(c, 1)
     D, K = maximum(num_offsets(channel) for channel in own), maximum(length(channel.plans) for of in c.channels for channel in of)
-    return CodingPatch(Int[], zeros(c.join === nothing ? 1 : num_states(c), J), zeros(D, J), zeros(D, J), zeros(D, K))
+    return CodingPatch(Int[], c.join !== nothing, zeros(c.join === nothing ? 1 : 0, J), zeros(D, J), zeros(D, J), zeros(D, K))
 end
 
 "The joins that have a share of a patch of which only its `state` is known, p(h | coded patches)."
@@ -40,23 +42,11 @@ function begin_joins!(patch::CodingPatch, coder::Coder, state::Vector{Float64})
     for (j, own) in enumerate(share)
         own >= least && push!(patch.joins, j)
     end
-    room = (num_states(coder), size(patch.weight, 2))
-    size(patch.said) == room || (patch.said = zeros(room))
-    forget!(patch, coder)
+    patch.nothing_said = true
 end
 
-"Of the patch's joins nothing is known but p(j | h)."
-function forget!(patch::CodingPatch, coder::Coder)
-    for (i, j) in enumerate(patch.joins)
-        copy_joined!(patch.said, i, coder.join, j)
-    end
-end
-
-function copy_joined!(to, i, from, j)
-    @inbounds for h in axes(from, 1)
-        to[h, i] = from[h, j]
-    end
-end
+"`said`, and the columns of the patch's joins in it."
+said_of(patch::CodingPatch, coder::Coder) = patch.nothing_said ? (coder.join, patch.joins) : (patch.said, eachindex(patch.joins))
 
 # `@simd` may reorder and fuse what iterations add up together. In this loop, as in all of the codec's, each has a number of its own.
 "out[:, i] += factor * table[:, column], of as many rows as the table has."
@@ -69,22 +59,21 @@ end
 # Of a channel.
 
 "`shift`: p(d | h), or p(h, d), where `state` is 1 then; `(offsets, h)`."
-function weigh!(patch::CodingPatch, shift::Matrix{Float64}, state::Vector{Float64}, left_out::Float64)
+function weigh!(patch::CodingPatch, shift::Matrix{Float64}, state::Vector{Float64}, coder::Coder)
     D, J, states = size(shift, 1), length(patch.joins), findall(>=(LEAST_SHARE), state)
+    said, column = said_of(patch, coder)
     share = zeros(J)
-    for i in 1:J
-        weigh_join!(patch.weight, i, shift, patch.said, state, states)
-        for d in 1:D
-            share[i] += patch.weight[d, i]
-        end
+    weigh_joins!(patch.weight, shift, said, column, state, states)
+    @inbounds for i in 1:J, d in 1:D
+        share[i] += patch.weight[d, i]
     end
     total, kept = sum_in_order(share), 0
-    least = least_share(share, total, left_out, J)
+    least = least_share(share, total, coder.left_out.joins, J)
     for i in 1:J
         share[i] >= least || continue
         kept += 1
         patch.joins[kept] = patch.joins[i]
-        kept == i || copy_joined!(patch.said, kept, patch.said, i)
+        patch.nothing_said || kept == i || copy_said!(patch.said, kept, patch.said, i)
         for d in 1:D
             patch.weight[d, kept] = total < TINY ? 1 / (D * J) : patch.weight[d, i] / total
         end
@@ -93,22 +82,38 @@ function weigh!(patch::CodingPatch, shift::Matrix{Float64}, state::Vector{Float6
     return
 end
 
-function weigh_join!(weight, i, shift, said, state, states)
-    D, d = size(shift, 1), 0
+copy_said!(to, i, from, j) = copyto!(to, size(to, 1) * (i - 1) + 1, from, size(from, 1) * (j - 1) + 1, size(from, 1))
+
+function weigh_joins!(weight, shift, said, column, state, states)
+    for i in 1:ABREAST:length(column)
+        joins = min.((i, i + 1, i + 2, i + 3), length(column))
+        weigh_joins!(weight, joins, shift, said, map(j -> column[j], joins), state, states)
+    end
+end
+
+"Of four joins, and of their columns of `said`; some may be the same."
+function weigh_joins!(weight, joins::NTuple{ABREAST,Int}, shift, said, columns::NTuple{ABREAST,Int}, state, states)
+    D, d, (i, j, k, l) = size(shift, 1), 0, columns
     GC.@preserve weight shift while d + LANES <= D
-        own = splat(0.0)
+        a = b = c = e = splat(0.0)
         @inbounds for h in states
-            own = add(own, mul(splat(state[h] * said[h, i]), load_lanes(pointer(shift, D * (h - 1) + d + 1))))
+            p, own = state[h], load_lanes(pointer(shift, D * (h - 1) + d + 1))
+            a = add(a, mul(splat(p * said[h, i]), own))
+            b = add(b, mul(splat(p * said[h, j]), own))
+            c = add(c, mul(splat(p * said[h, k]), own))
+            e = add(e, mul(splat(p * said[h, l]), own))
         end
-        store_lanes(pointer(weight, size(weight, 1) * (i - 1) + d + 1), own)
+        for (to, own) in zip(joins, (a, b, c, e))
+            store_lanes(pointer(weight, size(weight, 1) * (to - 1) + d + 1), own)
+        end
         d += LANES
     end
-    @inbounds for e in d + 1:D
+    @inbounds for (to, i) in zip(joins, columns), f in d + 1:D
         own = 0.0
         for h in states
-            own += state[h] * said[h, i] * shift[e, h]
+            own += state[h] * said[h, i] * shift[f, h]
         end
-        weight[e, i] = own
+        weight[f, to] = own
     end
 end
 
@@ -195,9 +200,13 @@ function say!(patch::CodingPatch, own::CodingChannel, coder::Coder)
     for i in 1:J, d in 1:D
         @inbounds share[i] += without_tiny(weight[d, i] * likelihood[d, i])
     end
-    total, sums, kept = sum_in_order(share), zeros(size(patch.said, 1)), 0
-    total < TINY && return forget!(patch, coder)
-    least = least_share(share, total, coder.left_out.joins, J)
+    total, sums, kept = sum_in_order(share), zeros(num_states(coder)), 0
+    if total < TINY
+        patch.nothing_said = true
+        return
+    end
+    least, (before, column) = least_share(share, total, coder.left_out.joins, J), said_of(patch, coder)
+    said = zeros(length(sums), count(>=(least), share))
     for i in 1:J
         share[i] >= least || continue
         fill!(sums, 0.0)
@@ -206,20 +215,26 @@ function say!(patch::CodingPatch, own::CodingChannel, coder::Coder)
             weight[d, i] * p < LEAST_SHARE * total || add_column!(sums, 1, own.by_state, d, p)
         end
         kept += 1
+        say_states!(said, kept, before, column[i], sums)
         patch.joins[kept] = patch.joins[i]
-        @inbounds for h in eachindex(sums)
-            patch.said[h, kept] = without_tiny(patch.said[h, i] * without_tiny(sums[h]))
-        end
     end
     resize!(patch.joins, kept)
+    patch.said, patch.nothing_said = said, false
     return
+end
+
+"What the sums say of a join's states, beside what was said `before`."
+function say_states!(said, to, before::Matrix{Float64}, from, sums)
+    @inbounds for h in eachindex(sums)
+        said[h, to] = without_tiny(before[h, from] * without_tiny(sums[h]))
+    end
 end
 
 """
 The same of a field: `said` goes on to the offsets of this channel that are left at position `i`, which are kept in `image`. Where all is impossible,
 the likeliest offset is left.
 """
-function say!(patch::CodingPatch, D::Int, image::CodingFieldImage, i::Int, left_out::Float64)
+function say!(patch::CodingPatch, D::Int, image::CodingFieldImage, i::Int, coder::Coder)
     J, weight, likelihood = length(patch.joins), patch.weight, patch.likelihood
     share, places = zeros(J), zeros(D)
     add() = for i in 1:J, d in 1:D
@@ -237,14 +252,22 @@ function say!(patch::CodingPatch, D::Int, image::CodingFieldImage, i::Int, left_
     left = findall(>=(LEAST_PLACE * sum_in_order(places)), places)
     length(left) > MOST_PLACES && (left = sort(left[sortperm(places[left]; rev=true, alg=MergeSort)[1:MOST_PLACES]]))
     push!(image.places[i], left)
-    kept = findall(>=(least_share(share, total, left_out, J)), share)
-    H = size(patch.said, 1)
+    kept = findall(>=(least_share(share, total, coder.left_out.joins, J)), share)
+    before, column = said_of(patch, coder)
+    H = size(before, 1)
     said = zeros(H * length(left), length(kept))
-    @inbounds for (to, from) in enumerate(kept), (o, d) in enumerate(left), h in 1:H
-        said[h + H * (o - 1), to] = without_tiny(patch.said[h, from] * likelihood[d, from])
+    for (to, from) in enumerate(kept)
+        say_places!(said, to, before, column[from], likelihood, from, left)
     end
-    patch.joins, patch.said = patch.joins[kept], said
+    patch.joins, patch.said, patch.nothing_said = patch.joins[kept], said, false
     return
+end
+
+function say_places!(said, to, before::Matrix{Float64}, column, likelihood, from, left)
+    H = size(before, 1)
+    @inbounds for (o, d) in enumerate(left), h in 1:H
+        said[h + H * (o - 1), to] = without_tiny(before[h, column] * likelihood[d, from])
+    end
 end
 
 function say_states!(said, likelihood)
@@ -258,11 +281,12 @@ function say_states!(said, likelihood)
 end
 
 "p(what the patch is | h), to scale."
-function evidence(patch::CodingPatch)
-    size(patch.said, 1) == 1 && return patch.said[1, :]
-    found = zeros(size(patch.said, 1))
-    for i in eachindex(patch.joins)
-        add_column!(found, 1, patch.said, i, 1.0)
+function evidence(patch::CodingPatch, coder::Coder)
+    coder.join === nothing && return patch.said[1, :]
+    said, column = said_of(patch, coder)
+    found = zeros(size(said, 1))
+    for i in column
+        add_column!(found, 1, said, i, 1.0)
     end
     return found
 end

@@ -1,17 +1,18 @@
 # The order of work when a circuit's variables become known one after another: which units change, and which do not.
 
 """
-Products whose children have the same scopes: `units`, and these `scopes`. All of them have one scale.
+Products whose children have the same scopes: `units`, and these `scopes`; `child[i, k]`: the k-th unit's of the i-th scope. All of them have one scale.
 """
 struct Partition
     units::Vector{Int32}
     scopes::Vector{Int32}
+    child::Matrix{Int32}
 end
 
 """
 All units over the same variables. They have one scale: the values of `partitions` and inputs, to which the `sums` (with products of one
 child) lead without another. `above`: the partitions of larger scopes that it is part of, as (scope, partition); `boundary`: the units that
-are children of those, `outer_start` and `outer` their products there, as (product, number in `above`).
+are children of those, `outer_start` and `outer` their products there, as (number in the partition, number in `above`).
 """
 struct Scope
     variable::Int                       # of a scope of one variable, else 0
@@ -22,6 +23,15 @@ struct Scope
     boundary::Vector{Int32}
     outer_start::Vector{Int32}
     outer::Vector{Tuple{Int32,Int32}}
+end
+
+"""
+One way through a scope, up or, of `-scope`, down. Of what other scopes say only what is `known` counts: of each of the scope's partitions, or of those
+above it, the numbers of the scopes in which something is known, and which are not those that the way comes from.
+"""
+struct Passage
+    scope::Int32
+    known::Vector{Vector{Int32}}
 end
 
 # So many units that take from the same others are worked out at a time.
@@ -102,11 +112,12 @@ end
 """
 The inputs that look at one variable. The values, as many as the variable with most has, come in groups of neighbours: `value[i, k, g]` is
 the probability of the i-th value of group g under the k-th input. What is no value has 0. `exponent[i, g]`: that of the largest of them; `DEAD`
-where all are 0.
+where all are 0. `by_value[k, x]`: the same by values, with zeros up to a multiple of `LANES`, for [`know!`](@ref).
 """
 struct InputTable
     value::Array{Float32,3}
     exponent::Matrix{Int32}
+    by_value::Matrix{Float32}
 end
 
 function InputTable(c::Circuit, inputs, C::Int, group::Int, ::Type{T}) where {T}
@@ -116,7 +127,11 @@ function InputTable(c::Circuit, inputs, C::Int, group::Int, ::Type{T}) where {T}
         value[i + 1, k, g + 1] = plain(T, p)
     end
     largest = maximum(value, dims=2)[:, 1, :]
-    return InputTable(value, [p == 0 ? DEAD : Int32(double_exponent(Float64(p))) for p in largest])
+    by_value = zeros(Float32, cld(length(inputs), LANES) * LANES, length(largest))
+    for g in axes(value, 3), k in axes(value, 2), i in 1:group
+        @inbounds by_value[k, group * (g - 1) + i] = value[i, k, g]
+    end
+    return InputTable(value, [p == 0 ? DEAD : Int32(double_exponent(Float64(p))) for p in largest], by_value)
 end
 
 "Of each group of values its mass under each input: a piece of work from the inputs to the groups."
@@ -157,10 +172,10 @@ end
     CodingPlan(circuit, layout, order, group, T; given=0)
 
 How the variables of a circuit are coded in an `order`, and what each makes necessary: `steps[i]` lists the scopes to go through before the
-i-th variable, s on the way up and -s on the way down, and `last` those on the way up after the last. What is outside of a scope says the
+i-th variable, and `last` those on the way up after the last. What is outside of a scope says the
 same to all that is inside as long as nothing outside becomes known, and the other way round: in a tree in depth-first order, each edge is
-gone through once each way. Values come in groups of `group` ([`InputTable`](@ref)). The first `given` variables of the order are known together before
-the next one, and then again, with other values, as often as one likes: the others are to be made unknown with them.
+gone through once each way. Scopes of which nothing is known say 1, and nobody asks them. Values come in groups of `group` ([`InputTable`](@ref)). The first `given` variables of the order are known together before
+the next one, and then again, with other values, as often as one likes: the others are unknown again then.
 
 Parameters are the circuit's own: linear, and exact in `T`, Float32 or Float64, but for those that [`plain`](@ref) leaves out. `up` has the sums of
 each scope, `down` what units are told by their parents of the same scope, `mass` the groups of each variable's values.
@@ -173,8 +188,8 @@ struct CodingPlan{T}
     mass::Bundles{T}
     tables::Vector{InputTable}          # of each variable
     order::Vector{Int}
-    steps::Vector{Vector{Int32}}
-    last::Vector{Int32}
+    steps::Vector{Vector{Passage}}
+    last::Vector{Passage}
 end
 
 function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, ::Type{T}; given::Int=0) where {T}
@@ -222,7 +237,7 @@ function find_scopes(c::Circuit)
     n = num_units(c)
     keys, scope, ids = Vector{UInt128}(undef, n), zeros(Int32, n), Dict{UInt128,Int32}()
     variable, inputs, sums = Int[], Vector{Int32}[], Vector{Int32}[]
-    parts, part_ids = Vector{Partition}[], Dict{Vector{Int32},Tuple{Int32,Int32}}()
+    parts, part_ids = Vector{Tuple{Vector{Int32},Vector{Int32}}}[], Dict{Vector{Int32},Tuple{Int32,Int32}}()
     part_of = fill((Int32(0), Int32(0)), n)
     for u in 1:n
         own = children(c, u)
@@ -237,7 +252,7 @@ function find_scopes(c::Circuit)
             push!(variable, 0)
             push!(inputs, Int32[])
             push!(sums, Int32[])
-            push!(parts, Partition[])
+            push!(parts, Tuple{Vector{Int32},Vector{Int32}}[])
             length(variable)
         end
         scope[u] = s
@@ -249,14 +264,26 @@ function find_scopes(c::Circuit)
         else
             within = sort(scope[own])
             part_of[u] = get!(part_ids, within) do
-                push!(parts[s], Partition(Int32[], within))
+                push!(parts[s], (Int32[], scope[own]))
                 (Int32(s), Int32(length(parts[s])))
             end
-            push!(parts[s][part_of[u][2]].units, u)
+            push!(parts[s][part_of[u][2]][1], u)
         end
         pause(10 + 10 * length(own))
     end
-    return scope, with_boundaries(c, scope, variable, inputs, sums, parts, part_of)
+    partitions = [[Partition(units, scopes, children_by_scope(c, scope, units, scopes)) for (units, scopes) in own] for own in parts]
+    return scope, with_boundaries(c, scope, variable, inputs, sums, partitions, part_of)
+end
+
+function children_by_scope(c, scope, units, scopes)
+    child, place = zeros(Int32, length(scopes), length(units)), Dict(s => i for (i, s) in enumerate(scopes))
+    for (k, u) in enumerate(units)
+        for v in children(c, u)
+            child[place[scope[v]], k] = v
+        end
+        pause(10 * length(scopes))
+    end
+    return child
 end
 
 "Adds to each scope what is above it."
@@ -267,11 +294,12 @@ function with_boundaries(c, scope, variable, inputs, sums, parts, part_of)
         push!(above[t], (s, i))
     end
     number = [Dict(pair => Int32(i) for (i, pair) in enumerate(pairs)) for pairs in above]
-    outer = [Tuple{Int32,Int32}[] for _ in 1:n]
+    outer, next = [Tuple{Int32,Int32}[] for _ in 1:n], Dict{Tuple{Int32,Int32},Int32}()
     for p in 1:n
         part_of[p][1] == 0 && continue
+        next[part_of[p]] = k = get(next, part_of[p], Int32(0)) + Int32(1)
         for u in children(c, p)
-            push!(outer[u], (p, number[scope[u]][part_of[p]]))
+            push!(outer[u], (k, number[scope[u]][part_of[p]]))
         end
         pause(10 * length(edges(c, p)))
     end
@@ -327,7 +355,7 @@ function best_order(circuits, layouts, first::Int)
         cost = sum(zip(circuits, layouts)) do (c, layout)
             per_scope = Float64[work(c, s) for s in layout.scopes]
             steps, last = plan_steps(layout, order)
-            sum(s -> per_scope[abs(s)], reduce(vcat, steps; init=last))
+            sum(way -> per_scope[abs(way.scope)], reduce(vcat, steps; init=last))
         end
         cost < least && ((best, least) = (order, cost))
         pause()
@@ -352,25 +380,26 @@ function depth_first(layout::Layout, k)
             push!(seen, scope.variable)
         elseif !isempty(scope.partitions)
             own = scope.partitions[mod1(k, length(scope.partitions))].scopes
-            append!(stack, sort(own; by=t -> scopes[t].variable > 0, alg=MergeSort))  # single variables on top
+            append!(stack, sort(own; by=t -> (scopes[t].variable > 0, t)))  # single variables on top
         end
     end
     return order
 end
 
-"The scopes to go through before each variable, and after the last; before the `given` first there are none."
+"The ways through scopes before each variable, and after the last; before the `given` first there are none."
 function plan_steps(layout::Layout, order, given=0)
     scopes, root, single, S = layout.scopes, layout.root, layout.single, length(layout.scopes)
-    stale, clock = fill(false, S), Ref(0)
+    stale, seen, clock = fill(false, S), fill(false, S), Ref(0)  # seen: something in it is known
     tick() = clock[] += 1
-    up_at, down_at, asked_at, through = zeros(Int, S), zeros(Int, S), zeros(Int, S), Int32[]
+    up_at, down_at, asked_at, through = zeros(Int, S), zeros(Int, S), zeros(Int, S), Passage[]
+    known_of(part, but=0) = Int32[i for (i, t) in enumerate(part.scopes) if t != but && seen[t]]
 
     function go_up(s)
         stale[s] || return
         for part in scopes[s].partitions, t in part.scopes
             go_up(t)
         end
-        push!(through, s)
+        push!(through, Passage(s, [known_of(part) for part in scopes[s].partitions]))
         stale[s], up_at[s] = false, tick()
         return
     end
@@ -380,7 +409,7 @@ function plan_steps(layout::Layout, order, given=0)
         asked_at[s] = step
         if s == root
             down_at[s] == 0 || return
-            push!(through, -s)
+            push!(through, Passage(-s, []))
             down_at[s] = tick()
             return
         end
@@ -395,20 +424,19 @@ function plan_steps(layout::Layout, order, given=0)
             end
         end
         newest > down_at[s] || return
-        push!(through, -s)
+        push!(through, Passage(-s, [known_of(scopes[parent].partitions[i], s) for (parent, i) in scopes[s].above]))
         down_at[s] = tick()
         return
     end
 
     function known(s)
         stale[s] && return
-        stale[s] = true
+        stale[s] = seen[s] = true
         for (parent, _) in scopes[s].above
             known(parent)
         end
     end
 
-    given > 0 && foreach(v -> known(single[v]), order)
     steps = map(enumerate(order)) do (step, v)
         empty!(through)
         step > given && go_down(single[v], step)

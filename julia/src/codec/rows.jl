@@ -64,7 +64,6 @@ function begin_rows!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRow
         for (l, r) in enumerate(rows_of_tile(of, t))
             weigh_heads!(of.heads[t], l, job.patch[of.image[r]], own.joins[k], of.offset[r])
         end
-        reset!(of.tiles[t])
         if anchored
             follow!(of.tiles[t], plan, plan.steps[1], of.heads[t])
             know!(of.tiles[t], plan, own.order[1], residuals(job, own, of, t, first, possible))
@@ -83,7 +82,7 @@ function residuals(job::Coding, own::CodingChannel, of::CodingRows, t, row, poss
     found = fill(UNKNOWN, LANES)
     for (l, r) in enumerate(rows_of_tile(of, t))
         n = of.image[r]
-        possible[n] && (found[l] = mod(job.X[row, n] - own.step * (of.offset[r] - 1), own.categories))
+        possible[n] && (found[l] = wrapped(job.X[row, n] - own.step * (of.offset[r] - 1), own.categories))
     end
     return found
 end
@@ -163,21 +162,37 @@ function fill_groups!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRo
     G > 1 || return 1
     fill!(job.table, 0.0)
     scale_tables!(found, own, v, num_images(job))
+    scaled, total, factor = zeros(LANES, G), zeros(LANES), zeros(LANES)
     for of in found, t in 1:num_tiles(of)
-        weights = of.groups[t]
-        @inbounds for (l, r) in enumerate(rows_of_tile(of, t))
-            n, factor, total = of.image[r], of.factor[r], 0.0
-            moved = moved_groups(own, of.offset[r])
-            for g in 1:G
-                to, weight = g + moved, without_tiny(weights[l, g] * factor)
-                job.table[to > G ? to - G : to, n] += weight
-                total += weight
+        rows = rows_of_tile(of, t)
+        copyto!(factor, 1, of.factor, first(rows), length(rows))
+        scale_groups!(scaled, total, of.groups[t], factor)
+        copyto!(of.total, first(rows), total, 1, length(rows))
+        @inbounds for (l, r) in enumerate(rows)
+            n, moved = of.image[r], moved_groups(own, of.offset[r])
+            for g in 1:G - moved
+                job.table[g + moved, n] += scaled[l, g]
             end
-            of.total[r] = total
+            for g in G - moved + 1:G
+                job.table[g + moved - G, n] += scaled[l, g]
+            end
         end
     end
     isanchored(own) && job.variable > 2 && ispow2(job.variable - 1) && drop_rows!(job, own, found)
     return G
+end
+
+"The weights of groups in each row, on its image's scale, and their sums."
+function scale_groups!(scaled::Matrix{Float64}, total::Vector{Float64}, weights::Matrix{T}, factor::Vector{Float64}) where {T}
+    GC.@preserve scaled total weights factor begin
+        sum, scale = splat(0.0), load_lanes(pointer(factor))
+        for g in axes(weights, 2)
+            own = without_tiny(mul(lanes(Float64, load_lanes(lanes_at(pointer(weights), g))), scale))
+            sum = add(sum, own)
+            store_lanes(lanes_at(pointer(scaled), g), own)
+        end
+        store_lanes(pointer(total), sum)
+    end
 end
 
 "The weights of the values in each image's group; how many there are."
@@ -215,23 +230,23 @@ end
 function anchor_groups!(table, n, own::CodingChannel, patch::CodingPatch)
     G, D, stride = num_groups(own), num_offsets(own), own.step ÷ own.group
     wide = zeros(2G)
-    for (i, j) in enumerate(patch.joins), g in own.window
-        add_moved!(wide, g, stride, view(patch.weight, 1:D, i), own.anchor_mass[g + 1, j])
+    @inbounds for (i, j) in enumerate(patch.joins), g in own.window
+        add_moved!(wide, g, stride, patch.weight, D, i, own.anchor_mass[g + 1, j])
     end
     for g in 1:G
         table[g, n] = wide[g] + wide[g + G]
     end
 end
 
-"Adds `factor` times the weights of all offsets to what `g`, from 0, is moved to by them."
-function add_moved!(wide, g, stride, weight, factor)
+"Adds `factor` times the weights of all offsets of the i-th join to what `g`, from 0, is moved to by them."
+@inline function add_moved!(wide, g, stride, weight, D, i, factor)
     if stride == 1
-        @inbounds @simd ivdep for d in eachindex(weight)
-            wide[g + d] += factor * weight[d]
+        @inbounds @simd ivdep for d in 1:D
+            wide[g + d] += factor * weight[d, i]
         end
     else
-        @inbounds for d in eachindex(weight)
-            wide[g + 1 + stride * (d - 1)] += factor * weight[d]
+        @inbounds for d in 1:D
+            wide[g + 1 + stride * (d - 1)] += factor * weight[d, i]
         end
     end
 end
@@ -246,12 +261,23 @@ function anchor_values!(table, n, own::CodingChannel, patch::CodingPatch, group)
     table[:, n] .= 0.0
     before = [(d, wrapped(group - moved_groups(own, d), G)) for d in 1:num_offsets(own)]
     filter!(pair -> pair[2] in own.window, before)
+    own.group == 8 && return anchor_eight!(pointer(table, 1 + size(table, 1) * (n - 1)), own, patch, before)
     for (i, j) in enumerate(patch.joins), (d, g) in before
         w = patch.weight[d, i]
         @inbounds for x in 1:own.group
             table[x, n] += w * own.anchor[x, g + 1, j]
         end
     end
+end
+
+function anchor_eight!(out::Ptr{Float64}, own::CodingChannel, patch::CodingPatch, before)
+    sums, anchor, G = eight(0.0), own.anchor, num_groups(own)
+    GC.@preserve anchor for (i, j) in enumerate(patch.joins)
+        @inbounds for (d, g) in before
+            sums = add(sums, mul(eight(patch.weight[d, i]), eight(Float64, pointer(anchor, 1 + 8 * (g + G * (j - 1))))))
+        end
+    end
+    unsafe_store!(Ptr{NTuple{8,VecElement{Float64}}}(out), sums)
 end
 
 # What they say of the patch in the end.
@@ -268,6 +294,6 @@ function end_channel!(job::Coding, own::CodingChannel{T}, found::Vector{CodingRo
     end
     on_tiles(num_images(job)) do n
         prior = job.coder.prior
-        prior isa CodingField ? say!(job.patch[n], num_offsets(own), job.fields[n], here(job), job.coder.left_out.joins) : say!(job.patch[n], own, job.coder)
+        prior isa CodingField ? say!(job.patch[n], num_offsets(own), job.fields[n], here(job), job.coder) : say!(job.patch[n], own, job.coder)
     end
 end

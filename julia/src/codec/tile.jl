@@ -17,26 +17,20 @@ struct CodingTile{T}
     value_exponent::Matrix{Int32}
     above_exponent::Matrix{Int32}
     factor::Matrix{T}                   # of the partitions above a scope, while it is gone through
-    at::Vector{Int}                     # of each row, while a value becomes known: where its table begins, and its scale
+    at::Vector{Int}                     # of each row, while a value becomes known: where its inputs begin, their scale, and 1 if it is not
     scale::Vector{T}
+    unknown::Vector{T}
 end
 
 function CodingTile(p::CodingPlan{T}) where {T}
     units, scopes = num_units(p.circuit), length(p.layout.scopes)
     most = maximum(length(s.above) for s in p.layout.scopes)
-    return reset!(CodingTile{T}(zeros(T, LANES, units), zeros(T, LANES, units), zeros(Int32, LANES, scopes), zeros(Int32, LANES, scopes),
-                                zeros(T, LANES, most), zeros(Int, LANES), zeros(T, LANES)))
+    return CodingTile{T}(zeros(T, LANES, units), zeros(T, LANES, units), zeros(Int32, LANES, scopes), zeros(Int32, LANES, scopes),
+                         zeros(T, LANES, most), zeros(Int, LANES), zeros(T, LANES), zeros(T, LANES))
 end
 
 "Bytes of a tile."
 tile_bytes(p::CodingPlan{T}) where {T} = 2 * sizeof(T) * LANES * num_units(p.circuit) + 2 * 4 * LANES * length(p.layout.scopes)
-
-"Nothing is known."
-function reset!(t::CodingTile)
-    fill!(t.value, 1)
-    fill!(t.value_exponent, 0)
-    return t
-end
 
 @inline lanes_at(p::Ptr{T}, column) where {T} = p + (column - 1) * (LANES * sizeof(T))
 
@@ -61,9 +55,9 @@ end
 HeadWeights{T}(heads::Integer) where {T} = HeadWeights{T}(zeros(T, LANES, heads), zeros(Int32, LANES))
 
 "Goes through steps of the plan."
-function follow!(t::CodingTile{T}, p::CodingPlan{T}, steps::Vector{Int32}, heads::HeadWeights{T}) where {T}
-    for s in steps
-        s > 0 ? go_up!(t, p, Int(s)) : go_down!(t, p, Int(-s), heads)
+function follow!(t::CodingTile{T}, p::CodingPlan{T}, steps::Vector{Passage}, heads::HeadWeights{T}) where {T}
+    for way in steps
+        way.scope > 0 ? go_up!(t, p, Int(way.scope), way.known) : go_down!(t, p, Int(-way.scope), way.known, heads)
     end
 end
 
@@ -103,24 +97,24 @@ end
     n > 3 && store_lanes(lanes_at(to, unsafe_load(units, 4)), without_tiny(d))
 end
 
-"The values of scope `s`, from those of its partitions' children, or of its inputs."
-function go_up!(t::CodingTile{T}, p::CodingPlan{T}, s::Int) where {T}
-    c, scope = p.circuit, p.layout.scopes[s]
+"The values of scope `s`, from those of its partitions' children that have any, or of its inputs."
+function go_up!(t::CodingTile{T}, p::CodingPlan{T}, s::Int, known) where {T}
+    scope = p.layout.scopes[s]
     GC.@preserve t begin
         value, exponents = pointer(t.value), pointer(t.value_exponent)
         if !isempty(scope.partitions)
             top = splat(DEAD)
-            for part in scope.partitions
+            for (part, from) in zip(scope.partitions, known)
                 largest = splat(zero(T))
-                @inbounds for u in part.units
-                    own = multiplied(c, value, u)
+                @inbounds for (k, u) in enumerate(part.units)
+                    own = multiplied(splat(one(T)), value, part.child, k, from)
                     store_lanes(lanes_at(value, u), own)
                     largest = max_lanes(largest, own)
                 end
-                top = max_lanes(top, scale_exponent(sum_exponents(exponents, part.scopes), largest))
+                top = max_lanes(top, scale_exponent(sum_exponents(exponents, part.scopes, from), largest))
             end
-            for part in scope.partitions
-                factor = powers(T, add(sum_exponents(exponents, part.scopes), negate(top)))
+            for (part, from) in zip(scope.partitions, known)
+                factor = powers(T, add(sum_exponents(exponents, part.scopes, from), negate(top)))
                 @inbounds for u in part.units
                     store_lanes(lanes_at(value, u), without_tiny(mul(load_lanes(lanes_at(value, u)), factor)))
                 end
@@ -131,19 +125,18 @@ function go_up!(t::CodingTile{T}, p::CodingPlan{T}, s::Int) where {T}
     end
 end
 
-@inline function multiplied(c::Circuit, value::Ptr, u)
-    first, n = c.list[u], c.child_start[u + 1] - c.child_start[u]
-    own = load_lanes(lanes_at(value, @inbounds c.child[first]))
-    for i in first + 1:first + n - 1
-        own = without_tiny(mul(own, load_lanes(lanes_at(value, @inbounds c.child[i]))))
+"`own` times the values of those children of the k-th product that are known."
+@inline function multiplied(own, value::Ptr, child::Matrix{Int32}, k, known)
+    @inbounds for i in known
+        own = without_tiny(mul(own, load_lanes(lanes_at(value, child[i, k]))))
     end
     return own
 end
 
-@inline function sum_exponents(exponents::Ptr{Int32}, scopes)
+@inline function sum_exponents(exponents::Ptr{Int32}, scopes, known)
     e = splat(Int32(0))
-    for s in scopes
-        e = add(e, load_lanes(lanes_at(exponents, s)))
+    @inbounds for i in known
+        e = add(e, load_lanes(lanes_at(exponents, scopes[i])))
     end
     return e
 end
@@ -151,7 +144,7 @@ end
 """
 What the rest of the circuit says to the units of scope `s`, from the partitions above it; `heads` to those of the root's scope.
 """
-function go_down!(t::CodingTile{T}, p::CodingPlan{T}, s::Int, heads::HeadWeights{T}) where {T}
+function go_down!(t::CodingTile{T}, p::CodingPlan{T}, s::Int, known, heads::HeadWeights{T}) where {T}
     c, scope = p.circuit, p.layout.scopes[s]
     GC.@preserve t heads begin
         above, exponents = pointer(t.above), pointer(t.above_exponent)
@@ -163,52 +156,48 @@ function go_down!(t::CodingTile{T}, p::CodingPlan{T}, s::Int, heads::HeadWeights
             end
             rescale!(above, exponents, s, c.heads, load_lanes(pointer(heads.exponent)))
         else
-            top = outer_exponents!(t, p, s)
-            gather_outer!(t, p, scope)
+            top = gather_outer!(t, p, scope, known)
             rescale!(above, exponents, s, scope.boundary, top)
         end
         combine!(above, above, p.down, p.down.part[s])
     end
 end
 
-"The largest exponent of what the partitions above a scope say, and, in `t.factor`, the powers of two that bring all to it."
-function outer_exponents!(t::CodingTile{T}, p::CodingPlan{T}, s::Int) where {T}
-    scopes = p.layout.scopes
-    value_exponent, above_exponent = pointer(t.value_exponent), pointer(t.above_exponent)
-    exponent((parent, i)) = begin
-        e = load_lanes(lanes_at(above_exponent, parent))
-        for other in scopes[parent].partitions[i].scopes
-            other == s || (e = add(e, load_lanes(lanes_at(value_exponent, other))))
+"""
+Of each unit on a scope's boundary, the sum over its products in larger scopes of what these are told, times their other children that are known.
+Returns the exponent of their scale.
+"""
+function gather_outer!(t::CodingTile{T}, p::CodingPlan{T}, scope::Scope, known) where {T}
+    scopes, above, value, factor = p.layout.scopes, pointer(t.above), pointer(t.value), pointer(t.factor)
+    partition(g) = scopes[scope.above[g][1]].partitions[scope.above[g][2]]
+    exponent(g) = add(load_lanes(lanes_at(pointer(t.above_exponent), scope.above[g][1])),
+                      sum_exponents(pointer(t.value_exponent), partition(g).scopes, known[g]))
+    top = exponent(1)
+    if length(scope.above) == 1 && length(scope.outer) == length(scope.boundary)  # as in a tree
+        part, from = partition(1), known[1]
+        @inbounds for (b, u) in enumerate(scope.boundary)
+            k = scope.outer[b][1]
+            store_lanes(lanes_at(above, u), multiplied(load_lanes(lanes_at(above, part.units[k])), value, part.child, k, from))
         end
-        e
+        return top
     end
-    top = splat(typemin(Int32) ÷ Int32(2))
-    for pair in scopes[s].above
-        top = max_lanes(top, exponent(pair))
+    for g in 2:length(scope.above)
+        top = max_lanes(top, exponent(g))
     end
-    for (g, pair) in enumerate(scopes[s].above)
-        store_lanes(lanes_at(pointer(t.factor), g), powers(T, add(exponent(pair), negate(top))))
+    for g in eachindex(scope.above)
+        store_lanes(lanes_at(factor, g), powers(T, add(exponent(g), negate(top))))
     end
-    return top
-end
-
-"Of each unit on a scope's boundary, the sum over its products in larger scopes of what these are told, times their other children."
-function gather_outer!(t::CodingTile{T}, p::CodingPlan{T}, scope::Scope) where {T}
-    c, above, value, factor = p.circuit, pointer(t.above), pointer(t.value), pointer(t.factor)
     @inbounds for (b, u) in enumerate(scope.boundary)
         own = splat(zero(T))
-        for i in scope.outer_start[b]:scope.outer_start[b + 1] - 1
-            product, g = scope.outer[i]
-            said = without_tiny(mul(load_lanes(lanes_at(above, product)), load_lanes(lanes_at(factor, g))))
-            first = c.list[product]
-            for j in first:first + c.child_start[product + 1] - c.child_start[product] - 1
-                v = c.child[j]
-                v == u || (said = without_tiny(mul(said, load_lanes(lanes_at(value, v)))))
-            end
-            own = add(own, said)
+        for j in scope.outer_start[b]:scope.outer_start[b + 1] - 1
+            k, g = scope.outer[j]
+            part = partition(g)
+            said = without_tiny(mul(load_lanes(lanes_at(above, part.units[k])), load_lanes(lanes_at(factor, g))))
+            own = add(own, multiplied(said, value, part.child, k, known[g]))
         end
         store_lanes(lanes_at(above, u), own)
     end
+    return top
 end
 
 "Scales what `units` are told so that the largest is in [1, 2)."
@@ -268,24 +257,25 @@ from one row's sums to the next's.
     end
 end
 
-"Makes variable `v` known: of each row its value, from 0, or `UNKNOWN`."
+"Makes variable `v` known: of each row its value, from 0, or `UNKNOWN`, which says 1."
 function know!(t::CodingTile{T}, p::CodingPlan{T}, v::Int, values::AbstractVector{Int32}) where {T}
     s = p.layout.single[v]
-    inputs, table, exponent = p.layout.scopes[s].inputs, p.tables[v].value, p.tables[v].exponent
-    m, K, at, factor = size(table, 1), length(inputs), t.at, t.scale
+    inputs, table, exponent, at, factor, unknown = p.layout.scopes[s].inputs, p.tables[v].by_value, p.tables[v].exponent, t.at, t.scale, t.unknown
     @inbounds for row in 1:LANES
-        x = Int(values[row])
-        known, x = x != UNKNOWN, max(x, 0)
+        known, x = values[row] != UNKNOWN, max(Int(values[row]), 0)
         e = known ? exponent[x + 1] : Int32(0)
-        at[row] = m * K * (x ÷ m) + x % m + 1
+        at[row] = size(table, 1) * x
         factor[row] = known ? T(double_power(e == DEAD ? 0 : -e)) : zero(T)
+        unknown[row] = known ? zero(T) : one(T)
         t.value_exponent[row, s] = e
     end
-    @inbounds for k in 1:K
-        u, next = inputs[k], m * (k - 1)
-        for row in 1:LANES
-            own = without_tiny(T(table[at[row] + next]) * factor[row])
-            t.value[row, u] = factor[row] == 0 ? one(T) : own
+    GC.@preserve t table begin
+        to, scale, rest = pointer(t.value), load_lanes(pointer(factor)), load_lanes(pointer(unknown))
+        for first in 0:LANES:length(inputs) - 1
+            columns = transpose16(ntuple(row -> load_lanes(pointer(table, first + 1 + @inbounds at[row])), Val(LANES)))
+            for l in 1:min(LANES, length(inputs) - first)
+                store_lanes(lanes_at(to, @inbounds inputs[first + l]), add(without_tiny(mul(lanes(T, columns[l]), scale)), rest))
+            end
         end
     end
 end
@@ -335,8 +325,8 @@ end
 "The scopes that hold more than nothing after `know!` of the `i`-th variable, as (on the way up, on the way down)."
 function touched(p::CodingPlan, i::Int)
     up, down = Set{Int}(p.layout.single[v] for v in p.order[1:i]), Set{Int}()
-    for steps in p.steps[1:i], s in steps
-        push!(s > 0 ? up : down, abs(s))
+    for steps in p.steps[1:i], way in steps
+        push!(way.scope > 0 ? up : down, abs(way.scope))
     end
     return sort(collect(up)), sort(collect(down))
 end
