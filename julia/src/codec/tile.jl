@@ -7,7 +7,7 @@ const DEAD = Int32(-2^20)
 """
     CodingTile(plan)
 
-Of 16 rows: `value[:, u]` times 2^`value_exponent[:, s]` is the value of unit u, of scope s, given what is known below it (1 where nothing is);
+Of 16 rows: `value[:, u]` times 2^`value_exponent[:, s]` is the value of unit u, of scope s, given what is known below it, if something is;
 `above[:, u]` times 2^`above_exponent[:, s]` is the derivative of the head, or of a mixture of heads, with respect to it, given what is known
 elsewhere. Both are as old as the plan's steps say.
 """
