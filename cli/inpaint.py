@@ -12,7 +12,7 @@ import numpy as np
 from pyjuice_lvd.data.masks import MASKS, known_first, read_mask
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_npy
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_inpainting
 

@@ -9,7 +9,7 @@ import click
 
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files.formats import write_npy
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.progress import make_progress
 from pyjuice_lvd.report.grids import IMAGE_BYTES, plot_samples
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.memory import in_words
+from pyjuice_lvd.machine import in_words
 from pyjuice_lvd.shares import shares
 
 Array = npt.NDArray[Any]

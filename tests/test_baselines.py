@@ -17,7 +17,7 @@ from pyjuice_lvd import EINET, HCLT, LVD, RATSPN
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.learn.baselines import learn_circuit
 from pyjuice_lvd.learn.sizes import check_fit
-from pyjuice_lvd.memory import in_words, machine_memory
+from pyjuice_lvd.machine import in_words, machine_memory
 from pyjuice_lvd.models.whole import CircuitModel
 from pyjuice_lvd.settings import HCLTSettings, Settings, preset_names, resolve
 

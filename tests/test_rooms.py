@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "cli", "", "estimators", "bench", "report", "learn", "evaluate", "models", "codec", "teacher", "data",
-    "distributed", "circuit", "settings", "files", "versions", "julia", "clustering", "large", "checks", "memory",
+    "distributed", "circuit", "settings", "files", "versions", "julia", "clustering", "large", "checks", "machine",
     "progress", "seeds", "shares", "units", "errors",
 )  # fmt: skip
 """From the top; "" is the package itself, which names what users import."""

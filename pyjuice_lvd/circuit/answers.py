@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pyjuice_lvd.circuit.engine import Engine, Evidence, Rows
 from pyjuice_lvd.circuit.rows import Mask, given_heads
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.progress import SILENT, Progress
 
 Float64 = npt.NDArray[np.float64]

@@ -39,7 +39,7 @@ from pyjuice_lvd.circuit.rows import (
 )
 from pyjuice_lvd.circuit.structure import grow, prune, with_copies
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.progress import SILENT, Progress
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pyjuice_lvd.checks import integer
 from pyjuice_lvd.codec.container import Block, Damaged, Header, packed_block, packed_names, read_blocks, read_header
 from pyjuice_lvd.codec.streams import Coder
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.progress import Progress, Stage
 
 Array = npt.NDArray[Any]

@@ -10,7 +10,7 @@ from pyjuice_lvd import large
 from pyjuice_lvd.circuit.rows import CATEGORIES_A_ROW, MANY_CATEGORIES
 from pyjuice_lvd.data.patches import position_grid
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.memory import in_words, machine_memory
+from pyjuice_lvd.machine import in_words, machine_memory
 from pyjuice_lvd.models.windows import LEVELS, given_values
 from pyjuice_lvd.settings import FIELD, HCLTS, OF_PATCHES, EinetSettings, OffsetSettings, Settings, WindowSettings
 

@@ -18,7 +18,7 @@ from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import write_arrays
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.models.base import ImageShape, check_possible
 from pyjuice_lvd.models.field_queries import Field, FieldEmissions
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary

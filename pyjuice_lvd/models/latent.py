@@ -15,7 +15,7 @@ from pyjuice_lvd.circuit.rows import Mask
 from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import position_grid, to_patches
 from pyjuice_lvd.errors import InputError
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.models.base import Part, check_possible
 from pyjuice_lvd.models.joint_queries import Summary, anomaly
 from pyjuice_lvd.models.patch import PRIOR, PatchModel

@@ -16,7 +16,7 @@ from pyjuice_lvd.data.color import READINGS, ColorTransform, chosen, means_by_re
 from pyjuice_lvd.data.masks import Hidden
 from pyjuice_lvd.data.patches import from_patches, position_grid, to_patches
 from pyjuice_lvd.large import by_blocks
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.models.base import DensityModel, ImageShape
 from pyjuice_lvd.models.joint_queries import LEVELS, Summary
 from pyjuice_lvd.progress import SILENT, Progress

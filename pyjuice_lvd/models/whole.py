@@ -17,7 +17,7 @@ from pyjuice_lvd.data.color import chosen, color_transform, means_by_reading
 from pyjuice_lvd.data.missing import MISSING, missing_in
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_draws
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares

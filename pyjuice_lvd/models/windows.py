@@ -19,7 +19,7 @@ from pyjuice_lvd.data.masks import known_first
 from pyjuice_lvd.errors import InputError
 from pyjuice_lvd.files import names
 from pyjuice_lvd.files.formats import read_arrays, write_arrays
-from pyjuice_lvd.memory import check_result
+from pyjuice_lvd.machine import check_result
 from pyjuice_lvd.models.base import Array, DensityModel, ImageShape, Part, check_draws, check_possible
 from pyjuice_lvd.progress import SILENT, Progress
 from pyjuice_lvd.shares import shares
