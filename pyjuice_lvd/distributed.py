@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pyjuice_lvd import julia
 from pyjuice_lvd.circuit.reduce import LostProcessError, Reducer, TorchReducer, current, using
 from pyjuice_lvd.errors import InputError, LVDJuiceError
+from pyjuice_lvd.machine import machine_cores
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -221,8 +222,7 @@ def start_together(threads: int | None = None) -> julia.Info:
     if not joined_by_torchrun():
         return julia.start(threads=threads)
     if threads is None and not os.environ.get("LVD_THREADS"):
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        threads = max(1, machine_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     reducer, first = current(), os.environ.get("LOCAL_RANK", "0") == "0"
     if first:
         started = julia.start(threads=threads)

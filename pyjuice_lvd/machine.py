@@ -1,14 +1,20 @@
-"""How much memory this machine gives us, and sizes in words."""
+"""What this machine gives us, cores and memory, and sizes in words."""
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 from pathlib import Path
 
 from pyjuice_lvd.errors import InputError
 
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def machine_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def machine_memory() -> int:

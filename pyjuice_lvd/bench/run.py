@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +23,7 @@ from pyjuice_lvd.bench.cases import (
 from pyjuice_lvd.bench.peers import time_peers
 from pyjuice_lvd.bench.scaling import measure_memory, time_edges, time_samples, time_startup, time_threads
 from pyjuice_lvd.circuit.devices import CPU, current
+from pyjuice_lvd.machine import machine_cores
 from pyjuice_lvd.progress import SILENT, Progress
 
 PRUNED = (
@@ -46,7 +45,7 @@ def run_bench(*, quick: bool = False, progress: Progress = SILENT) -> dict[str, 
     wrong answers.
     """
     began, step_flops = time.monotonic(), FORWARD_FLOPS + BACKWARD_FLOPS
-    info, cores = julia.start(), _cores()
+    info, cores = julia.start(), machine_cores()
     effort = Effort(rounds=3, share=0.05) if quick else Effort(rounds=10, share=0.1)
     result: dict[str, Any] = {
         "machine": {
@@ -132,11 +131,6 @@ def _targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         {"what": what, "wanted": f"{sign} {bound:.3g}", "found": value, "met": meets[sign](value, bound)}
         for what, sign, bound, value in found
     ]
-
-
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

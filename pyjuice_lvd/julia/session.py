@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pyjuice_lvd.julia import libjulia, signals, via_juliacall
 from pyjuice_lvd.julia.extras import ENVIRONMENT
 from pyjuice_lvd.julia.find import Choice, Started, choose, depot_trouble, juliacall_has_started, sources
 from pyjuice_lvd.julia.values import Value, decode, encode, released
+from pyjuice_lvd.machine import machine_cores
 
 MAX_RESULTS = 16
 _PAUSED = -2
@@ -207,7 +207,7 @@ def _agree(info: Info, threads: int | None, bridge: str | None) -> Info:
 def _threads(threads: int | None) -> int:
     found, name = (threads, "threads") if threads is not None else (os.environ.get("LVD_THREADS"), "LVD_THREADS")
     if not found and threads is None:
-        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return machine_cores()
     try:
         count = int(str(found))
     except ValueError:
