@@ -26,8 +26,8 @@ struct Scope
 end
 
 """
-One way through a scope, up or, of `-scope`, down. Of what other scopes say only what is `known` counts: of each of the scope's partitions, or of those
-above it, the numbers of the scopes in which something is known, and which are not those that the way comes from.
+One way through a scope, up or, of `-scope`, down. Of what other scopes say only what is known counts: `known` has, for each of the scope's
+partitions, or, on the way down, of those above it, the numbers of the others of its scopes in which something is known.
 """
 struct Passage
     scope::Int32
@@ -204,7 +204,8 @@ function CodingPlan(c::Circuit, layout::Layout, order::Vector{Int}, group::Int, 
         add_masses!(mass, table, inputs(v))
         return table
     end
-    return CodingPlan{T}(c, layout, bundles_up(c, layout, T), bundles_down(c, layout, T), mass, tables, order, plan_steps(layout, order, given)...)
+    return CodingPlan{T}(c, layout, bundles_up(c, layout, T), bundles_down(c, layout, T), mass, tables, order,
+                         plan_passages(layout, order, plan_steps(layout, order, given))...)
 end
 
 function bundles_up(c::Circuit, layout::Layout, ::Type{T}) where {T}
@@ -238,7 +239,7 @@ function find_scopes(c::Circuit)
     keys, scope, ids = Vector{UInt128}(undef, n), zeros(Int32, n), Dict{UInt128,Int32}()
     variable, inputs, sums = Int[], Vector{Int32}[], Vector{Int32}[]
     parts, part_ids = Vector{Tuple{Vector{Int32},Vector{Int32}}}[], Dict{Vector{Int32},Tuple{Int32,Int32}}()
-    part_of = fill((Int32(0), Int32(0)), n)
+    part_of, place = fill((Int32(0), Int32(0)), n), zeros(Int32, n)  # of a product its partition, and its number there
     for u in 1:n
         own = children(c, u)
         if isinput(c.kind[u])
@@ -267,19 +268,24 @@ function find_scopes(c::Circuit)
                 push!(parts[s], (Int32[], scope[own]))
                 (Int32(s), Int32(length(parts[s])))
             end
-            push!(parts[s][part_of[u][2]][1], u)
+            units, _ = parts[s][part_of[u][2]]
+            push!(units, u)
+            place[u] = length(units)
         end
         pause(10 + 10 * length(own))
     end
-    partitions = [[Partition(units, scopes, children_by_scope(c, scope, units, scopes)) for (units, scopes) in own] for own in parts]
-    return scope, with_boundaries(c, scope, variable, inputs, sums, partitions, part_of)
+    number = zeros(Int32, length(parts))
+    partitions = [[Partition(units, scopes, children_by_scope!(number, c, scope, units, scopes)) for (units, scopes) in own] for own in parts]
+    return scope, with_boundaries(c, scope, variable, inputs, sums, partitions, part_of, place)
 end
 
-function children_by_scope(c, scope, units, scopes)
-    child, place = zeros(Int32, length(scopes), length(units)), Dict(s => i for (i, s) in enumerate(scopes))
+"`Partition.child`; `number` is room to work in, of as many as there are scopes."
+function children_by_scope!(number, c, scope, units, scopes)
+    number[scopes] = eachindex(scopes)
+    child = zeros(Int32, length(scopes), length(units))
     for (k, u) in enumerate(units)
         for v in children(c, u)
-            child[place[scope[v]], k] = v
+            child[number[scope[v]], k] = v
         end
         pause(10 * length(scopes))
     end
@@ -287,19 +293,18 @@ function children_by_scope(c, scope, units, scopes)
 end
 
 "Adds to each scope what is above it."
-function with_boundaries(c, scope, variable, inputs, sums, parts, part_of)
+function with_boundaries(c, scope, variable, inputs, sums, parts, part_of, place)
     n, S = num_units(c), length(parts)
     above = [Tuple{Int32,Int32}[] for _ in 1:S]
     for s in 1:S, (i, part) in enumerate(parts[s]), t in part.scopes
         push!(above[t], (s, i))
     end
     number = [Dict(pair => Int32(i) for (i, pair) in enumerate(pairs)) for pairs in above]
-    outer, next = [Tuple{Int32,Int32}[] for _ in 1:n], Dict{Tuple{Int32,Int32},Int32}()
+    outer = [Tuple{Int32,Int32}[] for _ in 1:n]
     for p in 1:n
         part_of[p][1] == 0 && continue
-        next[part_of[p]] = k = get(next, part_of[p], Int32(0)) + Int32(1)
         for u in children(c, p)
-            push!(outer[u], (k, number[scope[u]][part_of[p]]))
+            push!(outer[u], (place[p], number[scope[u]][part_of[p]]))
         end
         pause(10 * length(edges(c, p)))
     end
@@ -355,7 +360,7 @@ function best_order(circuits, layouts, first::Int)
         cost = sum(zip(circuits, layouts)) do (c, layout)
             per_scope = Float64[work(c, s) for s in layout.scopes]
             steps, last = plan_steps(layout, order)
-            sum(way -> per_scope[abs(way.scope)], reduce(vcat, steps; init=last))
+            sum(s -> per_scope[abs(s)], reduce(vcat, steps; init=last))
         end
         cost < least && ((best, least) = (order, cost))
         pause()
@@ -386,20 +391,19 @@ function depth_first(layout::Layout, k)
     return order
 end
 
-"The ways through scopes before each variable, and after the last; before the `given` first there are none."
+"The scopes to go through before each variable, and after the last, -s on the way down; before the `given` first there are none."
 function plan_steps(layout::Layout, order, given=0)
     scopes, root, single, S = layout.scopes, layout.root, layout.single, length(layout.scopes)
-    stale, seen, clock = fill(false, S), fill(false, S), Ref(0)  # seen: something in it is known
+    stale, clock = fill(false, S), Ref(0)
     tick() = clock[] += 1
-    up_at, down_at, asked_at, through = zeros(Int, S), zeros(Int, S), zeros(Int, S), Passage[]
-    known_of(part, but=0) = Int32[i for (i, t) in enumerate(part.scopes) if t != but && seen[t]]
+    up_at, down_at, asked_at, through = zeros(Int, S), zeros(Int, S), zeros(Int, S), Int32[]
 
     function go_up(s)
         stale[s] || return
         for part in scopes[s].partitions, t in part.scopes
             go_up(t)
         end
-        push!(through, Passage(s, [known_of(part) for part in scopes[s].partitions]))
+        push!(through, s)
         stale[s], up_at[s] = false, tick()
         return
     end
@@ -409,7 +413,7 @@ function plan_steps(layout::Layout, order, given=0)
         asked_at[s] = step
         if s == root
             down_at[s] == 0 || return
-            push!(through, Passage(-s, []))
+            push!(through, -s)
             down_at[s] = tick()
             return
         end
@@ -424,14 +428,14 @@ function plan_steps(layout::Layout, order, given=0)
             end
         end
         newest > down_at[s] || return
-        push!(through, Passage(-s, [known_of(scopes[parent].partitions[i], s) for (parent, i) in scopes[s].above]))
+        push!(through, -s)
         down_at[s] = tick()
         return
     end
 
     function known(s)
         stale[s] && return
-        stale[s] = seen[s] = true
+        stale[s] = true
         for (parent, _) in scopes[s].above
             known(parent)
         end
@@ -447,4 +451,26 @@ function plan_steps(layout::Layout, order, given=0)
     empty!(through)
     go_up(root)
     return steps, through
+end
+
+"The ways through scopes that `plan_steps` lists, each with what is known by then."
+function plan_passages(layout::Layout, order, (steps, last))
+    scopes, seen = layout.scopes, fill(false, length(layout.scopes))  # whether something in it is known
+
+    function see(s)
+        seen[s] && return
+        seen[s] = true
+        foreach(((parent, _),) -> see(parent), scopes[s].above)
+    end
+
+    known_of(part, but=0) = Int32[i for (i, t) in enumerate(part.scopes) if t != but && seen[t]]
+    passage(s) = Passage(s, s > 0 ? map(known_of, scopes[s].partitions) :
+                                    [known_of(scopes[parent].partitions[i], -s) for (parent, i) in scopes[-s].above])
+    ways = map(order, steps) do v, through
+        own = map(passage, through)
+        see(layout.single[v])
+        pause(10 * length(own))
+        own
+    end
+    return ways, map(passage, last)
 end

@@ -169,12 +169,12 @@ Returns the exponent of their scale.
 """
 function gather_outer!(t::CodingTile{T}, p::CodingPlan{T}, scope::Scope, known) where {T}
     scopes, above, value, factor = p.layout.scopes, pointer(t.above), pointer(t.value), pointer(t.factor)
-    partition(g) = scopes[scope.above[g][1]].partitions[scope.above[g][2]]
+    parts = Partition[scopes[parent].partitions[i] for (parent, i) in scope.above]
     exponent(g) = add(load_lanes(lanes_at(pointer(t.above_exponent), scope.above[g][1])),
-                      sum_exponents(pointer(t.value_exponent), partition(g).scopes, known[g]))
+                      sum_exponents(pointer(t.value_exponent), parts[g].scopes, known[g]))
     top = exponent(1)
     if length(scope.above) == 1 && length(scope.outer) == length(scope.boundary)  # as in a tree
-        part, from = partition(1), known[1]
+        part, from = parts[1], known[1]
         @inbounds for (b, u) in enumerate(scope.boundary)
             k = scope.outer[b][1]
             store_lanes(lanes_at(above, u), multiplied(load_lanes(lanes_at(above, part.units[k])), value, part.child, k, from))
@@ -191,7 +191,7 @@ function gather_outer!(t::CodingTile{T}, p::CodingPlan{T}, scope::Scope, known) 
         own = splat(zero(T))
         for j in scope.outer_start[b]:scope.outer_start[b + 1] - 1
             k, g = scope.outer[j]
-            part = partition(g)
+            part = parts[g]
             said = without_tiny(mul(load_lanes(lanes_at(above, part.units[k])), load_lanes(lanes_at(factor, g))))
             own = add(own, multiplied(said, value, part.child, k, known[g]))
         end
